@@ -1,0 +1,56 @@
+"""LoRA fine-tuning of vision-language models, the same in every framework.
+
+``load`` reads a model folder, ``prepare`` makes a model train what a recipe says, ``load_adapter`` brings
+back what was trained. Nothing here imports torch until one of them is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vlm_lora_plugin._version import __version__
+from vlm_lora_plugin.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.checkpoint import load_adapter
+    from vlm_lora_plugin.errors import VlmLoraError
+    from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
+    from vlm_lora_plugin.loading import load
+    from vlm_lora_plugin.manager import get_manager
+    from vlm_lora_plugin.preparation import prepare
+    from vlm_lora_plugin.recipe import Recipe
+
+_LAZY = {
+    "Recipe": "vlm_lora_plugin.recipe",
+    "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
+    "VlmLoraError": "vlm_lora_plugin.errors",
+    "get_manager": "vlm_lora_plugin.manager",
+    "load": "vlm_lora_plugin.loading",
+    "load_adapter": "vlm_lora_plugin.checkpoint",
+    "prepare": "vlm_lora_plugin.preparation",
+    "training_arguments": "vlm_lora_plugin.frameworks.trainer",
+}
+
+__all__ = [
+    "Recipe",
+    "VlmLoraCallback",
+    "VlmLoraError",
+    "__version__",
+    "get_manager",
+    "hookimpl",
+    "load",
+    "load_adapter",
+    "prepare",
+    "training_arguments",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,83 @@
+"""Every error this package raises on purpose.
+
+All derive from :class:`VlmLoraError`. A message has up to three parts: what failed and on which names,
+why it matters, and what to type instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class VlmLoraError(Exception):
+    """Root of all errors raised by this package.
+
+    Args:
+        what: What failed, with the names it failed on.
+        why: Why that matters, in one sentence; may be empty.
+        fix: What the user should do or type instead; may be empty.
+    """
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__("\n".join(part for part in (what, why, fix) if part))
+
+
+class AdapterError(VlmLoraError):
+    """An adapter could not be found, imported or asked."""
+
+
+class RecipeError(VlmLoraError):
+    """A recipe has an unknown key, an impossible value or an unknown preset."""
+
+
+class SelectionError(VlmLoraError):
+    """The rules of a recipe do not fit the model."""
+
+
+class ModelError(VlmLoraError):
+    """A model folder cannot be recognised, or a model is not in the state that is asked for."""
+
+
+class WeightsError(VlmLoraError):
+    """A checkpoint's tensors do not fit the model: missing, extra, or of another shape."""
+
+
+class DataError(VlmLoraError):
+    """A training example cannot be used: broken row, image or encoding."""
+
+
+class CheckpointError(VlmLoraError):
+    """An adapter folder is incomplete, broken, or belongs to something else."""
+
+
+class TrainingError(VlmLoraError):
+    """The training loop does not do what the recipe says."""
+
+
+def listed(names: Iterable[str], *, most: int = 5) -> str:
+    """Return the first ``most`` names and how many there are in all: ``a, b, c (3 in all)``.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b, ... (3 in all)'
+    """
+    every = list(names)
+    if len(every) == 1:
+        return every[0]
+    shown = ", ".join(every[:most])
+    return f"{shown}{', ...' if len(every) > most else ''} ({len(every)} in all)"
+
+
+def nearest(name: str, known: Sequence[str], *, most: int = 3) -> str:
+    """Return a hint with the known names closest to ``name``, or all of them when none is close.
+
+    Example:
+        >>> nearest("lorra", ["lora", "full"])
+        'Did you mean lora?'
+    """
+    close = get_close_matches(name, known, n=most, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"Known: {', '.join(sorted(known)) or 'none'}."

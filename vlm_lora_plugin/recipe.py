@@ -1,0 +1,343 @@
+"""The recipe: one document that says what learns, how fast, and on what.
+
+The same keys work in a YAML file, in Python and as ``--set key=value`` on the command line. A recipe that
+names a preset starts from it; what the recipe says comes after and wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vlm_lora_plugin.errors import RecipeError, nearest
+from vlm_lora_plugin.types import COMPONENT_NAMES, MEANS, ComponentName, Family, Means
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Rule(_Strict):
+    """One line of the selection; of all rules that match a parameter the last one decides.
+
+    ``pattern`` is a regular expression that must match the *whole* name of a parameter or module (PEFT's
+    convention for ``target_modules`` given as a string); a matched module stands for everything below it.
+    With ``component`` and ``pattern`` both given, both must hold.
+    """
+
+    component: ComponentName | None = Field(None, description="All parameters of this component.")
+    pattern: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        (), description="Regular expressions for whole names; any of them may match."
+    )
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        (), description="Regular expressions for whole names that this rule leaves alone."
+    )
+    means: Means = Field(description="frozen, lora or full.")
+    group: str | None = Field(None, description="Learning-rate group; the default is <component>.<means>.")
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Rule:
+        if self.component is None and not self.pattern:
+            raise ValueError("a rule needs a component, a pattern, or both")
+        return self
+
+
+TargetModules = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+
+
+class LoraSettings(_Strict):
+    """PEFT's LoRA, in PEFT's own words. LoRA that a model carries itself has its own rank and scale."""
+
+    r: int = Field(16, ge=1, description="Rank.")
+    lora_alpha: float = Field(32, gt=0, description="Scale is lora_alpha / r (or / sqrt(r) with use_rslora).")
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    use_rslora: bool = False
+    use_dora: bool = False
+    target_modules: dict[ComponentName, TargetModules] = Field(
+        default_factory=dict,
+        description="Suffixes of the linear layers that get LoRA, by component; `all-linear` for every one. "
+        "Components not named here use the family's own list.",
+    )
+
+
+Rates = dict[str, float]
+
+
+def _as_rates(value: object) -> object:
+    return {"default": value} if isinstance(value, (int, float, str)) else value
+
+
+def _check_rates(name: str, rates: Rates) -> None:
+    known = ["default", *MEANS[1:], *COMPONENT_NAMES, *(f"{c}.{m}" for c in COMPONENT_NAMES for m in MEANS[1:])]
+    for key, rate in rates.items():
+        if key not in known:
+            raise ValueError(f"{name} has no key '{key}'. {nearest(key, known)}")
+        if rate < 0:
+            raise ValueError(f"{name}.{key} is negative: {rate}")
+
+
+RateTable = Annotated[Rates, BeforeValidator(_as_rates)]
+
+RATE_KEYS = ("learning_rate", "weight_decay")
+DEFAULT_LEARNING_RATE: Rates = {"default": 1e-5, "lora": 1e-4}
+DEFAULT_WEIGHT_DECAY: Rates = {"default": 0.1}
+
+
+class OptimizerSettings(_Strict):
+    """AdamW and its schedule.
+
+    ``learning_rate`` and ``weight_decay`` are one number, or numbers by ``default``, means (``lora``,
+    ``full``), component (``vision``) or both (``vision.lora``); the most specific one applies. A table with
+    ``default`` replaces the preset's table, one without it changes only the keys it names.
+    """
+
+    learning_rate: RateTable = Field(DEFAULT_LEARNING_RATE, description="Per step, at the peak.")
+    weight_decay: RateTable = Field(DEFAULT_WEIGHT_DECAY, description="AdamW's decoupled decay.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = Field(0.02, ge=0, lt=1, description="Share of all steps.")
+    max_grad_norm: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _rates_are_known(self) -> OptimizerSettings:
+        for name in RATE_KEYS:
+            _check_rates(name, getattr(self, name))
+        return self
+
+    def rate(self, component: str, means: str) -> float:
+        """Return the learning rate of (component, means)."""
+        return _most_specific(self.learning_rate, DEFAULT_LEARNING_RATE, component, means)
+
+    def decay(self, component: str, means: str) -> float:
+        """Return the weight decay of (component, means)."""
+        return _most_specific(self.weight_decay, DEFAULT_WEIGHT_DECAY, component, means)
+
+
+def _most_specific(table: Rates, fallback: Rates, component: str, means: str) -> float:
+    whole = table if "default" in table else {**fallback, **table}
+    return next(whole[key] for key in (f"{component}.{means}", component, means, "default") if key in whole)
+
+
+class TrainingSettings(_Strict):
+    """Batches and length of the run, in the names of transformers' TrainingArguments."""
+
+    per_device_train_batch_size: int = Field(1, ge=1)
+    per_device_eval_batch_size: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(16, ge=1)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int = Field(-1, description="Overrides num_train_epochs when positive.")
+    logging_steps: int = Field(1, ge=1)
+    save_steps: int = Field(500, ge=1)
+    save_total_limit: int | None = Field(2, ge=1)
+    eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps; None: at each epoch's end.")
+    dataloader_num_workers: int = Field(1, ge=0, description="Processes that read and decode images.")
+
+
+class DataSettings(_Strict):
+    """How examples become tokens."""
+
+    max_length: int = Field(2048, ge=8, description="Tokens of one example, images included.")
+    truncation_strategy: Literal["raise", "right"] = Field(
+        "raise",
+        description="raise: an example that is too long is an error. right: cut its end, never inside an image.",
+    )
+
+
+class Recipe(_Strict):
+    """What learns, how fast, and on what. Every key has a default; see ``docs/reference/recipe.md``."""
+
+    family: str | None = Field(None, description="The family this recipe is for; None: any that has its parts.")
+    preset: str | None = Field(None, description="The family's preset to start from.")
+    origin: str | None = Field(None, description="Set when a preset was resolved: family/preset. Information only.")
+    components: dict[ComponentName, Means] = Field(
+        default_factory=dict, description="Shorthand for rules: component -> frozen | lora | full."
+    )
+    rules: tuple[Rule, ...] = Field((), description="Ordered; the last match decides. They come after `components`.")
+    train_fixed_tables: bool = Field(
+        False, description="Also train computed tables (Monkey's attn_pool.pos_embed), as upstream does by accident."
+    )
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    gradient_checkpointing: dict[ComponentName, bool] = Field(
+        default_factory=dict, description="Recompute this component's blocks in the backward pass; saves memory."
+    )
+    data: DataSettings = Field(default_factory=DataSettings)
+    seed: int = Field(42, ge=0, description="Seed of the LoRA initialisation, the data order and dropout.")
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+        """Validate a mapping. Raises RecipeError naming the key, what is wrong with it and the nearest key."""
+        try:
+            return cls.model_validate(dict(document))
+        except ValidationError as error:
+            raise RecipeError(
+                f"{source}: {_explain(error, cls)}",
+                fix="See docs/reference/recipe.md for every key and its values.",
+            ) from None
+
+    def document(self) -> dict[str, Any]:
+        """Return the recipe as plain data, every default written out."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that :func:`read_recipe` reads back to an equal recipe."""
+        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """Return the document behind a recipe given in any form, holding only what was set in it.
+
+    Args:
+        source: A Recipe, a mapping, a path to a YAML file, or the name of a preset.
+
+    Raises:
+        RecipeError: The file is missing or no mapping.
+    """
+    if isinstance(source, Recipe):
+        return source.model_dump(mode="json", exclude_unset=True)
+    if isinstance(source, Mapping):
+        return dict(source)
+    path = Path(source)
+    if path.suffix.lower() not in {".yaml", ".yml"}:
+        if path.exists() and path.is_file():
+            raise RecipeError(f"{path} is no recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
+        return {"preset": str(source)}
+    try:
+        document = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path} holds {type(document).__name__}, not `key: value` lines")
+    return document
+
+
+def resolve_recipe(
+    source: Recipe | Mapping[str, Any] | str | Path | None,
+    family: Family,
+    overrides: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Expand preset and shorthand into one recipe that stands on its own.
+
+    Order of the rules: the preset's components, its rules, the recipe's components, its rules, then those
+    of ``overrides``; later ones win. Every other key is merged, the later value winning. A recipe that was
+    resolved before is returned as it is.
+
+    Args:
+        source: A recipe in any form; None means the family's default preset.
+        family: The family whose presets and components apply.
+        overrides: A document laid over the recipe (``--set`` on the command line).
+
+    Raises:
+        RecipeError: Unknown key, value, preset, family or component.
+    """
+    document = {"preset": family.default_preset} if source is None else read_recipe(source)
+    label = str(source) if isinstance(source, (str, Path)) else "recipe"
+    user = Recipe.parse(document, source=label)
+    over = Recipe.parse(overrides or {}, source="override")
+    for recipe in (user, over):
+        if recipe.family not in (None, family.name):
+            raise RecipeError(
+                f"The recipe is for the family {recipe.family}, the model is {family.name}",
+                fix=f"Remove `family: {recipe.family}` from the recipe, or use another model.",
+            )
+    layers = [user.model_dump(exclude_unset=True), over.model_dump(exclude_unset=True)]
+    preset = over.preset or user.preset
+    if preset is not None:
+        if preset not in family.presets:
+            raise RecipeError(
+                f"{family.title} has no preset '{preset}'",
+                fix=nearest(preset, list(family.presets)),
+            )
+        base = Recipe.parse(family.presets[preset], source=f"preset {preset}")
+        layers.insert(0, base.model_dump(exclude_unset=True))
+    merged: dict[str, Any] = {}
+    rules: list[dict[str, Any]] = []
+    for layer in layers:
+        rules += [{"component": name, "means": means} for name, means in layer.pop("components", {}).items()]
+        rules += layer.pop("rules", ())
+        _merge(merged, layer)
+    owned = {component.name for component in family.components}
+    for rule in rules:
+        if rule.get("component") not in {None, *owned}:
+            raise RecipeError(
+                f"{family.title} has no component '{rule['component']}'", fix=nearest(rule["component"], sorted(owned))
+            )
+    for name in (*merged.get("gradient_checkpointing", ()), *merged.get("lora", {}).get("target_modules", ())):
+        if name not in owned:
+            raise RecipeError(f"{family.title} has no component '{name}'", fix=nearest(name, sorted(owned)))
+    merged.pop("preset", None)
+    origin = f"{family.name}/{preset}" if preset else merged.get("origin")
+    return Recipe.parse({**merged, "family": family.name, "origin": origin, "rules": rules})
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["optimizer.learning_rate=1e-4"]`` into a nested document; values are read as YAML.
+
+    Raises:
+        RecipeError: An assignment has no ``=``.
+    """
+    document: dict[str, Any] = {}
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise RecipeError(
+                f"'{text}' is no assignment", fix="Write key=value, for example optimizer.learning_rate=1e-4."
+            )
+        *parents, last = key.strip().split(".")
+        here = document
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[last] = yaml.safe_load(value)
+    return document
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        replaces = key in RATE_KEYS and "default" in value
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict) and not replaces:
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    parts = []
+    for problem in error.errors()[:3]:
+        where = ".".join(str(step) for step in problem["loc"])
+        text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            text = f"unknown key. {nearest(str(problem['loc'][-1]), _keys_at(model, problem['loc'][:-1]))}"
+        parts.append(f"`{where}`: {text}" if where else text)
+    return "; ".join(parts)
+
+
+def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for step in path:
+        if isinstance(step, int):
+            continue
+        annotation = current.model_fields[step].annotation if step in getattr(current, "model_fields", {}) else None
+        nested = [
+            a
+            for a in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
+        if not nested:
+            return []
+        current = nested[0]
+    return list(current.model_fields)

@@ -1,0 +1,1 @@
+"""From rules to exact names, LoRA and its initialisation."""

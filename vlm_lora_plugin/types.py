@@ -1,0 +1,223 @@
+"""The vocabulary of the contract: what adapters hand to the core and the core hands to frameworks.
+
+Nothing here imports torch, transformers or pydantic, so that listing adapters stays instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.recipe import Recipe, Rule
+
+Means = Literal["frozen", "lora", "full"]
+"""How a part of the model learns: not at all, through low-rank updates, or with all its weights."""
+
+ComponentName = Literal["vision", "aligner", "language", "embeddings", "head"]
+"""The parts every vision-language model is described by; a family may lack some."""
+
+COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)
+MEANS: tuple[Means, ...] = get_args(Means)
+
+Kind = Literal["full", "builtin_lora", "peft_lora"]
+"""What a trainable parameter is: a weight of the base, LoRA that the base model itself carries, or PEFT's."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a model, by its parameter names.
+
+    Attributes:
+        name: Which of the five parts this is.
+        prefixes: Dotted name prefixes. A parameter belongs to the component with the longest prefix that
+            equals its name or is followed by a dot.
+        target_modules: Suffixes of the linear layers that get PEFT LoRA when the component's means is
+            ``lora`` and the recipe names no targets of its own.
+        builtin_lora: Regular expression for the *whole* name of parameters that are LoRA inside the base
+            model, or None. Where the model has such parameters, ``lora`` means them and not PEFT's.
+        blocks: Regular expression for the whole name of the modules that repeat (transformer layers), the
+            unit of gradient checkpointing; None where nothing repeats.
+    """
+
+    name: ComponentName
+    prefixes: tuple[str, ...]
+    target_modules: tuple[str, ...] = ()
+    builtin_lora: str | None = None
+    blocks: str | None = None
+
+
+class Processor(Protocol):
+    """Turns one :class:`~vlm_lora_plugin.data.example.Example` into tensors, and examples into a batch.
+
+    Every framework calls the same processor, so that the ids, labels and pixels cannot differ.
+    """
+
+    tokenizer: Any
+
+    def encode(
+        self, example: Example, *, max_length: int | None = None, truncation_strategy: str = "raise"
+    ) -> dict[str, torch.Tensor]:
+        """Return ``input_ids`` [T] int64, ``labels`` [T] int64 (-100 where not supervised) and
+        ``pixel_values``; opens the images. Raises DataError."""
+        ...
+
+    def encode_prompt(self, example: Example) -> dict[str, torch.Tensor]:
+        """Return ``input_ids`` and ``pixel_values`` of everything before the last answer, for generation."""
+        ...
+
+    def count_tokens(self, example: Example) -> tuple[int, int]:
+        """Return (tokens, supervised tokens) of the untruncated example, without opening an image."""
+        ...
+
+    def collate(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Pad to the longest row: ``input_ids``, ``attention_mask``, ``labels`` [B, T], ``pixel_values``."""
+        ...
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what is needed to load this processor again from ``folder``."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What :func:`vlm_lora_plugin.load` asks of a family's loader.
+
+    Attributes:
+        folder: A model folder on disk, already recognised as the family's.
+        dtype: The wanted parameter dtype, or None for the one the config names.
+        device: ``"cpu"``, ``"cuda"``, or ``"meta"`` for a model without weights (``inspect`` uses it).
+        seed: Seed of the keyed initialisation of LoRA that the checkpoint lacks.
+    """
+
+    folder: Path
+    dtype: torch.dtype | None = None
+    device: str = "cpu"
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One folder of reference numbers, turned into our model and inputs by a family's reader.
+
+    Attributes:
+        model: The freshly built model, dropout off, in the case's mode (train or eval), without its weights.
+        weights: The file whose tensors are loaded strictly.
+        inputs: Keyword arguments of ``model.forward``, labels included.
+        stages: Runs ``model(**inputs)`` once and returns its output and the tensors of the stages named.
+        recipes: Upstream's recipe name -> the recipe of ours that must give the same trainable names.
+        rtol: Relative tolerance that the family's README states.
+        atol: Absolute tolerance that the family's README states.
+    """
+
+    model: PreTrainedModel
+    weights: Path
+    inputs: Mapping[str, Any]
+    stages: Callable[[PreTrainedModel, Mapping[str, Any], Sequence[str]], tuple[Any, dict[str, torch.Tensor]]]
+    recipes: Mapping[str, Recipe]
+    rtol: float = 1e-5
+    atol: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything about a model family that is data; the other hooks are its behaviour.
+
+    Attributes:
+        name: The entry point's name, lower case: ``monkey``.
+        title: What people call it: ``Monkey``.
+        model_types: The ``model_type`` values of configs of this family's classes.
+        components: Its parts; every parameter belongs to exactly one.
+        presets: Recipe documents by name, each the mapping that a YAML recipe would hold.
+        default_preset: The one used when the user names none.
+        recognises: Whether a model folder is this family's, judged by content (config keys, tensor names),
+            never by running code from it.
+        load: Builds model and processor from a folder without remote code.
+        fixed_tables: Regular expressions for whole names of parameters that are computed tables. They stay
+            frozen unless the recipe sets ``train_fixed_tables``.
+        parse_record: Reads one row of the family's own data format into an Example, or returns None when
+            the row is not in it. The common ``messages``/``images`` rows never get here.
+        read_golden_case: Reads a folder of reference numbers.
+        demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family.
+    """
+
+    name: str
+    title: str
+    model_types: tuple[str, ...]
+    components: tuple[Component, ...]
+    presets: Mapping[str, Mapping[str, Any]]
+    default_preset: str
+    recognises: Callable[[Path], bool]
+    load: Callable[[LoadRequest], tuple[PreTrainedModel, Processor]]
+    fixed_tables: tuple[str, ...] = ()
+    parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None
+    read_golden_case: Callable[[Path], GoldenCase] | None = None
+    demo: Callable[[Path], None] | None = None
+
+
+@dataclass(frozen=True)
+class TrainableSelection:
+    """What ``select_trainable`` answers: rules in order, of which the last that matches a name decides.
+
+    A parameter that no rule matches is frozen.
+    """
+
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One reversible change of a model's forward pass that keeps its result.
+
+    Attributes:
+        name: Short and unique within the model: ``checkpoint vision``.
+        reason: What it saves, in a few words, for the table that the user sees.
+        apply: Changes the model and returns the function that undoes exactly that.
+    """
+
+    name: str
+    reason: str
+    apply: Callable[[nn.Module], Callable[[], None]]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine a job is meant for.
+
+    Attributes:
+        gpus: Number of devices.
+        gpu_memory: Memory of one device in GiB (2^30 bytes).
+        host_memory: Host memory in GiB, or None when unknown.
+        bf16: Whether the device computes in bfloat16.
+    """
+
+    gpus: int
+    gpu_memory: float
+    host_memory: float | None = None
+    bf16: bool = True
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """An entry point of the adapter group and what became of it.
+
+    Attributes:
+        name: The entry point's name, which is the family's.
+        distribution: Name and version of the distribution that ships it.
+        value: The entry point's target, ``package.module``.
+        error: The traceback's text if loading failed, else None.
+        builtin: Whether it ships with this package.
+    """
+
+    name: str
+    distribution: str
+    value: str
+    error: str | None = None
+    builtin: bool = False
