@@ -42,7 +42,8 @@ class OwnLora(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.lora_scale * self.lora_b(self.lora_a(self.dropout(x)))
+        delta = self.lora_b(self.lora_a(self.dropout(x)))
+        return delta * self.lora_scale.to(delta.dtype)  # an fp32 scale would lift a 16-bit residual stream to fp32
 
 
 class TowerBlock(nn.Module):
@@ -115,7 +116,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _count_calls(model: nn.Module) -> Any:
-    handle = model.register_forward_pre_hook(lambda module, _: setattr(module, "calls", module.calls + 1))
+    handle = model.model.register_forward_pre_hook(lambda *_: setattr(model, "calls", model.calls + 1))
     model.calls = 0
 
     def undo() -> None:
