@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm_lora_plugin.cli.failure import remember_traceback
+
+
+class Dtype(str, Enum):
+    """Parameter dtypes that a model can be loaded in."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+TracebackOption = Annotated[
+    bool,
+    typer.Option(
+        "--traceback", envvar="VLM_LORA_TRACEBACK", callback=remember_traceback, help="Show errors with their traceback."
+    ),
+]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", "-r", help="A recipe in a YAML file.")]
+PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="A preset of the model's family.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe; may be given again."),
+]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option("--dtype", help="Dtype of the frozen weights; trainable ones are fp32.")
+]
