@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from vlm_lora_monkey.processing import MonkeyProcessor
 from vlm_lora_monkey.records import parse_record
 from vlm_lora_monkey.tokenization import load_tokenizer
-
 from vlm_lora_plugin.errors import DataError
 
 CASES = json.loads((Path(__file__).parent / "monkey" / "preprocess.json").read_text("utf-8"))

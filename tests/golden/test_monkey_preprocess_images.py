@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
+
 from vlm_lora_monkey.images import load_pixels
 
 FOLDER = Path(__file__).parent / "monkey"

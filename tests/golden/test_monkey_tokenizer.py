@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+
 from vlm_lora_monkey.special_tokens import SPECIAL_TOKENS
 from vlm_lora_monkey.tokenization import SPLIT_PATTERN, load_tokenizer, save_vocabulary
 

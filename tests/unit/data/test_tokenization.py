@@ -3,8 +3,8 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from vlm_lora_monkey.tokenization import load_tokenizer, save_vocabulary, token_ids, write_tiny_vocabulary
 
+from vlm_lora_monkey.tokenization import load_tokenizer, save_vocabulary, token_ids, write_tiny_vocabulary
 from vlm_lora_plugin.errors import ModelError
 
 
