@@ -1,7 +1,9 @@
 """The four questions an adapter answers.
 
 An adapter is a module (or object) whose functions carry :data:`hookimpl`. It is registered under the
-entry-point group ``vlm_lora_plugin.adapters`` with the family's name.
+entry-point group ``vlm_lora_plugin.adapters`` with the family's name. A policy is one whose functions all
+carry ``hookimpl(wrapper=True)``; it is registered under ``vlm_lora_plugin.policies`` with a name of its own
+and sees, and may change, what every adapter answers.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 PROJECT_NAME = "vlm_lora_plugin"
 ENTRY_POINT_GROUP = "vlm_lora_plugin.adapters"
+POLICY_ENTRY_POINT_GROUP = "vlm_lora_plugin.policies"
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
@@ -66,14 +69,14 @@ class AdapterSpecs:
 
         Called by ``prepare`` and ``inspect`` with a model that may be on the meta device.
 
-        Results: ``firstresult``; only the adapter that owns the model is asked, wrappers see every call.
+        Results: ``firstresult``; only the adapter that owns the model is asked, policies see every call.
 
         Args:
             model: The freshly loaded model.
             recipe: The resolved recipe (no preset left in it).
 
         Returns:
-            Ordered rules. The usual answer is the recipe's own.
+            Ordered rules. Without this hook, or with None, they are the recipe's own.
 
         Raises:
             SelectionError: The recipe asks for something this model cannot do.
@@ -97,7 +100,8 @@ class AdapterSpecs:
 
         Called by ``prepare`` after selection and injection. Applying and undoing is the core's work.
 
-        Results: ``firstresult``; only the adapter that owns the model is asked, wrappers see every call.
+        Results: ``firstresult``; only the adapter that owns the model is asked, policies see every call.
+        An adapter without this hook has no patches.
 
         Args:
             model: The prepared model's base, with ``requires_grad`` set.
@@ -136,7 +140,7 @@ class AdapterSpecs:
         Called when a DeepSpeed configuration is made. The answer is merged over the core's own settings,
         key by key; an adapter without this hook changes nothing.
 
-        Results: ``firstresult``; only the recipe's family is asked, wrappers see every call.
+        Results: ``firstresult``; only the recipe's family is asked, policies see every call.
 
         Args:
             recipe: The resolved recipe.

@@ -1,39 +1,56 @@
-"""Finds adapters, isolates the broken ones, and asks the right one.
+"""Finds adapters and policies, isolates the broken ones, and asks the right one.
 
-Discovery never lets one plugin take down another: an entry point that fails to import is recorded with its
-traceback and stops only the run that needs it. Order is by name. Nothing is imported before it is needed.
+Discovery never lets one adapter take down another: an entry point that fails to import is recorded with its
+traceback and stops only the run that needs it. A broken policy stops every run, because a rule that is
+silently not applied is worse than none. Order is by name. Nothing is imported before it is needed.
 """
 
 from __future__ import annotations
 
-import os
 import traceback
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from vlm_lora_plugin.discovery import DISABLE_VARIABLE, distribution_of, installed_entries, is_own
 from vlm_lora_plugin.errors import AdapterError, ModelError, listed, nearest
-from vlm_lora_plugin.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, AdapterSpecs
-from vlm_lora_plugin.types import AdapterRecord, Family
+from vlm_lora_plugin.hookspecs import (
+    ENTRY_POINT_GROUP,
+    POLICY_ENTRY_POINT_GROUP,
+    PROJECT_NAME,
+    AdapterSpecs,
+    hookimpl,
+)
+from vlm_lora_plugin.types import AdapterRecord, Family, TrainableSelection
 
 if TYPE_CHECKING:
     from torch import nn
 
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import Hardware, Patch, TrainableSelection
+    from vlm_lora_plugin.types import Hardware, Patch
 
-OWN_DISTRIBUTION = "vlm-lora-plugin"
-DISABLE_VARIABLE = "VLM_LORA_DISABLE_PLUGINS"
+
+class _Defaults:
+    """The answers of an adapter that leaves a hook out."""
+
+    @hookimpl(trylast=True)
+    def select_trainable(self, recipe: Recipe) -> TrainableSelection:
+        return TrainableSelection(rules=tuple(recipe.rules))
+
+    @hookimpl(trylast=True)
+    def wrap_forward(self) -> Sequence[Patch]:
+        return ()
+
+    @hookimpl(trylast=True)
+    def deepspeed_config(self) -> Mapping[str, Any]:
+        return {}
 
 
 class AdapterManager:
-    """Discovery and calling of adapters.
+    """Discovery and calling of adapters and policies.
 
     Args:
         discover: Read the installed entry points. Without it only :meth:`register` adds adapters.
@@ -42,55 +59,84 @@ class AdapterManager:
     def __init__(self, *, discover: bool = True) -> None:
         self._pm = pluggy.PluginManager(PROJECT_NAME)
         self._pm.add_hookspecs(AdapterSpecs)
+        self._pm.register(_Defaults(), name="defaults")
         self._families: dict[str, Family] = {}
         self._plugins: dict[str, object] = {}
         self._errors: dict[str, str] = {}
-        self._entries: dict[str, list[EntryPoint]] = _installed_entries() if discover else {}
+        self._entries = installed_entries(ENTRY_POINT_GROUP) if discover else {}
+        self._policies = installed_entries(POLICY_ENTRY_POINT_GROUP) if discover else {}
+        self._policy_errors: dict[str, str] | None = None
 
     def register(self, adapter: object, name: str | None = None) -> Family | None:
-        """Add an adapter or a policy plugin by hand.
+        """Add an adapter or a policy by hand.
 
         Returns:
-            The family it describes, or None for a plugin without ``describe_family``.
+            The family it describes, or None for a policy.
 
         Raises:
-            AdapterError: Its hooks do not fit the specification, or its family's name is taken.
+            AdapterError: Its hooks do not fit the specification, its family's name is taken, or it answers
+                hooks without describing a family.
         """
+        label = name or repr(adapter)
+        if isinstance(adapter, type):
+            raise AdapterError(f"{label} is a class; an instance or a module is needed", fix="Add the brackets ().")
+        if self._pm.is_registered(adapter):
+            raise AdapterError(f"{label} is registered already", fix="Register it once.")
         try:
             self._pm.register(adapter, name=name)
             self._pm.check_pending()
-        except (ValueError, pluggy.PluginValidationError) as error:
+            answers = self._answers(adapter)
+            if "describe_family" not in answers:
+                if answers:
+                    raise AdapterError(
+                        f"{label} answers {listed(answers)} but has no describe_family hook",
+                        why="It would answer for the families of others.",
+                        fix="Give an adapter describe_family, and a policy only functions with hookimpl(wrapper=True).",
+                    )
+                return None
+            family = self._ask(adapter, "describe_family")
+            if not isinstance(family, Family):
+                raise AdapterError(f"describe_family of {label} returned a {type(family).__name__}, not a Family")
+            if family.name in self._plugins:
+                raise AdapterError(f"Two adapters claim the family {family.name}", fix="Unregister one of them.")
+        except Exception as error:
             if self._pm.is_registered(adapter):
                 self._pm.unregister(adapter)
-            raise AdapterError(f"{name or adapter!r} is no valid adapter: {error}") from error
-        if not any(caller.name == "describe_family" for caller in self._pm.get_hookcallers(adapter) or ()):
-            return None
-        family: Family = self._ask(adapter, "describe_family")
-        if family.name in self._plugins:
-            self._pm.unregister(adapter)
-            raise AdapterError(f"Two adapters claim the family {family.name}", fix="Unregister one of them.")
+            if isinstance(error, (ValueError, pluggy.PluginValidationError)):
+                raise AdapterError(f"{label} is no valid adapter: {error}") from error
+            raise
         self._families[family.name] = family
         self._plugins[family.name] = adapter
         return family
 
     def unregister(self, adapter: object) -> None:
-        """Remove an adapter that :meth:`register` added."""
+        """Remove an adapter or policy that :meth:`register` added."""
         self._pm.unregister(adapter)
         for name, plugin in list(self._plugins.items()):
             if plugin is adapter:
                 del self._plugins[name], self._families[name]
 
     def records(self) -> tuple[AdapterRecord, ...]:
-        """Return every installed adapter with what became of it, sorted by name. Imports all of them."""
-        found = []
-        for name, claims in sorted(self._entries.items()):
-            with suppress(AdapterError):
-                self.family(name)
-            found += [
-                AdapterRecord(name, _distribution(entry), entry.value, self._errors.get(name), _is_own(entry))
-                for entry in claims
-            ]
-        return tuple(found)
+        """Return every installed adapter, then every policy, with what became of it, each sorted by name.
+
+        Imports all of them.
+        """
+        for name in self._entries:
+            self._load(name)
+        policy_errors = self._load_policies()
+        adapters = [
+            AdapterRecord(name, distribution_of(entry), entry.value, self._errors.get(name), is_own(entry))
+            for name, claims in self._entries.items()
+            for entry in claims
+        ]
+        policies = [
+            AdapterRecord(
+                name, distribution_of(entry), entry.value, policy_errors.get(name), is_own(entry), policy=True
+            )
+            for name, claims in self._policies.items()
+            for entry in claims
+        ]
+        return (*adapters, *policies)
 
     def names(self) -> list[str]:
         """Return the names of all families, loaded or not, without importing any."""
@@ -100,16 +146,17 @@ class AdapterManager:
         """Return the family of this name, importing its adapter if that has not happened yet.
 
         Raises:
-            AdapterError: No such adapter, two distributions claim the name, or it failed to import.
+            AdapterError: No such adapter, two distributions claim the name, it failed to import, or an
+                installed policy did.
         """
+        self._require_policies()
         if name in self._families:
             return self._families[name]
         if name not in self._entries:
             raise AdapterError(f"No adapter for the family '{name}' is installed", fix=nearest(name, self.names()))
-        if name not in self._errors:
-            self._load(name)
+        self._load(name)
         if name in self._errors:
-            claims = " and ".join(_distribution(entry) for entry in self._entries[name])
+            claims = " and ".join(distribution_of(entry) for entry in self._entries[name])
             raise AdapterError(
                 f"The adapter {name} of {claims} cannot be used:\n{self._errors[name]}",
                 fix=f"Mend or uninstall it; {DISABLE_VARIABLE}=1 leaves all third-party adapters out.",
@@ -117,14 +164,15 @@ class AdapterManager:
         return self._families[name]
 
     def families(self) -> dict[str, Family]:
-        """Return every family whose adapter works, by name. Broken ones are in :meth:`records`."""
-        working = {}
-        for name in self.names():
-            try:
-                working[name] = self.family(name)
-            except AdapterError:
-                continue
-        return working
+        """Return every family whose adapter works, by name. Broken ones are in :meth:`records`.
+
+        Raises:
+            AdapterError: An installed policy is broken.
+        """
+        self._require_policies()
+        for name in self._entries:
+            self._load(name)
+        return dict(sorted(self._families.items()))
 
     def family_of_folder(self, folder: Path) -> Family:
         """Return the family that recognises a model folder by its content.
@@ -138,11 +186,17 @@ class AdapterManager:
             raise ModelError(
                 f"{folder} is no model folder: it has no config.json", fix="Give the folder that holds config.json."
             )
-        matches = [family for _, family in sorted(self.families().items()) if family.recognises(folder)]
+        matches, failed = [], []
+        for family in self.families().values():
+            try:
+                if family.recognises(folder):
+                    matches.append(family)
+            except Exception as error:  # somebody else's adapter must not stop this one's
+                failed.append(f"{family.name} ({type(error).__name__}: {error})")
         if len(matches) == 1:
             return matches[0]
-        broken = [record.name for record in self.records() if record.error]
-        hint = f"These adapters are broken and were not asked: {', '.join(broken)}." if broken else ""
+        broken = [record.name for record in self.records() if record.error] + failed
+        hint = f"These adapters are broken and could not be asked: {', '.join(broken)}." if broken else ""
         if matches:
             raise ModelError(
                 f"{folder} is recognised by {listed(f.name for f in matches)}; it must be one",
@@ -171,26 +225,26 @@ class AdapterManager:
         )
 
     def select_trainable(self, family: Family, model: nn.Module, recipe: Recipe) -> TrainableSelection:
-        """Ask the family's adapter for its rules."""
+        """Ask the family's adapter for its rules; without the hook they are the recipe's own."""
         result: TrainableSelection = self._ask_family(family, "select_trainable", model=model, recipe=recipe)
         return result
 
     def wrap_forward(self, family: Family, model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
         """Ask the family's adapter for its patches; an adapter without the hook has none."""
-        return self._ask_family(family, "wrap_forward", model=model, recipe=recipe) or ()
+        result: Sequence[Patch] = self._ask_family(family, "wrap_forward", model=model, recipe=recipe)
+        return result
 
     def deepspeed_config(self, family: Family, recipe: Recipe, hardware: Hardware) -> Mapping[str, Any]:
         """Ask the family's adapter for its ZeRO overrides; an adapter without the hook has none."""
-        return self._ask_family(family, "deepspeed_config", recipe=recipe, hardware=hardware) or {}
+        result: Mapping[str, Any] = self._ask_family(family, "deepspeed_config", recipe=recipe, hardware=hardware)
+        return result
 
     def _ask_family(self, family: Family, hook: str, **arguments: Any) -> Any:
-        plugin = self._plugins.get(family.name)
-        if plugin is None:
-            self.family(family.name)
-            plugin = self._plugins[family.name]
-        return self._ask(plugin, hook, **arguments)
+        self.family(family.name)
+        return self._ask(self._plugins[family.name], hook, **arguments)
 
     def _ask(self, plugin: object, hook: str, **arguments: Any) -> Any:
+        self._load_policies()
         others = [other for other in self._plugins.values() if other is not plugin]
         caller = self._pm.subset_hook_caller(hook, remove_plugins=others)
         try:
@@ -201,10 +255,12 @@ class AdapterManager:
             raise
 
     def _load(self, name: str) -> None:
+        if name in self._families or name in self._errors:
+            return
         claims = self._entries[name]
         if len(claims) > 1:
             self._errors[name] = (
-                f"{len(claims)} distributions claim this name: {', '.join(_distribution(e) for e in claims)}"
+                f"{len(claims)} distributions claim this name: {', '.join(distribution_of(e) for e in claims)}"
             )
             return
         try:
@@ -214,30 +270,47 @@ class AdapterManager:
                 self.unregister(adapter)
                 raise AdapterError(f"The entry point {name} describes a family named {family.name}")
             if family is None:
-                raise AdapterError(f"{claims[0].value} has no describe_family hook")
+                self.unregister(adapter)
+                raise AdapterError(
+                    f"{claims[0].value} has no describe_family hook",
+                    fix=f"Register a policy under the entry-point group {POLICY_ENTRY_POINT_GROUP}.",
+                )
         except Exception:  # a plugin may raise anything; it is kept and shown to whoever needs this family
             self._errors[name] = traceback.format_exc()
 
+    def _answers(self, plugin: object) -> list[str]:
+        return [
+            caller.name
+            for caller in self._pm.get_hookcallers(plugin) or ()
+            for impl in caller.get_hookimpls()
+            if impl.plugin is plugin and not impl.wrapper and not impl.hookwrapper
+        ]
 
-def _installed_entries() -> dict[str, list[EntryPoint]]:
-    disabled = os.environ.get(DISABLE_VARIABLE, "").lower() not in {"", "0", "false", "no"}
-    found: defaultdict[str, list[EntryPoint]] = defaultdict(list)
-    seen = set()
-    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: (e.name, _distribution(e))):
-        claim = (entry.name, entry.value, _distribution(entry))
-        if claim in seen or (disabled and not _is_own(entry)):
-            continue
-        seen.add(claim)
-        found[entry.name].append(entry)
-    return dict(found)
+    def _load_policies(self) -> dict[str, str]:
+        if self._policy_errors is None:
+            self._policy_errors = {}
+            for name, claims in self._policies.items():
+                for entry in claims:
+                    try:
+                        policy = entry.load()
+                        if self.register(policy, name=f"policy {name} of {distribution_of(entry)}"):
+                            self.unregister(policy)
+                            raise AdapterError(
+                                f"{entry.value} describes a family",
+                                fix=f"Register an adapter under the entry-point group {ENTRY_POINT_GROUP}.",
+                            )
+                    except Exception:  # a plugin may raise anything
+                        self._policy_errors[name] = traceback.format_exc()
+        return self._policy_errors
 
-
-def _distribution(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
-
-
-def _is_own(entry: EntryPoint) -> bool:
-    return entry.dist is not None and entry.dist.name.replace("_", "-").lower() == OWN_DISTRIBUTION
+    def _require_policies(self) -> None:
+        for name, error in self._load_policies().items():
+            claims = " and ".join(distribution_of(entry) for entry in self._policies[name])
+            raise AdapterError(
+                f"The policy {name} of {claims} cannot be used:\n{error}",
+                why="Without it this run could do what the policy forbids.",
+                fix=f"Mend or uninstall it; {DISABLE_VARIABLE}=1 leaves all third-party plugins out.",
+            )
 
 
 @lru_cache(maxsize=1)

@@ -288,8 +288,10 @@ def resolve_recipe(
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """Turn ``["optimizer.learning_rate=1e-4"]`` into a nested document; values are read as YAML.
 
+    Below ``learning_rate`` and ``weight_decay`` the rest is one key: ``optimizer.learning_rate.vision.lora``.
+
     Raises:
-        RecipeError: An assignment has no ``=``.
+        RecipeError: An assignment has no ``=``, no valid YAML, or goes below a value given before.
     """
     document: dict[str, Any] = {}
     for text in assignments:
@@ -298,12 +300,25 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise RecipeError(
                 f"'{text}' is no assignment", fix="Write key=value, for example optimizer.learning_rate=1e-4."
             )
-        *parents, last = key.strip().split(".")
+        *parents, last = _steps(key.strip())
         here = document
         for parent in parents:
             here = here.setdefault(parent, {})
-        here[last] = yaml.safe_load(value)
+            if not isinstance(here, dict):
+                raise RecipeError(f"`{key}` goes below `{parent}`, which another assignment sets to {here!r}")
+        try:
+            here[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"The value of `{key}` is not valid YAML: {value}", fix=str(error)) from None
     return document
+
+
+def _steps(key: str) -> list[str]:
+    steps = key.split(".")
+    for at, step in enumerate(steps[:-1], start=1):
+        if step in RATE_KEYS:
+            return [*steps[:at], ".".join(steps[at:])]
+    return steps
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:

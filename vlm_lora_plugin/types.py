@@ -206,14 +206,15 @@ class Hardware:
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """An entry point of the adapter group and what became of it.
+    """An entry point of the adapter or policy group and what became of it.
 
     Attributes:
-        name: The entry point's name, which is the family's.
+        name: The entry point's name; an adapter's is its family's.
         distribution: Name and version of the distribution that ships it.
         value: The entry point's target, ``package.module``.
         error: The traceback's text if loading failed, else None.
         builtin: Whether it ships with this package.
+        policy: Whether it is a policy, which wraps every adapter's answers, and no adapter.
     """
 
     name: str
@@ -221,3 +222,4 @@ class AdapterRecord:
     value: str
     error: str | None = None
     builtin: bool = False
+    policy: bool = False

@@ -1,0 +1,68 @@
+# Every target sets up what it needs; a second call finds it installed. Needs make and Python 3.10 or later.
+# PYTHON=/path/to/python3.11 make test   uses that interpreter for the virtual environment.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+VENV := .venv
+OLDEST := .venv-oldest
+WORKERS ?= 2
+# No test may reach the network; one thread per process, because the workers already fill the cores.
+QUIET := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+
+.PHONY: help demo test test-full test-oldest lint docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo         train a tiny model on real images, from nothing to a reloaded adapter"
+	@echo "make test         formatter, linter, types and the test suite"
+	@echo "make test-full    the same, with the slow tests"
+	@echo "make test-oldest  the test suite on the oldest supported versions (constraints-oldest.txt)"
+	@echo "make lint         formatter, linter and types alone"
+	@echo "make docs         build the documentation into site/"
+	@echo "make clean        remove the virtual environments and everything built"
+
+demo: $(VENV)/.installed
+	$(QUIET) $(VENV)/bin/vlm-lora train --demo
+
+test: lint
+	$(QUIET) $(VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-full: lint
+	$(QUIET) $(VENV)/bin/python -m pytest -n $(WORKERS)
+
+test-oldest: $(OLDEST)/.installed
+	$(QUIET) $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m "not slow"
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m mypy
+
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/python -m mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) $(OLDEST) site build dist .mypy_cache .ruff_cache .pytest_cache
+
+# The stamps are written last, so an interrupted set-up is taken up again by the next call.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call create,$(VENV))
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(call create,$(OLDEST))
+	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt --editable ".[dev]"
+	@touch $@
+
+define create
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 or later found; name one: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is older than 3.10"; exit 1; }
+	$(PYTHON) -m venv $(1) || { echo "Python's venv module is missing (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	$(1)/bin/python -m pip install "pip>=22"
+endef

@@ -1,0 +1,276 @@
+"""Adapters and policies are found as installed distributions; a broken one stops only who needs it."""
+
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.errors import AdapterError, ModelError
+from vlm_lora_plugin.manager import AdapterManager
+from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.types import Component, Family, Hardware
+
+ADAPTER = """
+    from vlm_lora_plugin import hookimpl
+    from vlm_lora_plugin.types import Component, Family, Patch
+
+    @hookimpl
+    def describe_family():
+        return Family(
+            name="{name}",
+            title="{name}",
+            model_types=("{name}",),
+            components=(Component("language", ("model",)),),
+            presets={{"lora": {{"components": {{"language": "lora"}}}}}},
+            default_preset="lora",
+            recognises=lambda folder: (folder / "{name}").exists(),
+            load=lambda request: None,
+        )
+"""
+RECIPE = Recipe(rules=[{"component": "language", "means": "lora"}])
+HARDWARE = Hardware(gpus=1, gpu_memory=24)
+
+
+def adapter(name):
+    return ADAPTER.format(name=name)
+
+
+def model_of(kind):
+    model = nn.Linear(1, 1)
+    model.config = type("Config", (), {"model_type": kind})()
+    return model
+
+
+def test_the_own_family_is_found_as_an_installed_entry_point():
+    names = [record.name for record in AdapterManager().records() if record.builtin]
+    assert "monkey" in names
+    assert AdapterManager().records()[0].distribution.startswith("vlm-lora-plugin ")
+
+
+def test_an_installed_adapter_is_found_and_asked(site):
+    site.install("tiny-adapter", "tiny", adapter("tiny"))
+    manager = AdapterManager()
+    assert "tiny" in manager.names()
+    assert manager.family_of_model(model_of("tiny")).title == "tiny"
+
+
+def test_nothing_is_imported_before_it_is_needed(site):
+    site.install("tiny-adapter", "tiny", adapter("tiny"))
+    manager = AdapterManager()
+    assert manager.names()
+    assert "tiny" not in sys.modules
+    manager.family("tiny")
+    assert "tiny" in sys.modules
+
+
+def test_listing_adapters_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; from vlm_lora_plugin import get_manager; assert get_manager().records();"
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_a_broken_adapter_does_not_stop_the_others(site):
+    site.install("a-broken", "a_broken", "raise RuntimeError('no such library')", version="2.3")
+    site.install("tiny-adapter", "tiny", adapter("tiny"))
+    assert AdapterManager().family_of_model(model_of("tiny")).name == "tiny"
+
+
+def test_a_broken_adapter_is_listed_with_its_traceback(site):
+    site.install("a-broken", "a_broken", "raise RuntimeError('no such library')", version="2.3")
+    record = next(record for record in AdapterManager().records() if record.name == "a_broken")
+    assert record.distribution == "a-broken 2.3"
+    assert "RuntimeError: no such library" in record.error
+
+
+def test_who_needs_a_broken_adapter_gets_its_traceback(site):
+    site.install("a-broken", "a_broken", "import not_there_at_all")
+    with pytest.raises(AdapterError, match=r"a_broken of a-broken 1\.0 cannot be used(.|\n)*not_there_at_all"):
+        AdapterManager().family("a_broken")
+
+
+def test_a_folder_that_only_a_broken_adapter_may_know_is_answered_with_that_adapter(site, tmp_path):
+    site.install("a-broken", "a_broken", "import not_there_at_all")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="broken and could not be asked: a_broken"):
+        AdapterManager().family_of_folder(tmp_path)
+
+
+def test_an_adapter_that_fails_to_look_at_a_folder_does_not_stop_the_one_that_knows_it(site, tmp_path):
+    failing = adapter("afailing").replace('(folder / "afailing").exists()', "1 / 0")
+    site.install("afailing", "afailing", failing)
+    site.install("tiny-adapter", "tiny", adapter("tiny"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="afailing \\(ZeroDivisionError"):
+        AdapterManager().family_of_folder(tmp_path)
+    (tmp_path / "tiny").touch()
+    assert AdapterManager().family_of_folder(tmp_path).name == "tiny"
+
+
+def test_a_folder_that_two_families_recognise_is_refused_naming_both(site, tmp_path):
+    site.install("one", "one", adapter("one"))
+    site.install("two", "two", adapter("two"))
+    for name in ("config.json", "one", "two"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError, match=r"recognised by one, two \(2 in all\)"):
+        AdapterManager().family_of_folder(tmp_path)
+
+
+def test_two_distributions_claiming_one_name_is_an_error_that_names_both(site):
+    site.install("first-tiny", "tiny_a", adapter("tiny"), name="tiny", version="1.0")
+    site.install("second-tiny", "tiny_b", adapter("tiny"), name="tiny", version="2.0")
+    with pytest.raises(AdapterError, match=r"2 distributions claim this name: first-tiny 1\.0, second-tiny 2\.0"):
+        AdapterManager().family("tiny")
+
+
+def test_a_distribution_claiming_monkey_does_not_replace_the_own_adapter(site):
+    site.install("other-monkey", "other", adapter("monkey"), name="monkey")
+    with pytest.raises(AdapterError, match="other-monkey"):
+        AdapterManager().family("monkey")
+
+
+def test_the_same_distribution_seen_twice_on_the_path_is_one(site, tmp_path, monkeypatch):
+    site.install("tiny-adapter", "tiny", adapter("tiny"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (tmp_path / "tiny_adapter-1.0.dist-info").rename(tmp_path / "keep")
+    for folder in (tmp_path, copy):
+        target = folder / "tiny_adapter-1.0.dist-info"
+        target.mkdir()
+        for file in (tmp_path / "keep").iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+    monkeypatch.syspath_prepend(copy)
+    assert AdapterManager().family("tiny").name == "tiny"
+
+
+def test_third_party_plugins_can_be_left_out(site, monkeypatch):
+    site.install("tiny-adapter", "tiny", adapter("tiny"))
+    monkeypatch.setenv("VLM_LORA_DISABLE_PLUGINS", "1")
+    assert AdapterManager().names() == [record.name for record in AdapterManager().records() if record.builtin]
+
+
+def test_an_unknown_family_is_answered_with_the_nearest():
+    with pytest.raises(AdapterError, match="Did you mean monkey"):
+        AdapterManager().family("monky")
+
+
+def test_an_entry_point_describing_another_name_is_refused(site):
+    site.install("tiny-adapter", "tiny", adapter("other"))
+    manager = AdapterManager()
+    with pytest.raises(AdapterError, match="entry point tiny describes a family named other"):
+        manager.family("tiny")
+    assert "other" not in manager.families()
+
+
+def test_an_adapter_with_a_misspelt_hook_is_refused(site):
+    site.install("tiny-adapter", "tiny", adapter("tiny") + "\n    @hookimpl\n    def wrap_foward(model): ...\n")
+    with pytest.raises(AdapterError, match="wrap_foward"):
+        AdapterManager().family("tiny")
+
+
+def test_an_adapter_asking_for_an_argument_that_the_hook_lacks_is_refused(site):
+    site.install("tiny-adapter", "tiny", adapter("tiny") + "\n    @hookimpl\n    def wrap_forward(modell): ...\n")
+    with pytest.raises(AdapterError, match="modell"):
+        AdapterManager().family("tiny")
+
+
+def test_an_adapter_registered_as_a_class_is_refused():
+    with pytest.raises(AdapterError, match="is a class"):
+        AdapterManager(discover=False).register(AdapterManager)
+
+
+def test_an_adapter_that_describes_no_family_object_is_refused():
+    class Wrong:
+        @hookimpl
+        def describe_family(self):
+            return "tiny"
+
+    with pytest.raises(AdapterError, match="returned a str"):
+        AdapterManager(discover=False).register(Wrong())
+
+
+def family_of(name):
+    return Family(
+        name=name,
+        title=name,
+        model_types=(name,),
+        components=(Component("language", ("model",)),),
+        presets={"lora": {}},
+        default_preset="lora",
+        recognises=lambda folder: False,
+        load=lambda request: None,
+    )
+
+
+class Adapter:
+    """Answers with its own name, and counts how often it is asked."""
+
+    def __init__(self, name):
+        self.name, self.asked = name, 0
+
+    @hookimpl
+    def describe_family(self):
+        return family_of(self.name)
+
+    @hookimpl
+    def deepspeed_config(self, recipe, hardware):
+        self.asked += 1
+        return {"name": self.name, "gpus": hardware.gpus}
+
+
+def test_only_the_adapter_that_owns_the_model_is_asked():
+    manager = AdapterManager(discover=False)
+    one, two = Adapter("one"), Adapter("two")
+    families = [manager.register(each) for each in (one, two)]
+    assert manager.deepspeed_config(families[0], RECIPE, HARDWARE) == {"name": "one", "gpus": 1}
+    assert (one.asked, two.asked) == (1, 0)
+
+
+def test_registering_a_second_adapter_of_a_family_leaves_the_first_in_place():
+    manager = AdapterManager(discover=False)
+    first = Adapter("one")
+    family = manager.register(first)
+    with pytest.raises(AdapterError, match="Two adapters claim the family one"):
+        manager.register(Adapter("one"))
+    with pytest.raises(AdapterError, match="registered already"):
+        manager.register(first)
+    assert manager.deepspeed_config(family, RECIPE, HARDWARE)["name"] == "one"
+
+
+def test_an_unregistered_adapter_is_gone():
+    manager = AdapterManager(discover=False)
+    one = Adapter("one")
+    manager.register(one)
+    manager.unregister(one)
+    assert manager.families() == {}
+
+
+def test_hooks_that_an_adapter_leaves_out_have_neutral_answers():
+    class Bare:
+        @hookimpl
+        def describe_family(self):
+            return family_of("bare")
+
+    manager = AdapterManager(discover=False)
+    family = manager.register(Bare())
+    assert manager.select_trainable(family, nn.Identity(), RECIPE).rules == RECIPE.rules
+    assert list(manager.wrap_forward(family, nn.Identity(), RECIPE)) == []
+    assert manager.deepspeed_config(family, RECIPE, HARDWARE) == {}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception notes came with Python 3.11")
+def test_an_error_in_a_hook_names_the_adapter():
+    class Failing(Adapter):
+        @hookimpl
+        def deepspeed_config(self, recipe, hardware):
+            raise ZeroDivisionError
+
+    manager = AdapterManager(discover=False)
+    family = manager.register(Failing("failing"), name="failing")
+    with pytest.raises(ZeroDivisionError) as caught:
+        manager.deepspeed_config(family, RECIPE, HARDWARE)
+    assert caught.value.__notes__ == ["Raised in the hook deepspeed_config of the adapter failing."]

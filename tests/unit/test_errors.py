@@ -1,0 +1,40 @@
+"""Errors say what failed, why it matters and what to do."""
+
+import pytest
+
+from vlm_lora_plugin import errors
+from vlm_lora_plugin.errors import VlmLoraError, listed, nearest
+
+
+def test_the_text_of_an_error_is_its_three_parts_on_lines_of_their_own():
+    error = VlmLoraError("It broke", why="You need it.", fix="Mend it.")
+    assert str(error) == "It broke\nYou need it.\nMend it."
+
+
+def test_parts_that_are_missing_leave_no_empty_line():
+    assert str(VlmLoraError("It broke", fix="Mend it.")) == "It broke\nMend it."
+
+
+@pytest.mark.parametrize("name", [name for name in vars(errors) if name.endswith("Error")])
+def test_every_error_can_be_caught_as_the_root(name):
+    assert issubclass(getattr(errors, name), VlmLoraError)
+
+
+def test_a_long_list_is_cut_and_counted():
+    assert listed([f"n{i}" for i in range(7)]) == "n0, n1, n2, n3, n4, ... (7 in all)"
+
+
+def test_a_single_name_stands_alone():
+    assert listed(["only"]) == "only"
+
+
+def test_a_typing_error_is_answered_with_the_close_names():
+    assert nearest("lora+lm", ["lora", "lora+llm", "full"]) == "Did you mean lora+llm or lora?"
+
+
+def test_a_name_close_to_none_is_answered_with_all_names():
+    assert nearest("zzz", ["b", "a"]) == "Known: a, b."
+
+
+def test_no_known_names_is_said_so():
+    assert nearest("x", []) == "Known: none."

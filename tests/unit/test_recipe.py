@@ -1,0 +1,218 @@
+"""Recipes: one document, the same from YAML, Python and the command line."""
+
+import pytest
+import yaml
+
+from vlm_lora_plugin.errors import RecipeError
+from vlm_lora_plugin.recipe import Recipe, parse_assignments, read_recipe, resolve_recipe
+from vlm_lora_plugin.types import Component, Family
+
+FAMILY = Family(
+    name="tiny",
+    title="Tiny",
+    model_types=("tiny",),
+    components=(
+        Component("vision", ("visual",), blocks=r"visual\.h\.\d+"),
+        Component("language", ("model",), target_modules=("q_proj",)),
+    ),
+    presets={
+        "lora": {
+            "components": {"language": "lora"},
+            "rules": [{"pattern": r"visual\.gate", "means": "full"}],
+            "lora": {"r": 4, "lora_alpha": 8},
+            "optimizer": {"learning_rate": {"default": 1e-5, "vision": 2e-6}},
+        },
+        "full": {"components": {"language": "full"}},
+    },
+    default_preset="lora",
+    recognises=lambda folder: False,
+    load=lambda request: None,
+)
+
+
+def rules(recipe):
+    return [(rule.component or rule.pattern[0], rule.means) for rule in recipe.rules]
+
+
+def test_without_a_recipe_the_default_preset_is_used():
+    recipe = resolve_recipe(None, FAMILY)
+    assert recipe.origin == "tiny/lora"
+    assert recipe.lora.r == 4
+
+
+def test_a_resolved_recipe_stands_on_its_own():
+    recipe = resolve_recipe("lora", FAMILY)
+    assert recipe.preset is None
+    assert recipe.components == {}
+    assert recipe.family == "tiny"
+
+
+def test_resolving_a_resolved_recipe_changes_nothing():
+    once = resolve_recipe("lora", FAMILY, {"seed": 3})
+    assert resolve_recipe(once, FAMILY) == once
+
+
+def test_a_resolved_recipe_survives_yaml(tmp_path):
+    once = resolve_recipe("lora", FAMILY, {"optimizer": {"weight_decay": 0.02}})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(once.to_yaml())
+    assert resolve_recipe(file, FAMILY) == once
+
+
+def test_rules_come_in_the_order_preset_recipe_overrides():
+    recipe = resolve_recipe(
+        {"preset": "lora", "components": {"vision": "full"}, "rules": [{"pattern": "a", "means": "frozen"}]},
+        FAMILY,
+        {"components": {"language": "frozen"}},
+    )
+    assert rules(recipe) == [
+        ("language", "lora"),
+        (r"visual\.gate", "full"),
+        ("vision", "full"),
+        ("a", "frozen"),
+        ("language", "frozen"),
+    ]
+
+
+def test_a_preset_given_as_an_override_replaces_the_recipes():
+    recipe = resolve_recipe({"preset": "lora", "seed": 5}, FAMILY, {"preset": "full"})
+    assert recipe.origin == "tiny/full"
+    assert recipe.seed == 5
+
+
+def test_a_later_value_wins_and_leaves_its_neighbours():
+    recipe = resolve_recipe("lora", FAMILY, {"lora": {"r": 64}})
+    assert (recipe.lora.r, recipe.lora.lora_alpha) == (64, 8)
+
+
+def test_yaml_python_and_assignments_give_the_same_recipe(tmp_path):
+    document = {"preset": "full", "optimizer": {"learning_rate": 1e-4}, "training": {"max_steps": 7}}
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(document))
+    from_assignments = parse_assignments(["preset=full", "optimizer.learning_rate=1e-4", "training.max_steps=7"])
+    expected = resolve_recipe(document, FAMILY)
+    assert resolve_recipe(file, FAMILY) == expected
+    assert resolve_recipe(Recipe.parse(document), FAMILY) == expected
+    assert resolve_recipe(from_assignments, FAMILY) == expected
+
+
+def test_one_number_is_the_rate_of_everything():
+    optimizer = resolve_recipe("lora", FAMILY, {"optimizer": {"learning_rate": 3e-4}}).optimizer
+    assert optimizer.rate("vision", "full") == optimizer.rate("language", "lora") == 3e-4
+
+
+def test_a_table_without_default_changes_only_its_own_keys():
+    optimizer = resolve_recipe("lora", FAMILY, {"optimizer": {"learning_rate": {"language.lora": 5e-4}}}).optimizer
+    assert optimizer.rate("language", "lora") == 5e-4
+    assert optimizer.rate("vision", "full") == 2e-6
+    assert optimizer.rate("language", "full") == 1e-5
+
+
+def test_the_most_specific_rate_applies():
+    table = {"default": 1.0, "lora": 2.0, "vision": 3.0, "vision.lora": 4.0}
+    optimizer = Recipe.parse({"optimizer": {"learning_rate": table}}).optimizer
+    assert optimizer.rate("vision", "lora") == 4.0
+    assert optimizer.rate("vision", "full") == 3.0
+    assert optimizer.rate("language", "lora") == 2.0
+    assert optimizer.rate("language", "full") == 1.0
+
+
+def test_lora_learns_faster_than_full_weights_by_default():
+    optimizer = Recipe().optimizer
+    assert optimizer.rate("language", "lora") > optimizer.rate("language", "full")
+    assert (optimizer.adam_beta2, optimizer.decay("head", "full"), optimizer.warmup_ratio) == (0.95, 0.1, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"components": {"visoin": "lora"}}, "visoin"),
+        ({"componets": {}}, "Did you mean components"),
+        ({"lora": {"rank": 8}}, "lora.rank"),
+        ({"optimizer": {"learning_rates": 1}}, "Did you mean learning_rate"),
+        ({"optimizer": {"learning_rate": {"visoin": 1}}}, "Did you mean vision"),
+        ({"optimizer": {"learning_rate": {"vision": -1}}}, "negative"),
+        ({"rules": [{"means": "full"}]}, "needs a component, a pattern, or both"),
+        ({"rules": [{"pattern": "a", "means": "half"}]}, "rules.0.means"),
+        ({"training": {"gradient_accumulation_steps": 0}}, "gradient_accumulation_steps"),
+    ],
+)
+def test_a_wrong_document_is_refused_by_the_name_of_its_key(document, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse(document)
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest():
+    with pytest.raises(RecipeError, match=r"no preset 'lorra'\n.*Did you mean lora"):
+        resolve_recipe("lorra", FAMILY)
+
+
+def test_a_component_the_family_lacks_is_refused():
+    with pytest.raises(RecipeError, match="no component 'aligner'"):
+        resolve_recipe({"components": {"aligner": "full"}}, FAMILY)
+
+
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "lora"])
+def test_a_component_the_family_lacks_is_refused_wherever_it_is_named(key):
+    document = {"gradient_checkpointing": {"head": True}, "lora": {"target_modules": {"head": ["x"]}}}
+    with pytest.raises(RecipeError, match="no component 'head'"):
+        resolve_recipe({key: document[key]}, FAMILY)
+
+
+def test_a_recipe_for_another_family_is_refused():
+    with pytest.raises(RecipeError, match="for the family other"):
+        resolve_recipe({"family": "other"}, FAMILY)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("missing.yaml", None, "no recipe file"),
+        ("list.yaml", "- a\n", "holds list"),
+        ("broken.yaml", "a: [", "not valid YAML"),
+        ("recipe.json", "{}", "does not end in .yaml"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(tmp_path / name)
+
+
+def test_assignments_are_read_as_yaml_and_nested():
+    document = parse_assignments(["a.b=1e-4", "a.c=[x, y]", "d=true", "e="])
+    assert document == {"a": {"b": "1e-4", "c": ["x", "y"]}, "d": True, "e": None}
+
+
+def test_a_number_that_yaml_reads_as_text_still_is_a_number():
+    document = parse_assignments(["optimizer.learning_rate=1e-4", "optimizer.max_grad_norm=5e-1"])
+    optimizer = Recipe.parse(document).optimizer
+    assert (optimizer.learning_rate, optimizer.max_grad_norm) == ({"default": 1e-4}, 0.5)
+
+
+def test_a_rate_of_one_component_and_means_can_be_assigned():
+    document = parse_assignments(["optimizer.learning_rate.vision.lora=5e-4", "optimizer.weight_decay.full=0"])
+    optimizer = Recipe.parse(document).optimizer
+    assert optimizer.rate("vision", "lora") == 5e-4
+    assert optimizer.decay("vision", "full") == 0
+
+
+def test_an_assignment_without_equals_is_refused():
+    with pytest.raises(RecipeError, match="no assignment"):
+        parse_assignments(["training.max_steps"])
+
+
+def test_an_assignment_below_a_value_is_refused():
+    with pytest.raises(RecipeError, match=r"training\.max_steps"):
+        parse_assignments(["training=3", "training.max_steps=4"])
+
+
+def test_an_assignment_of_broken_yaml_is_refused():
+    with pytest.raises(RecipeError, match="seed"):
+        parse_assignments(["seed=[1"])
+
+
+def test_recipes_cannot_be_changed_after_the_check():
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().seed = 1

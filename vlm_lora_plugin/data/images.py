@@ -1,0 +1,72 @@
+"""Opening images so that whatever is wrong with one names the file and the row it came from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vlm_lora_plugin.errors import DataError
+
+
+@contextmanager
+def open_image(image: Path | bytes | Image.Image, *, origin: str = "image") -> Iterator[Image.Image]:
+    """Open an image; what fails on opening it, or on decoding it inside the ``with``, becomes a DataError.
+
+    Args:
+        image: A file, the bytes of an encoded image, or an open Pillow image, which is given back as it is.
+        origin: Where the image was named, ``data.jsonl:17``, for error messages.
+
+    Yields:
+        The image, its header read and its pixels not yet decoded, with 8 bits a channel or fewer.
+
+    Raises:
+        DataError: The image is missing, empty, broken, cut short, larger than Pillow's safety limit
+            (``PIL.Image.MAX_IMAGE_PIXELS``), or has more than 8 bits a channel.
+    """
+    name = _describe(image)
+    try:
+        if isinstance(image, Image.Image):
+            _refuse_unusable(image)
+            yield image
+            return
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            _refuse_unusable(opened)
+            yield opened
+    except FileNotFoundError:
+        raise DataError(
+            f"{origin}: there is no image {name}",
+            fix="Correct the path; a relative one in a data file is looked up beside that file.",
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{origin}: {name} is too large to decode safely: {error}",
+            fix="Make the image smaller; the model sees far fewer pixels than that.",
+        ) from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{origin}: {name} is empty, broken, or in no image format that Pillow knows",
+            fix="Replace the image, or remove the row from the data.",
+        ) from None
+    except Exception as error:  # Pillow's decoders raise nearly any type on a damaged file
+        raise DataError(
+            f"{origin}: {name} cannot be read as an image: {str(error) or type(error).__name__}",
+            fix="Replace the image, or remove the row from the data.",
+        ) from error
+
+
+def _refuse_unusable(image: Image.Image) -> None:
+    if 0 in image.size:
+        raise ValueError(f"it has no pixels ({image.width} x {image.height})")
+    if image.mode == "F" or image.mode.startswith("I"):
+        # Pillow's conversion to RGB clips these to 0..255, which leaves a white picture.
+        raise ValueError(f"it has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8 bits")
+
+
+def _describe(image: Path | bytes | Image.Image) -> str:
+    if isinstance(image, bytes):
+        return f"the embedded image ({len(image)} bytes)"
+    return "the given Pillow image" if isinstance(image, Image.Image) else str(image)
