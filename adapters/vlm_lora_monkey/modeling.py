@@ -1,0 +1,278 @@
+"""Monkey: pixels and tokens in, next-token logits out.
+
+Parameter names and shapes are those of the published checkpoints. This forward is the reference: what makes
+it leaner lives in :mod:`vlm_lora_monkey.forward`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from vlm_lora_monkey.configuration import MonkeyConfig
+from vlm_lora_monkey.language import MonkeyBlock, MonkeyRMSNorm, log_n_scale, ntk_factor, rotary_tables
+from vlm_lora_monkey.lora import draw_lora
+from vlm_lora_monkey.names import LORA_NAME
+from vlm_lora_monkey.splicing import find_image_blocks, put_images
+from vlm_lora_monkey.visual import MonkeyVisionTower, PoolAttention, Resampler, sincos_table
+from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models.dtypes import to_weight_dtype
+from vlm_lora_plugin.models.loss import causal_lm_loss
+
+DEFAULT_SEED = 42
+
+
+class MonkeyModel(nn.Module):
+    """Embeddings, vision tower and the layers of the language model."""
+
+    def __init__(self, config: MonkeyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.drop = nn.Dropout(config.emb_dropout_prob)
+        self.h = nn.ModuleList(MonkeyBlock(config, index) for index in range(config.num_hidden_layers))
+        self.ln_f = MonkeyRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.visual = MonkeyVisionTower(config.vision)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutputWithPast:
+        """Return the last hidden states ``[B, T, C]`` (after ``ln_f``) and the cache.
+
+        Arguments as in :meth:`MonkeyForCausalLM.forward`.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        hidden = self.drop(self._embed(input_ids, inputs_embeds, pixel_values, is_prompt=seen == 0))
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        if position_ids is None:
+            position_ids = _positions(attention_mask, seen, hidden)
+        rotary = rotary_tables(
+            position_ids,
+            int(self.config.kv_channels * self.config.rotary_pct),
+            self.config.rotary_emb_base,
+            self._ntk_factor(hidden.shape[1], seen, past_key_values),
+        )
+        log_n = None
+        if self.config.use_logn_attn and not self.training:
+            log_n = log_n_scale(position_ids, self.config.seq_length)
+        states = []
+        for block in self.h:
+            states.append(hidden)
+            hidden = block(hidden, rotary, log_n=log_n, mask=mask, past_key_values=past_key_values)
+        hidden = self.ln_f(hidden)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            hidden_states=(*states, hidden) if output_hidden_states else None,
+        )
+
+    def _embed(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        *,
+        is_prompt: bool,
+    ) -> torch.Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ModelError("Monkey takes input_ids or inputs_embeds, exactly one of them")
+        if input_ids is None:
+            if pixel_values is not None:
+                raise ModelError("With inputs_embeds the image places are unknown", fix="Give input_ids instead.")
+            return cast(torch.Tensor, inputs_embeds)
+        embeds = self.wte(input_ids)
+        if not is_prompt and pixel_values is None:
+            return cast(torch.Tensor, embeds)
+        blocks = find_image_blocks(input_ids, self.config, 0 if pixel_values is None else len(pixel_values))
+        if blocks is None or pixel_values is None:
+            return cast(torch.Tensor, embeds)
+        return put_images(embeds, blocks, self.visual.encode(_checked(pixel_values, self.config)))
+
+    def _ntk_factor(self, length: int, seen: int, cache: Cache | None) -> float:
+        """Return the factor of this forward: 1 in training, else by the prompt's length.
+
+        A cache keeps its prompt's factor, as its keys are rotated with it; so a generation is consistent in
+        itself, and equal to one without cache as long as it stays below the next threshold.
+        """
+        if self.training or not self.config.use_dynamic_ntk:
+            return 1.0
+        factor = ntk_factor(length + seen, self.config.seq_length)
+        if cache is None:
+            return factor
+        if seen == 0:
+            cache.ntk_factor = factor
+        return cast(float, getattr(cache, "ntk_factor", factor))
+
+
+class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
+    """The Monkey model with its language-modelling head.
+
+    Attributes:
+        fresh_lora_names: Built-in LoRA parameters that were drawn here instead of loaded from a checkpoint.
+    """
+
+    config_class = MonkeyConfig
+    config: MonkeyConfig
+    base_model_prefix = "transformer"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
+    fresh_lora_names: tuple[str, ...] = ()
+    _no_split_modules = ["MonkeyBlock", "VisualBlock"]  # noqa: RUF012  the base class's own form
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"attn\.masked_bias$", r"rotary_emb\.inv_freq$"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def __init__(self, config: MonkeyConfig) -> None:
+        super().__init__(config)
+        self.transformer = MonkeyModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+        self.generation_config.use_cache = True  # published configs switch it off, for training
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> CausalLMOutputWithPast:
+        """Run the model.
+
+        Args:
+            input_ids: ``[B, T]`` integers. An image is ``<img>``, ``config.image_token_span`` places of any
+                ids, ``</img>``; a row may hold none, one or several.
+            attention_mask: ``[B, S]``, true where there is a token, padding on either side; S counts the
+                cached tokens too.
+            pixel_values: ``[N, 3, image_size, image_size]`` floats: the images, in the order of their places
+                over the batch. Only with the prompt when a cache is used.
+            labels: ``[B, T]`` integers, -100 where nothing is supervised; shifted here.
+            num_items_in_batch: What the summed loss is divided by; see
+                :func:`vlm_lora_plugin.models.loss.causal_lm_loss`.
+            position_ids: ``[B, T]``; by default each row counts its tokens from 0.
+            past_key_values: Cache of the tokens before these.
+            inputs_embeds: ``[B, T, C]`` in place of ``input_ids``, for text alone.
+            use_cache: Return a cache; the default is the config's, and off in training.
+            output_attentions: Not available; must be false.
+            output_hidden_states: Also return the hidden states before every layer and after the last norm.
+            logits_to_keep: Compute the logits of the last n positions, or of these positions; 0 is all.
+
+        Returns:
+            ``loss`` (fp32 scalar, with labels), ``logits`` [B, T, vocab_size], ``past_key_values`` and
+            ``hidden_states``; a tuple with ``return_dict=False``.
+
+        Raises:
+            ModelError: The images do not fit the image places, or the inputs contradict each other.
+        """
+        if output_attentions:
+            raise ModelError("Monkey computes no attention maps", fix="Leave output_attentions out.")
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(to_weight_dtype(outputs.last_hidden_state[:, kept], self.lm_head.weight))
+        return CausalLMOutputWithPast(
+            loss=None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings."""
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        self.transformer.wte = value
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what was not loaded; LoRA is drawn by name and recorded in ``fresh_lora_names``."""
+        super().initialize_weights()
+        fresh = [
+            name
+            for name, parameter in self.named_parameters()
+            if re.fullmatch(LORA_NAME, name) and not getattr(parameter, "_is_hf_initialized", False)
+        ]
+        draw_lora(self, fresh, DEFAULT_SEED)
+        self.fresh_lora_names = tuple(fresh)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Resampler):
+            init.trunc_normal_(module.query, std=0.02)
+            init.copy_(module.pos_embed, sincos_table(*module.pos_embed.shape))
+        elif isinstance(module, PoolAttention):
+            init.xavier_uniform_(module.in_proj_weight)
+            init.zeros_(module.in_proj_bias)
+        elif isinstance(module, MonkeyVisionTower):
+            init.normal_(module.positional_embedding, std=module.settings.width**-0.5)
+            init.normal_(module.proj, std=module.settings.output_dim**-0.5)
+
+
+def _positions(attention_mask: torch.Tensor | None, seen: int, hidden: torch.Tensor) -> torch.Tensor:
+    """Count each row's tokens, so that padding on the left changes nothing; ``[B or 1, T]``."""
+    length = hidden.shape[1]
+    if attention_mask is None or attention_mask.ndim != 2:
+        return torch.arange(seen, seen + length, device=hidden.device)[None]
+    counted = attention_mask.to(hidden.device).long().cumsum(-1) - 1
+    return counted[:, -length:].clamp(min=0)
+
+
+def _checked(pixel_values: torch.Tensor, config: MonkeyConfig) -> torch.Tensor:
+    size = config.vision.image_size
+    if pixel_values.shape[1:] != (3, size, size):
+        raise ModelError(
+            f"pixel_values has the shape {tuple(pixel_values.shape)}, not [N, 3, {size}, {size}]",
+            fix="Use the model's own processor.",
+        )
+    return pixel_values

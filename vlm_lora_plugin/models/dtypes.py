@@ -1,0 +1,16 @@
+"""Seams between parameters of different dtype."""
+
+from __future__ import annotations
+
+import torch
+
+
+def to_weight_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` in the dtype of the weight it meets next, unless autocast decides that itself.
+
+    Trainable parameters are fp32 beside frozen ones in 16 bits. Under autocast every layer casts its own
+    inputs; outside of it (generation, plain evaluation) the seams need this.
+    """
+    if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(weight.dtype)
