@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainingArguments
 
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.data.preflight import DataStatistics
 from vlm_lora_plugin.data.reading import raise_for_rows
-from vlm_lora_plugin.errors import DataError, TrainingError
+from vlm_lora_plugin.errors import DataError, RecipeError
+from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.settings import DtypeName, TrainJob
 from vlm_lora_plugin.loading import load
@@ -43,17 +45,19 @@ class Plan:
         training: The training data.
         validation: The validation data, or None.
         statistics: By the name of the data set.
+        arguments: The Trainer's, checkpoints going to the output folder.
         output: Where results go.
     """
 
     job: TrainJob
     family: Family
     recipe: Recipe
-    dtype: DtypeName
+    dtype: torch.dtype
     summary: ModelSummary
     training: ConversationDataset
     validation: ConversationDataset | None
     statistics: Mapping[str, DataStatistics]
+    arguments: TrainingArguments
     output: OutputFolder
 
 
@@ -92,9 +96,8 @@ def preflight(job: TrainJob) -> Plan:
     output = OutputFolder(job.output)
     output.check(overwrite=job.overwrite)
     dtype = job.dtype or default_dtype()
-    if dtype == "fp16" and not torch.cuda.is_available():
-        raise TrainingError("fp16 trains on a GPU only, and there is none", fix="Give --dtype bf16 or fp32.")
     family, recipe, summary, processor = look_at(job.model, job.recipe, job.overrides, dtype)
+    arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], evaluate=job.val_data is not None)
     sets = {"training": ConversationDataset(job.data, processor, recipe.data, family)}
     if job.val_data is not None:
         sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family)
@@ -102,7 +105,31 @@ def preflight(job: TrainJob) -> Plan:
     if job.check_images:
         for data in sets.values():
             decode_images(data.examples)
-    return Plan(job, family, recipe, dtype, summary, sets["training"], sets.get("validation"), statistics, output)
+    return Plan(
+        job=job,
+        family=family,
+        recipe=recipe,
+        dtype=DTYPES[dtype],
+        summary=summary,
+        training=sets["training"],
+        validation=sets.get("validation"),
+        statistics=statistics,
+        arguments=arguments,
+        output=output,
+    )
+
+
+def _arguments(recipe: Recipe, checkpoints: Path, dtype: torch.dtype, *, evaluate: bool) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
+    # The filter would replace a loss that is not finite by the last one that was.
+    options = {"disable_tqdm": True, "logging_nan_inf_filter": False, "dataloader_pin_memory": on_gpu}
+    try:
+        return training_arguments(recipe, checkpoints, dtype=dtype, evaluate=evaluate, **options)
+    except ValueError as error:
+        raise RecipeError(
+            f"transformers refuses the recipe's optimizer or training settings: {error}",
+            fix="See docs/reference/recipe.md for every key and its values.",
+        ) from error
 
 
 def default_dtype() -> DtypeName:
