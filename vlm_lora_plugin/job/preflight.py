@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainingArguments
@@ -15,18 +15,17 @@ from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.data.preflight import DataStatistics
 from vlm_lora_plugin.data.reading import raise_for_rows
-from vlm_lora_plugin.errors import DataError, RecipeError
+from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.settings import DtypeName, TrainJob
 from vlm_lora_plugin.loading import load
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import Recipe, resolve_recipe
 from vlm_lora_plugin.reporting.summary import ModelSummary, summarise
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.types import Family, Processor
 
 DTYPES: dict[DtypeName, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -62,29 +61,22 @@ class Plan:
 
 
 def look_at(
-    folder: Path,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None,
-    overrides: Mapping[str, Any],
-    dtype: DtypeName | None = None,
-) -> tuple[Family, Recipe, ModelSummary, Processor]:
+    folder: Path, family: Family, recipe: Recipe, dtype: DtypeName | None = None
+) -> tuple[ModelSummary, Processor]:
     """Work out what a recipe trains in a model folder, without loading its weights.
 
     Args:
         folder: The model folder.
-        recipe: A recipe in any form, or None for the family's default preset.
-        overrides: A document laid over the recipe.
+        family: Whose model it is.
+        recipe: The resolved recipe.
         dtype: Dtype of the frozen weights, or None for the one the folder's config names.
 
     Raises:
-        ModelError: The folder is of no known family.
-        RecipeError: The recipe has an unknown key, value or preset.
         SelectionError: The recipe does not fit the model.
     """
-    family = get_manager().family_of_folder(folder)
-    resolved = resolve_recipe(recipe, family, overrides)
     model, processor = load(folder, dtype=DTYPES[dtype] if dtype else None, device="meta")
-    trainables = resolve_selection(model, family, resolved)
-    return family, resolved, summarise(model, str(folder), family, resolved, trainables), processor
+    trainables = resolve_selection(model, family, recipe)
+    return summarise(model, str(folder), family, recipe, trainables), processor
 
 
 def preflight(job: TrainJob) -> Plan:
@@ -93,10 +85,12 @@ def preflight(job: TrainJob) -> Plan:
     Raises:
         VlmLoraError: The first thing found wrong.
     """
+    family, recipe = job.check()
     output = OutputFolder(job.output)
-    output.check(overwrite=job.overwrite)
     dtype = job.dtype or default_dtype()
-    family, recipe, summary, processor = look_at(job.model, job.recipe, job.overrides, dtype)
+    if dtype == "fp16" and not torch.accelerator.is_available():
+        raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
+    summary, processor = look_at(job.model, family, recipe, dtype)
     arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], evaluate=job.val_data is not None)
     sets = {"training": ConversationDataset(job.data, processor, recipe.data, family)}
     if job.val_data is not None:
