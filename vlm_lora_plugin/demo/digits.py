@@ -35,7 +35,9 @@ def write_digits(folder: Path, *, size: int) -> tuple[Path, Path]:
     rows = []
     for index, (picture, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         file = images / f"{index:04d}.png"
-        Image.fromarray((picture * (255 / 16)).astype("uint8")).resize((size, size), Image.Resampling.BICUBIC).save(file)
+        Image.fromarray((picture * (255 / 16)).astype("uint8")).resize((size, size), Image.Resampling.BICUBIC).save(
+            file
+        )
         rows.append(
             {
                 "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": str(label)}],
