@@ -23,7 +23,7 @@ help:
 	@echo "make clean        remove the virtual environments and everything built"
 
 demo: $(VENV)/.installed
-	$(QUIET) $(VENV)/bin/vlm-lora train --demo
+	HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 $(VENV)/bin/vlm-lora train --demo
 
 test: lint
 	$(QUIET) $(VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow"

@@ -52,6 +52,10 @@ class CheckpointError(VlmLoraError):
     """An adapter folder is incomplete, broken, or belongs to something else."""
 
 
+class OutputError(VlmLoraError):
+    """The folder that results should go to cannot be used."""
+
+
 class TrainingError(VlmLoraError):
     """The training loop does not do what the recipe says."""
 

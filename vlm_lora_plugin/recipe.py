@@ -21,6 +21,9 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -34,14 +37,10 @@ class Rule(_Strict):
     """
 
     component: ComponentName | None = Field(None, description="All parameters of this component.")
-    pattern: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
-        (), description="Regular expressions for whole names; any of them may match."
-    )
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
-        (), description="Regular expressions for whole names that this rule leaves alone."
-    )
+    pattern: Names = Field((), description="Regular expressions for whole names; any of them may match.")
+    exclude: Names = Field((), description="Regular expressions for whole names that this rule leaves alone.")
     means: Means = Field(description="frozen, lora or full.")
-    group: str | None = Field(None, description="Learning-rate group; the default is <component>.<means>.")
+    group: str | None = Field(None, description="Learning-rate group; the default joins component and means: `vision.lora`.")
 
     @model_validator(mode="after")
     def _names_something(self) -> Rule:
@@ -50,18 +49,15 @@ class Rule(_Strict):
         return self
 
 
-TargetModules = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-
-
 class LoraSettings(_Strict):
     """PEFT's LoRA, in PEFT's own words. LoRA that a model carries itself has its own rank and scale."""
 
     r: int = Field(16, ge=1, description="Rank.")
     lora_alpha: float = Field(32, gt=0, description="Scale is lora_alpha / r (or / sqrt(r) with use_rslora).")
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
-    use_rslora: bool = False
-    use_dora: bool = False
-    target_modules: dict[ComponentName, TargetModules] = Field(
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout in front of the down projection.")
+    use_rslora: bool = Field(False, description="Rank-stabilised scale, lora_alpha / sqrt(r).")
+    use_dora: bool = Field(False, description="Weight-decomposed LoRA; also trains a magnitude per output.")
+    target_modules: dict[ComponentName, Names] = Field(
         default_factory=dict,
         description="Suffixes of the linear layers that get LoRA, by component; `all-linear` for every one. "
         "Components not named here use the family's own list.",
@@ -84,7 +80,7 @@ def _check_rates(name: str, rates: Rates) -> None:
             raise ValueError(f"{name}.{key} is negative: {rate}")
 
 
-RateTable = Annotated[Rates, BeforeValidator(_as_rates)]
+RateTable = Annotated[Rates, BeforeValidator(_as_rates, json_schema_input_type=float | Rates)]
 
 RATE_KEYS = ("learning_rate", "weight_decay")
 DEFAULT_LEARNING_RATE: Rates = {"default": 1e-5, "lora": 1e-4}
@@ -101,12 +97,12 @@ class OptimizerSettings(_Strict):
 
     learning_rate: RateTable = Field(DEFAULT_LEARNING_RATE, description="Per step, at the peak.")
     weight_decay: RateTable = Field(DEFAULT_WEIGHT_DECAY, description="AdamW's decoupled decay.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    lr_scheduler_type: str = "cosine"
-    warmup_ratio: float = Field(0.02, ge=0, lt=1, description="Share of all steps.")
-    max_grad_norm: float = Field(1.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of squared gradients.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Added to the denominator.")
+    lr_scheduler_type: str = Field("cosine", description="Any of transformers' schedules: linear, constant, ...")
+    warmup_ratio: float = Field(0.02, ge=0, lt=1, description="Share of all steps in which the rate rises from 0.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: never.")
 
     @model_validator(mode="after")
     def _rates_are_known(self) -> OptimizerSettings:
@@ -131,14 +127,14 @@ def _most_specific(table: Rates, fallback: Rates, component: str, means: str) ->
 class TrainingSettings(_Strict):
     """Batches and length of the run, in the names of transformers' TrainingArguments."""
 
-    per_device_train_batch_size: int = Field(1, ge=1)
-    per_device_eval_batch_size: int = Field(1, ge=1)
-    gradient_accumulation_steps: int = Field(16, ge=1)
-    num_train_epochs: float = Field(1.0, gt=0)
-    max_steps: int = Field(-1, description="Overrides num_train_epochs when positive.")
-    logging_steps: int = Field(1, ge=1)
-    save_steps: int = Field(500, ge=1)
-    save_total_limit: int | None = Field(2, ge=1)
+    per_device_train_batch_size: int = Field(1, ge=1, description="Examples in one forward pass of one device.")
+    per_device_eval_batch_size: int = Field(1, ge=1, description="The same, in evaluation.")
+    gradient_accumulation_steps: int = Field(16, ge=1, description="Forward passes in one optimizer step.")
+    num_train_epochs: float = Field(1.0, gt=0, description="Times that every example is seen.")
+    max_steps: int = Field(-1, description="Optimizer steps; overrides num_train_epochs when positive.")
+    logging_steps: int = Field(1, ge=1, description="Log every so many optimizer steps.")
+    save_steps: int = Field(500, ge=1, description="Write a checkpoint every so many optimizer steps.")
+    save_total_limit: int | None = Field(2, ge=1, description="Checkpoints kept, the newest; null: all.")
     eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps; None: at each epoch's end.")
     dataloader_num_workers: int = Field(1, ge=0, description="Processes that read and decode images.")
 
@@ -166,13 +162,13 @@ class Recipe(_Strict):
     train_fixed_tables: bool = Field(
         False, description="Also train computed tables (Monkey's attn_pool.pos_embed), as upstream does by accident."
     )
-    lora: LoraSettings = Field(default_factory=LoraSettings)
-    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
-    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="PEFT's LoRA.")
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings, description="AdamW and its schedule.")
+    training: TrainingSettings = Field(default_factory=TrainingSettings, description="Batches and length of the run.")
     gradient_checkpointing: dict[ComponentName, bool] = Field(
         default_factory=dict, description="Recompute this component's blocks in the backward pass; saves memory."
     )
-    data: DataSettings = Field(default_factory=DataSettings)
+    data: DataSettings = Field(default_factory=DataSettings, description="How examples become tokens.")
     seed: int = Field(42, ge=0, description="Seed of the LoRA initialisation, the data order and dropout.")
 
     @classmethod

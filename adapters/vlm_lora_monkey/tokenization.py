@@ -1,7 +1,6 @@
 """Qwen's tokenizer as the library's fast tokenizer, built from the published ``qwen.tiktoken``.
 
-The file holds byte sequences and their ranks; the special tokens follow in the order of upstream's
-``monkey_model/tokenization_qwen.py``.
+The file holds byte sequences and their ranks; the special tokens follow after the last rank.
 """
 
 from __future__ import annotations
@@ -15,23 +14,10 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
+from vlm_lora_monkey.special_tokens import END_OF_TEXT, GROUNDING_TAGS, SPECIAL_TOKENS
 from vlm_lora_plugin.errors import ModelError
 
 VOCABULARY_FILE = "qwen.tiktoken"
-
-END_OF_TEXT = "<|endoftext|>"
-IMAGE_START, IMAGE_END, IMAGE_PAD = "<img>", "</img>", "<imgpad>"
-GROUNDING_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
-SPECIAL_TOKENS = (
-    END_OF_TEXT,
-    "<|im_start|>",
-    "<|im_end|>",
-    *(f"<|extra_{number}|>" for number in range(205)),
-    *GROUNDING_TAGS,
-    IMAGE_START,
-    IMAGE_END,
-    IMAGE_PAD,
-)
 
 # Where Qwen cuts text before merging bytes; unlike in GPT-4's pattern, every digit stands alone.
 SPLIT_PATTERN = "|".join(
@@ -57,9 +43,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     Raises:
         ModelError: The file is missing or no such vocabulary.
     """
-    converter = _QwenConverter(
-        vocab_file=str(Path(folder) / VOCABULARY_FILE), pattern=SPLIT_PATTERN, extra_special_tokens=SPECIAL_TOKENS
-    )
+    file = str(Path(folder) / VOCABULARY_FILE)
+    converter = _QwenConverter(file, SPLIT_PATTERN, extra_special_tokens=SPECIAL_TOKENS)  # type: ignore[no-untyped-call]
     backend = converter.converted()
     backend.normalizer = normalizers.NFC()
     return PreTrainedTokenizerFast(

@@ -24,8 +24,8 @@ def open_image(image: Path | bytes | Image.Image, *, origin: str = "image") -> I
         The image, its header read and its pixels not yet decoded, with 8 bits a channel or fewer.
 
     Raises:
-        DataError: The image is missing, empty, broken, cut short, larger than Pillow's safety limit
-            (``PIL.Image.MAX_IMAGE_PIXELS``), or has more than 8 bits a channel.
+        DataError: The image is missing, empty, broken, cut short, more than twice Pillow's safety limit
+            (``PIL.Image.MAX_IMAGE_PIXELS``) large, or has more than 8 bits a channel.
     """
     name = _describe(image)
     try:
@@ -41,7 +41,7 @@ def open_image(image: Path | bytes | Image.Image, *, origin: str = "image") -> I
             f"{origin}: there is no image {name}",
             fix="Correct the path; a relative one in a data file is looked up beside that file.",
         ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise DataError(
             f"{origin}: {name} is too large to decode safely: {error}",
             fix="Make the image smaller; the model sees far fewer pixels than that.",

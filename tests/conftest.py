@@ -1,0 +1,22 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.types import Family
+
+
+@pytest.fixture
+def toy() -> Iterator[Family]:
+    """The toy family, registered for one test."""
+    from toy_family import ToyAdapter
+
+    adapter = ToyAdapter()
+    family = get_manager().register(adapter)
+    assert family is not None
+    yield family
+    get_manager().unregister(adapter)

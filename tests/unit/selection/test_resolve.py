@@ -1,0 +1,236 @@
+"""Rules become exact names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy_family import toy_model
+
+from vlm_lora_plugin.errors import ModelError, SelectionError
+from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.selection.resolve import resolve_selection
+
+OWN_LORA = {
+    f"tower.blocks.{block}.fc_lora.{part}"
+    for block in (0, 1)
+    for part in ("lora_a.weight", "lora_b.weight", "lora_scale")
+}
+ALIGNER = {
+    "aligner.kv_proj.weight",
+    "aligner.query",
+    "aligner.attn.in_proj_weight",
+    "aligner.attn.in_proj_bias",
+    "aligner.attn.out_proj.weight",
+    "aligner.attn.out_proj.bias",
+}
+
+
+def resolve(family, document, model=None):
+    return resolve_selection(model or toy_model(), family, resolve_recipe(document, family))
+
+
+def lora_of(*layers):
+    return {f"{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
+
+
+def test_lora_on_a_component_with_its_own_lora_trains_exactly_that(toy):
+    chosen = resolve(toy, {"components": {"vision": "lora"}})
+    assert chosen.names == OWN_LORA
+    assert chosen.lora_targets == ()
+    assert {parameter.kind for parameter in chosen.parameters} == {"builtin_lora"}
+
+
+def test_full_trains_everything_but_the_computed_table(toy):
+    assert resolve(toy, {"components": {"aligner": "full"}}).names == ALIGNER
+
+
+def test_train_fixed_tables_adds_the_table(toy):
+    chosen = resolve(toy, {"components": {"aligner": "full"}, "train_fixed_tables": True})
+    assert chosen.names == ALIGNER | {"aligner.table"}
+
+
+def test_lora_without_own_lora_takes_the_familys_layers(toy):
+    chosen = resolve(toy, {"components": {"language": "lora"}})
+    layers = [f"model.layers.{block}.self_attn.{layer}" for block in (0, 1) for layer in ("q_proj", "v_proj")]
+    assert chosen.lora_targets == tuple(layers)
+    assert chosen.names == lora_of(*layers)
+
+
+def test_lora_shapes_follow_rank_and_layer(toy):
+    chosen = resolve(toy, {"components": {"head": "lora"}, "lora": {"r": 3, "use_dora": True}})
+    shapes = {parameter.name: parameter.shape for parameter in chosen.parameters}
+    assert shapes == {
+        "lm_head.lora_A.weight": (3, 16),
+        "lm_head.lora_B.weight": (24, 3),
+        "lm_head.lora_magnitude_vector": (24,),
+    }
+
+
+def test_recipe_targets_replace_the_familys(toy):
+    document = {"components": {"language": "lora"}, "lora": {"target_modules": {"language": ["mlp.down_proj"]}}}
+    assert resolve(toy, document).lora_targets == ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")
+
+
+def test_recipe_targets_come_on_top_of_own_lora(toy):
+    document = {"components": {"vision": "lora"}, "lora": {"target_modules": {"vision": ["stem"]}}}
+    assert resolve(toy, document).names == OWN_LORA | lora_of("tower.stem")
+
+
+def test_all_linear_takes_every_layer_that_can_have_lora(toy):
+    document = {
+        "components": {"vision": "lora", "aligner": "lora"},
+        "lora": {"target_modules": {"vision": "all-linear", "aligner": "all-linear"}},
+    }
+    assert set(resolve(toy, document).lora_targets) == {
+        "tower.stem",
+        "tower.blocks.0.fc",
+        "tower.blocks.1.fc",
+        "aligner.kv_proj",
+    }
+
+
+def test_a_pattern_that_names_a_layer_puts_lora_on_it(toy):
+    chosen = resolve(toy, {"rules": [{"pattern": r"model\.layers\.1\.mlp\.(up|down)_proj", "means": "lora"}]})
+    assert chosen.lora_targets == ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj")
+
+
+def test_a_pattern_that_names_a_block_takes_the_familys_layers_in_it(toy):
+    chosen = resolve(toy, {"rules": [{"pattern": r"model\.layers\.1", "means": "lora"}]})
+    assert chosen.lora_targets == ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
+
+
+def test_the_last_matching_rule_decides(toy):
+    document = {
+        "components": {"vision": "full"},
+        "rules": [
+            {"pattern": r"tower\.blocks", "means": "frozen"},
+            {"pattern": r"tower\.blocks\.0\.norm", "means": "full"},
+        ],
+    }
+    assert resolve(toy, document).names == {
+        "tower.stem.weight",
+        "tower.stem.bias",
+        "tower.blocks.0.norm.weight",
+        "tower.blocks.0.norm.bias",
+    }
+
+
+def test_exclude_leaves_a_module_to_earlier_rules(toy):
+    chosen = resolve(toy, {"rules": [{"component": "aligner", "exclude": r"aligner\.attn", "means": "full"}]})
+    assert chosen.names == {"aligner.kv_proj.weight", "aligner.query"}
+
+
+def test_component_and_pattern_must_both_hold(toy):
+    chosen = resolve(toy, {"rules": [{"component": "vision", "pattern": r".*norm.*", "means": "full"}]})
+    assert chosen.names == {f"tower.blocks.{b}.norm.{p}" for b in (0, 1) for p in ("weight", "bias")}
+
+
+def test_full_trains_own_lora_too(toy):
+    chosen = resolve(toy, {"components": {"vision": "full"}})
+    assert chosen.names >= OWN_LORA
+    assert {p.kind for p in chosen.parameters if p.name in OWN_LORA} == {"builtin_lora"}
+
+
+def test_rates_go_by_component_and_means_and_vectors_do_not_decay(toy):
+    document = {
+        "components": {"vision": "lora", "aligner": "full"},
+        "optimizer": {
+            "learning_rate": {"default": 1e-5, "vision.lora": 2e-4},
+            "weight_decay": {"default": 0.1, "vision": 0.3},
+        },
+    }
+    by_name = {p.name: p for p in resolve(toy, document).parameters}
+    down, scale = by_name["tower.blocks.0.fc_lora.lora_a.weight"], by_name["tower.blocks.0.fc_lora.lora_scale"]
+    assert (down.group, down.learning_rate, down.weight_decay) == ("vision.lora", 2e-4, 0.3)
+    assert (scale.learning_rate, scale.weight_decay) == (2e-4, 0.0)
+    assert by_name["aligner.query"].learning_rate == 1e-5
+    assert by_name["aligner.attn.out_proj.bias"].weight_decay == 0.0
+
+
+def test_a_rule_may_name_its_group(toy):
+    chosen = resolve(toy, {"rules": [{"component": "aligner", "means": "full", "group": "bridge"}]})
+    assert {parameter.group for parameter in chosen.parameters} == {"bridge"}
+
+
+def test_meta_model_gives_the_same_selection(toy):
+    with torch.device("meta"):
+        empty = type(toy_model())(toy_model().config)
+    document = {"preset": "lora+llm-lora"}
+    assert resolve(toy, document, empty) == resolve(toy, document)
+
+
+def test_counts_tell_each_component(toy):
+    lines = {line.component: line for line in resolve(toy, {"preset": "lora"}).counts()}
+    model = toy_model()
+    assert lines["vision"].trainable == sum(p.numel() for n, p in model.named_parameters() if n in OWN_LORA)
+    assert lines["vision"].total == sum(p.numel() for p in model.tower.parameters())
+    assert (lines["aligner"].means, lines["aligner"].tensors) == (("full",), len(ALIGNER))
+    assert (lines["language"].trainable, lines["language"].means) == (0, ())
+    assert sum(line.total for line in lines.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_longest_prefix_owns_a_parameter(toy):
+    assert resolve(toy, {"components": {"embeddings": "full"}}).names == {"model.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (
+            {"rules": [{"pattern": r"tower\.bloks\..*", "means": "full"}]},
+            ["tower\\.bloks", "Did you mean tower.blocks"],
+        ),
+        ({"rules": [{"pattern": [r"tower\..*", "nothing"], "means": "full"}]}, ["'nothing'"]),
+        ({"rules": [{"component": "vision", "exclude": "nothing", "means": "full"}]}, ["'nothing'"]),
+        ({"rules": [{"pattern": "tower(", "means": "full"}]}, ["no regular expression"]),
+        ({"rules": [{"component": "vision", "pattern": r"aligner.*", "means": "frozen"}]}, ["matches no parameter"]),
+        ({"rules": [{"pattern": r"tower\..*\.norm", "means": "lora"}]}, ["finds no LoRA"]),
+        ({"components": {"embeddings": "lora"}}, ["embeddings", "finds no LoRA"]),
+        ({"components": {"vision": "frozen"}}, ["trains nothing"]),
+        (
+            {"rules": [{"pattern": r"aligner\.attn\.out_proj", "means": "lora"}]},
+            ["aligner.attn.out_proj", "never"],
+        ),
+        ({"rules": [{"pattern": r"aligner\.table", "means": "full"}]}, ["aligner.table", "train_fixed_tables"]),
+        (
+            {"components": {"language": "lora"}, "lora": {"target_modules": {"language": ["q_prj"]}}},
+            ["q_prj", "Did you mean q_proj"],
+        ),
+        (
+            {"components": {"language": "lora"}, "lora": {"target_modules": {"language": ["kv_proj"]}}},
+            ["kv_proj", "no linear layer"],
+        ),
+    ],
+)
+def test_a_rule_that_does_not_fit_the_model_is_an_error(toy, document, words):
+    with pytest.raises(SelectionError) as caught:
+        resolve(toy, document)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_overridden_rule_may_name_a_layer_that_cannot_have_lora(toy):
+    document = {"rules": [{"pattern": ".*", "means": "lora"}, {"component": "aligner", "means": "frozen"}]}
+    assert not any(layer.startswith("aligner") for layer in resolve(toy, document).lora_targets)
+
+
+def test_a_parameter_outside_all_components_is_an_error(toy):
+    model = toy_model()
+    model.stray = torch.nn.Linear(2, 2)
+    with pytest.raises(SelectionError, match=r"stray\.weight, stray\.bias"):
+        resolve(toy, {"preset": "lora"}, model)
+
+
+def test_a_quantised_weight_cannot_be_trained_in_full(toy):
+    model = toy_model()
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(24, 16, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(SelectionError, match=r"lm_head\.weight cannot be trained in full"):
+        resolve(toy, {"components": {"head": "full"}}, model)
+
+
+def test_a_model_with_peft_layers_is_refused(toy):
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(toy_model(), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ModelError, match="already has PEFT layers"):
+        resolve(toy, {"preset": "lora"}, wrapped.get_base_model())

@@ -1,0 +1,97 @@
+"""Writes docs/reference/recipe.md from the recipe's own schema: ``python tools/recipe_reference.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlm_lora_plugin.recipe import Recipe
+
+PAGE = Path(__file__).parents[1] / "docs/reference/recipe.md"
+
+INTRODUCTION = """\
+<!-- Written by tools/recipe_reference.py; change the descriptions in vlm_lora_plugin/recipe.py instead. -->
+
+# Recipe
+
+A recipe says what learns, how fast, and on what. The same keys work in a YAML file (`--recipe`), on the command
+line (`--set key.key=value`) and in Python (`prepare(model, {...})`). A key that does not exist is an error.
+
+```yaml
+preset: lora              # start from a preset of the family
+components:
+  language: lora          # and change a part of it
+optimizer:
+  learning_rate: {vision.lora: 5.0e-5}
+training:
+  num_train_epochs: 3
+```
+
+Rules are applied in this order, and of all that match a parameter the last one decides: the preset's
+`components`, the preset's `rules`, the recipe's `components`, the recipe's `rules`, those given with `--set`.
+A parameter that no rule names is frozen. Of every other key the later value wins.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    parts = [INTRODUCTION, _section("Top level", {**schema, "description": ""}, definitions)]
+    for key, value in schema["properties"].items():
+        name = _reference(value) or _reference(value.get("items", {}))
+        if name:
+            parts.append(_section(f"`{key}`", definitions[name], definitions))
+    return "\n".join(parts)
+
+
+def _reference(value: dict[str, Any]) -> str:
+    return str(value.get("$ref", "")).rpartition("/")[2]
+
+
+def _section(title: str, definition: dict[str, Any], definitions: dict[str, Any]) -> str:
+    lines = [f"## {title}", ""]
+    if definition["description"]:
+        lines += [definition["description"].replace("``", "`"), ""]
+    lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
+    for key, value in definition["properties"].items():
+        required = key in definition.get("required", ())
+        default = "required" if required else _default(value)
+        meaning = value.get("description") or definitions[_reference(value)]["description"]
+        lines.append(f"| `{key}` | {_values(value)} | {default} | {_escaped(meaning)} |")
+    return "\n".join([*lines, ""])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _default(value: dict[str, Any]) -> str:
+    if "$ref" in value:
+        return "see below"
+    default = value.get("default", {} if value.get("type") == "object" else None)
+    return f"`{json.dumps(default)}`"
+
+
+def _values(value: dict[str, Any]) -> str:
+    if "$ref" in value:
+        return f"[mapping](#{_reference(value).removesuffix('Settings').lower()})"
+    if "anyOf" in value:
+        return " or ".join(_values(choice) for choice in value["anyOf"])
+    if "enum" in value:
+        return ", ".join(f"`{choice}`" for choice in value["enum"])
+    kind = value["type"]
+    if kind == "object":
+        keys = value.get("propertyNames", {}).get("enum")
+        names = f" ({', '.join(f'`{key}`' for key in keys)})" if keys else ""
+        return f"mapping{names} to {_values(value['additionalProperties'])}"
+    if kind == "array":
+        return f"list of {_values(value['items'])}" if "$ref" not in value["items"] else "list of [rules](#rules)"
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = " and ".join(f"{sign} {value[name]}" for name, sign in bounds.items() if name in value)
+    return f"{kind} {limits}".strip()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

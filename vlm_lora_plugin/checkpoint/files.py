@@ -1,0 +1,65 @@
+"""Names of a checkpoint's files, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from vlm_lora_plugin.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's config of the LoRA part."""
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""PEFT's LoRA tensors and nothing else, under PEFT's names; empty when a recipe trains no PEFT LoRA."""
+
+BASE_WEIGHTS = "base_trainables.safetensors"
+"""The base model's own trained parameters under their published names; absent when there are none."""
+
+MANIFEST = "vlm_lora_manifest.json"
+"""Written last: a folder without it is incomplete."""
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then put it in place in one step."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file whole or not at all."""
+    write_file(path, save(dict(tensors), metadata={"format": "pt"}))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file onto the CPU.
+
+    Raises:
+        CheckpointError: It is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", fix="Use a complete copy of the checkpoint.")
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}",
+            why="It is truncated or no safetensors file.",
+            fix="Use a complete copy of the checkpoint.",
+        ) from None
+    return tensors

@@ -1,0 +1,97 @@
+"""Writing everything that was trained."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm_lora_plugin.checkpoint.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_WEIGHTS,
+    MANIFEST,
+    write_file,
+    write_tensors,
+)
+from vlm_lora_plugin.errors import CheckpointError, listed
+from vlm_lora_plugin.selection.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+
+
+def save_adapter(
+    model: VlmLoraPeftModel,
+    folder: str | os.PathLike[str],
+    *,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write PEFT's adapter files, the base's own trained parameters, and last the manifest.
+
+    Each file appears whole or not at all. A manifest of an earlier save is removed first, so that a folder
+    with a manifest is always complete. Tensors are fp32.
+
+    Args:
+        model: A prepared model.
+        folder: Made if need be.
+        state_dict: Tensors by their names in memory, to be written instead of the model's own (DeepSpeed
+            gathers partitioned parameters into one). More than the trained ones may be in it.
+
+    Raises:
+        CheckpointError: A trained tensor is missing, empty or of another shape; nothing is written then.
+    """
+    path = Path(folder)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file, a folder is needed")
+    tensors = _collect(model, state_dict)
+    trainable = model.vlm_lora.trainable
+    path.mkdir(parents=True, exist_ok=True)
+    for stale in (MANIFEST, BASE_WEIGHTS):
+        (path / stale).unlink(missing_ok=True)
+    if trainable.of_base():
+        write_tensors(path / BASE_WEIGHTS, {p.name: tensors[p.name] for p in trainable.of_base()})
+    write_file(path / ADAPTER_CONFIG, _adapter_config(model))
+    write_tensors(path / ADAPTER_WEIGHTS, {PEFT_PREFIX + p.name: tensors[p.name] for p in trainable.of_peft()})
+    write_file(path / MANIFEST, model.vlm_lora.manifest.to_json().encode())
+
+
+def _collect(model: VlmLoraPeftModel, state_dict: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    source: Mapping[str, torch.Tensor] = model.named_trainables()
+    if state_dict is not None:
+        source = {canonical_name(name): tensor for name, tensor in state_dict.items()}
+    missing, wrong, tensors = [], [], {}
+    for parameter in model.vlm_lora.trainable.parameters:
+        tensor = source.get(parameter.name)
+        if tensor is None:
+            missing.append(parameter.name)
+        elif tuple(tensor.shape) != parameter.shape:
+            wrong.append(f"{parameter.name} {tuple(tensor.shape)}")
+        else:
+            tensors[parameter.name] = tensor.detach().to("cpu", torch.float32).contiguous()
+    if missing:
+        raise CheckpointError(
+            f"Trained parameters are missing from what is to be saved: {listed(missing)}",
+            fix="Give the whole state dict, or none.",
+        )
+    if wrong:
+        raise CheckpointError(
+            f"Trained parameters are empty or of another shape: {listed(wrong)}",
+            why="Under ZeRO-3 a parameter is empty until it is gathered; saved like this the training would be lost.",
+            fix="Set stage3_gather_16bit_weights_on_model_save: true in the DeepSpeed configuration.",
+        )
+    return tensors
+
+
+def _adapter_config(model: VlmLoraPeftModel) -> bytes:
+    config = copy.copy(model.peft_config[ADAPTER_NAME])
+    config.inference_mode = True
+    config.base_model_name_or_path = config.base_model_name_or_path or model.get_base_model().name_or_path
+    with tempfile.TemporaryDirectory() as folder:  # PEFT writes it itself, but not in one step
+        config.save_pretrained(folder)
+        return (Path(folder) / ADAPTER_CONFIG).read_bytes()

@@ -1,0 +1,59 @@
+"""The typer application: global options, commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import typer
+from typer.core import TyperGroup
+
+from vlm_lora_plugin import __version__
+from vlm_lora_plugin.cli.failure import exit_code, show, wants_traceback
+from vlm_lora_plugin.cli.inspect import inspect
+from vlm_lora_plugin.cli.options import TracebackOption
+from vlm_lora_plugin.cli.train import train
+from vlm_lora_plugin.errors import VlmLoraError
+
+
+class _Commands(TyperGroup):
+    """Shows our own errors without a traceback; any other error is a fault of ours and keeps its own."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer re-exports click's Context
+        try:
+            return super().invoke(ctx)
+        except VlmLoraError as error:
+            if wants_traceback(ctx):
+                raise
+            show(error)
+            raise typer.Exit(exit_code(error)) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlm-lora {__version__}")
+        raise typer.Exit
+
+
+# Plain help text: rich's would more than double the time of `--help`.
+app = typer.Typer(
+    name="vlm-lora",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def vlm_lora(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    traceback: TracebackOption = False,
+) -> None:
+    """LoRA fine-tuning of vision-language models.
+
+    Exit codes: 0 done; 1 a fault of this program (with its traceback); 2 input that cannot be used; 3 training
+    stopped because it did not do what the recipe says.
+    """
+
+
+app.command()(inspect)
+app.command()(train)

@@ -1,0 +1,60 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlm_lora_plugin.cli.failure import remember_traceback
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.job.settings import DtypeName
+
+
+class Dtype(str, Enum):
+    """Parameter dtypes that a model can be loaded in."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+TracebackOption = Annotated[
+    bool,
+    typer.Option(
+        "--traceback",
+        envvar="VLM_LORA_TRACEBACK",
+        callback=remember_traceback,
+        help="Show errors with their traceback.",
+    ),
+]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", "-r", help="A recipe in a YAML file.")]
+PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="A preset of the model's family.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe; may be given again."),
+]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option("--dtype", help="Dtype of the frozen weights; trainable ones are fp32.")
+]
+
+
+def overrides(assignments: list[str] | None, preset: str | None, max_steps: int | None = None) -> dict[str, Any]:
+    """Return the document that the command line lays over the recipe; an option wins over ``--set``.
+
+    Raises:
+        RecipeError: An assignment is no ``key=value``.
+    """
+    from vlm_lora_plugin.recipe import parse_assignments
+
+    steps = [] if max_steps is None else [f"training.max_steps={max_steps}"]
+    document = parse_assignments([*(assignments or ()), *steps])
+    return document if preset is None else {**document, "preset": preset}
+
+
+def name_of(dtype: Dtype | None) -> DtypeName | None:
+    """Return the name behind the option."""
+    return None if dtype is None else dtype.value

@@ -1,0 +1,91 @@
+"""``vlm-lora train``: from images and conversations to an adapter on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlm_lora_plugin.cli.options import (
+    DtypeOption,
+    PresetOption,
+    RecipeOption,
+    SetOption,
+    TracebackOption,
+    name_of,
+    overrides,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlm_lora_plugin.job.run import TrainResult
+    from vlm_lora_plugin.job.settings import TrainJob
+
+DEMO_OUTPUT = Path("runs/demo")
+
+
+def train(
+    model: Annotated[Path | None, typer.Argument(help="A model folder.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="Training data, JSONL or JSON.")] = None,
+    val_data: Annotated[Path | None, typer.Option("--val-data", help="Data to evaluate on, same form.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
+    assignments: SetOption = None,
+    dtype: DtypeOption = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many steps.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder holds.")] = False,
+    check_images: Annotated[
+        bool, typer.Option("--check-images/--no-check-images", help="Decode every image once before training.")
+    ] = True,
+    demo: Annotated[bool, typer.Option("--demo", help="Train a tiny model on handwritten digits instead.")] = False,
+    traceback: TracebackOption = False,
+) -> None:
+    """Train an adapter. Everything is checked and shown before the first step; nothing is written until it is done."""
+    if demo:
+        if (model, data, val_data, recipe, preset, assignments, dtype, max_steps) != (None,) * 8:
+            raise typer.BadParameter("--demo takes no model, data or recipe; it brings its own", param_hint="--demo")
+        from vlm_lora_plugin.demo import run_demo
+
+        run_demo(output or DEMO_OUTPUT)
+        return
+    if model is None or data is None or output is None:
+        missing = [name for name, value in (("MODEL", model), ("--data", data), ("--output", output)) if value is None]
+        raise typer.BadParameter("needed, unless --demo is given", param_hint=" and ".join(missing))
+    from rich.console import Console
+
+    from vlm_lora_plugin.job.run import run
+    from vlm_lora_plugin.job.settings import TrainJob
+
+    job = TrainJob(
+        model=model,
+        data=data,
+        output=output,
+        val_data=val_data,
+        recipe=recipe,
+        overrides=overrides(assignments, preset, max_steps),
+        dtype=name_of(dtype),
+        overwrite=overwrite,
+        check_images=check_images,
+    )
+    console = Console()
+    _report(job, run(job, console), console)
+
+
+def _report(job: TrainJob, result: TrainResult, console: Console) -> None:
+    losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.last_loss is not None else ""
+    if result.eval_loss is not None:
+        losses += f", validation {result.eval_loss:.4f}"
+    size = sum(file.stat().st_size for file in result.adapter.rglob("*")) / 2**20
+    console.print(f"{result.steps} steps, {losses}", highlight=False)
+    for text, path in (("adapter", f"{result.adapter} ({size:.1f} MiB)"), ("results", str(job.output))):
+        console.print(f"{text}  {path}", highlight=False, soft_wrap=True, markup=False)
+    console.print("Reload it:", highlight=False)
+    for line in (
+        "from vlm_lora_plugin import load, load_adapter",
+        f"model, processor = load({str(job.model)!r})",
+        f"model = load_adapter(model, {str(result.adapter)!r})",
+    ):
+        console.print(f"    {line}", highlight=False, soft_wrap=True, markup=False)

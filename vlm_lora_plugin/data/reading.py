@@ -1,0 +1,228 @@
+"""Data files: JSONL or a JSON list, in the common ``messages`` form or in the family's own."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message, Role
+from vlm_lora_plugin.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.types import Family
+
+SHAPE = (
+    '{"messages": [{"role": "user", "content": "<image>What is this?"}, '
+    '{"role": "assistant", "content": "A cat."}], "images": ["cat.png"]}'
+)
+"""A row as it should look, for error messages."""
+
+_ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
+
+# Keys that ms-swift acts on and this package does not.
+_UNSUPPORTED = ("videos", "audios", "objects", "tools", "rejected_response", "rejected_messages")
+_MISNAMED = {"image": "images", "image_path": "images", "img": "images", "message": "messages"}
+
+
+def read_examples(path: str | Path, family: Family) -> list[Example]:
+    """Read every row of a data file.
+
+    A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` as ms-swift users have it, or a row of
+    the family's own format (``Family.parse_record``). An image is a path, ``{"path": ...}`` or
+    ``{"bytes": base64}``; a relative path starts at the data file's folder. Where a row has images and no
+    ``<image>`` mark, the marks are put in front of the first user message.
+
+    Args:
+        path: A JSONL file, or a JSON file that holds one list.
+        family: Whose own format is tried on rows without ``messages``.
+
+    Raises:
+        DataError: The file is missing or empty, or rows are unusable; names the first of them with file and line.
+    """
+    file = Path(path)
+    examples: list[Example] = []
+    problems: list[DataError] = []
+    for origin, record in _records(file, problems):
+        try:
+            examples.append(parse_row(record, file.parent, origin, family))
+        except DataError as error:
+            problems.append(error)
+    raise_for_rows(problems, len(examples) + len(problems))
+    if not examples:
+        raise DataError(f"{file} holds no rows", fix=f"Write one JSON object a line: {SHAPE}")
+    return examples
+
+
+def parse_row(record: object, folder: Path, origin: str, family: Family) -> Example:
+    """Turn one row into an Example.
+
+    Args:
+        record: The decoded JSON value.
+        folder: Where relative image paths start.
+        origin: Name of the row for error messages, ``data.jsonl:17``.
+        family: Whose own format is tried when there are no ``messages``.
+
+    Raises:
+        DataError: The row is in neither form.
+    """
+    if not isinstance(record, Mapping):
+        raise DataError(f"{origin}: a row must be an object, this is a {type(record).__name__}", fix=_like_this())
+    if "messages" in record:
+        return _parse_messages(record, folder, origin)
+    example = family.parse_record(record, folder, origin) if family.parse_record else None
+    if example is None:
+        keys = ", ".join(map(str, record)) or "none"
+        raise DataError(
+            f"{origin}: the row has no `messages` and is not in {family.title}'s own format; its keys: {keys}",
+            fix=_like_this(),
+        )
+    return example
+
+
+def resolve_image_path(path: str, folder: Path, origin: str) -> Path:
+    """Return the file that an image path in a row means; relative ones start at ``folder``.
+
+    Raises:
+        DataError: The path is empty or a URL.
+    """
+    if not path.strip():
+        raise DataError(f"{origin}: an image path is empty", fix="Write the path of a file, or remove the image.")
+    if "://" in path[:16] or path.startswith("data:"):
+        raise DataError(
+            f"{origin}: the image {path[:80]!r} is a URL",
+            why="Training reads images from disk only, so that a run does not depend on a server.",
+            fix='Download it and write its path, or embed it as {"bytes": "<base64>"}.',
+        )
+    return folder / path
+
+
+def raise_for_rows(problems: list[DataError], rows: int, *, most: int = 5) -> None:
+    """Raise one DataError for all unusable rows, naming the first ``most``; do nothing when there are none.
+
+    Args:
+        problems: One error for each unusable row; ``what`` starts with the row's file and line.
+        rows: How many rows there are in all.
+        most: How many to show.
+    """
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        shown = "".join(f"\n  {problem.what}" for problem in problems[:most])
+        more = f"\n  and {len(problems) - most} more" if len(problems) > most else ""
+        fixes = dict.fromkeys(problem.fix for problem in problems[:most] if problem.fix)
+        raise DataError(f"{len(problems)} of {rows} rows cannot be used:{shown}{more}", fix="\n".join(fixes))
+
+
+def _records(file: Path, problems: list[DataError]) -> Iterator[tuple[str, object]]:
+    """Yield (origin, decoded row); a line that is no JSON goes to ``problems``."""
+    try:
+        with file.open("rb") as stream:
+            if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+                stream.seek(0)
+                yield from _list_items(file, stream.read())
+                return
+            stream.seek(0)
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except ValueError as error:  # not JSON, or not UTF-8
+                        problems.append(DataError(f"{file}:{number}: not valid JSON: {error}", fix=_like_this()))
+                    else:
+                        yield f"{file}:{number}", row
+    except OSError as error:
+        raise DataError(f"The data file {file} cannot be read: {error.strerror}", fix="Check the path.") from None
+
+
+def _list_items(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
+    try:
+        rows = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{file}: the list is not valid JSON: {error}", fix=_like_this()) from None
+    for number, row in enumerate(rows, 1):
+        yield f"{file} item {number}", row
+
+
+def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Example:
+    for wrong, right in _MISNAMED.items():
+        if wrong in record and right not in record:
+            raise DataError(f"{origin}: unknown key `{wrong}`", fix=f"Write `{right}`. {_like_this()}")
+    for key in _UNSUPPORTED:
+        if record.get(key):
+            raise DataError(
+                f"{origin}: `{key}` is not supported",
+                why="To leave it out silently would train on something else than the row says.",
+                fix="Remove the key if the row makes sense without it, else the row.",
+            )
+    rows = record["messages"]
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{origin}: `messages` must be a list of messages", fix=_like_this())
+    messages = [_parse_message(row, number, origin) for number, row in enumerate(rows, 1)]
+    images = record.get("images") or []
+    if isinstance(images, (str, Mapping)):
+        images = [images]
+    if not isinstance(images, list):
+        raise DataError(f"{origin}: `images` must be a list, not {type(images).__name__}", fix=_like_this())
+    marks = sum(message.content.count(IMAGE_MARK) for message in messages)
+    if images and not marks:
+        first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
+        messages[first] = Message(messages[first].role, IMAGE_MARK * len(images) + messages[first].content)
+    elif marks != len(images):
+        raise DataError(
+            f"{origin}: {marks} {IMAGE_MARK} marks in `messages`, {len(images)} in `images`",
+            fix=f"Write one {IMAGE_MARK} for each image, or none at all to have them put first.",
+        )
+    return Example(
+        messages=tuple(messages),
+        images=tuple(_parse_image(image, folder, origin) for image in images),
+        origin=origin,
+    )
+
+
+def _parse_message(row: object, number: int, origin: str) -> Message:
+    where = f"{origin}: message {number}"
+    if not isinstance(row, Mapping) or not {"role", "content"} <= set(row):
+        raise DataError(f"{where} needs `role` and `content`", fix=_like_this())
+    role, content = row["role"], row["content"]
+    if not isinstance(role, str) or role not in _ROLES:
+        hint = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}.get(str(role).lower())
+        raise DataError(
+            f"{where} has the unknown role {role!r}",
+            fix=f"Write {hint}." if hint else nearest(str(role), list(_ROLES)),
+        )
+    if not isinstance(content, str):
+        raise DataError(
+            f"{where}: `content` must be text, not {type(content).__name__}",
+            fix=f"Write plain text with {IMAGE_MARK} where an image belongs, and the files in `images`.",
+        )
+    if row.get("loss") is not None or row.get("loss_scale") is not None:
+        raise DataError(
+            f"{where}: a loss setting of its own is not supported", fix="Remove it: every answer is learnt from."
+        )
+    return Message(_ROLES[role], content)
+
+
+def _parse_image(image: object, folder: Path, origin: str) -> Path | bytes:
+    if isinstance(image, Mapping):
+        encoded, image = image.get("bytes"), image.get("path")
+        if isinstance(encoded, str):
+            try:
+                return base64.b64decode(encoded, validate=True)
+            except (binascii.Error, ValueError):
+                raise DataError(
+                    f"{origin}: the `bytes` of an image are not base64", fix="Encode the file's bytes as base64."
+                ) from None
+    if not isinstance(image, str):
+        raise DataError(
+            f"{origin}: an image must be a path or an object with `path` or `bytes`, not {type(image).__name__}",
+            fix='Write "cat.png", {"path": "cat.png"} or {"bytes": "<base64>"}.',
+        )
+    return resolve_image_path(image, folder, origin)
+
+
+def _like_this() -> str:
+    return f"A row looks like this: {SHAPE}"

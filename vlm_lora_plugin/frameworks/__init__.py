@@ -1,0 +1,1 @@
+"""What each training framework needs so that all of them train the same."""

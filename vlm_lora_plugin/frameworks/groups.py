@@ -1,0 +1,156 @@
+"""Learning-rate groups of a prepared model, in every Trainer.
+
+Groups must exist when the optimizer is made: added later they break resuming. So ``Trainer.create_optimizer``
+is wrapped once for the whole process, and acts only on models that ``prepare`` returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlm_lora_plugin.errors import TrainingError, listed
+from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+from vlm_lora_plugin.selection.names import canonical_name
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer, TrainingArguments
+
+    from vlm_lora_plugin.recipe import OptimizerSettings
+    from vlm_lora_plugin.selection.trainables import Trainable
+
+ANY = ("", "")
+"""Neither a component nor a means: what a table of rates says by default."""
+
+_MARK = "_vlm_lora_groups"
+
+
+def install_groups() -> None:
+    """Wrap ``transformers.Trainer.create_optimizer``; a second call changes nothing."""
+    from transformers import Trainer
+
+    original = Trainer.create_optimizer
+    if getattr(original, _MARK, False):
+        return
+
+    @wraps(original)
+    def create_optimizer(self: Trainer, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        prepared = find_prepared(self.model if model is None else model)
+        if prepared is not None and self.optimizer is None:
+            self.optimizer = _make_optimizer(self, prepared)
+        return original(self, model)
+
+    setattr(create_optimizer, _MARK, True)
+    Trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
+
+
+def find_prepared(model: nn.Module | None) -> VlmLoraPeftModel | None:
+    """Return the prepared model inside what a framework wrapped around it, or None."""
+    from accelerate.utils import extract_model_from_parallel
+
+    inner = model if model is None else extract_model_from_parallel(model, keep_torch_compile=False)
+    return inner if isinstance(inner, VlmLoraPeftModel) else None
+
+
+def parameter_groups(model: VlmLoraPeftModel) -> list[dict[str, Any]]:
+    """Return the optimizer's groups, each with its own ``lr`` and ``weight_decay``; none is empty.
+
+    Parameters stand in the model's order, groups in the order of their first parameter. ``name`` is the
+    recipe's group, ``<component>.<means>`` by default; it repeats where a group has two decays.
+    """
+    by_name = {parameter.name: parameter for parameter in model.vlm_lora.trainable.parameters}
+    groups: dict[tuple[object, ...], dict[str, Any]] = {}
+    for name, tensor in model.named_trainables().items():
+        entry: Trainable = by_name[name]
+        settings = {"name": entry.group, "lr": entry.learning_rate, "weight_decay": entry.weight_decay}
+        key = (entry.component, entry.means, *settings.values())
+        groups.setdefault(key, {"params": [], **settings})["params"].append(tensor)
+    return list(groups.values())
+
+
+def verify_optimizer(model: VlmLoraPeftModel, optimizer: torch.optim.Optimizer) -> None:
+    """Check that an optimizer holds exactly what the manifest lists, in fp32, at the recipe's rates.
+
+    Raises:
+        TrainingError: A parameter is missing, frozen, strange to the model, of another dtype or at another rate.
+    """
+    wanted = {parameter.name: parameter for parameter in model.vlm_lora.trainable.parameters}
+    names = {id(tensor): canonical_name(name) for name, tensor in model.named_parameters()}
+    held: dict[str, Mapping[str, Any]] = {}
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            held[names.get(id(tensor), f"a parameter of shape {tuple(tensor.shape)} from elsewhere")] = group
+    tensors = model.named_trainables()
+    learning = {canonical_name(name) for name, tensor in model.named_parameters() if tensor.requires_grad}
+    problems = {
+        "in the recipe, but not in the optimizer": sorted(wanted.keys() - held.keys()),
+        "in the optimizer, but not in the recipe": sorted(held.keys() - wanted.keys()),
+        "frozen since prepare": sorted(wanted.keys() - learning),
+        "unfrozen since prepare": sorted(learning - wanted.keys()),
+        "no longer fp32": [name for name, tensor in tensors.items() if tensor.dtype != torch.float32],
+    }
+    for key, attribute in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
+        problems[f"at another {attribute} than the recipe's"] = [
+            f"{name} ({group.get(f'initial_{key}', group[key])} instead of {getattr(wanted[name], attribute)})"
+            for name, group in held.items()
+            if name in wanted and group.get(f"initial_{key}", group[key]) != getattr(wanted[name], attribute)
+        ]
+    for problem, found in problems.items():
+        if found:
+            raise TrainingError(
+                f"Parameters {problem}: {listed(found)}",
+                why="The run would not train what the recipe says.",
+                fix="Build the Trainer after prepare, without an optimizer of its own, and change no requires_grad.",
+            )
+
+
+def _make_optimizer(trainer: Trainer, model: VlmLoraPeftModel) -> torch.optim.Optimizer:
+    settings = model.vlm_lora.recipe.optimizer
+    _check_arguments(trainer.args, settings, {p.learning_rate for p in model.vlm_lora.trainable.parameters})
+    if trainer.optimizer_cls_and_kwargs is not None:
+        optimizer_class, options = trainer.optimizer_cls_and_kwargs
+    else:
+        optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+    own_parameters = {"params", "model", "optimizer_dict"} & options.keys()
+    if own_parameters or not _takes_groups(optimizer_class):
+        raise TrainingError(
+            f"The optimizer '{trainer.args.optim}' chooses its parameters itself and cannot follow the recipe's groups",
+            fix="Use optim='adamw_torch' or another plain optimizer.",
+        )
+    options = {**options, "lr": settings.rate(*ANY)}
+    if "betas" in options:
+        options.update(betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_epsilon)
+    optimizer: torch.optim.Optimizer = optimizer_class(parameter_groups(model), **options)
+    return optimizer
+
+
+def _takes_groups(optimizer_class: Any) -> bool:
+    return isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)
+
+
+def _check_arguments(arguments: TrainingArguments, settings: OptimizerSettings, rates: set[float]) -> None:
+    """Refuse TrainingArguments that were set to something else than the recipe's values.
+
+    A value that still is the dataclass's default counts as not given.
+    """
+    allowed: Mapping[str, set[float]] = {
+        "learning_rate": {settings.rate(*ANY), *(rates if len(rates) == 1 else ())},
+        "weight_decay": {settings.decay(*ANY)},
+        "adam_beta1": {settings.adam_beta1},
+        "adam_beta2": {settings.adam_beta2},
+        "adam_epsilon": {settings.adam_epsilon},
+    }
+    defaults = {field.name: field.default for field in fields(arguments)}
+    for name, values in allowed.items():
+        given = getattr(arguments, name)
+        if given != defaults[name] and given not in values:
+            raise TrainingError(
+                f"TrainingArguments.{name} is {given}, the recipe's optimizer.{name} is {getattr(settings, name)}",
+                why="The optimizer follows the recipe, so the argument would be ignored.",
+                fix=f"Set optimizer.{name} in the recipe and leave the argument out.",
+            )

@@ -1,0 +1,161 @@
+"""The Hugging Face Trainer, unmodified: arguments from a recipe, and a callback that checks the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vlm_lora_plugin.errors import TrainingError, listed
+from vlm_lora_plugin.frameworks.groups import ANY, find_prepared, verify_optimizer
+from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+from vlm_lora_plugin.recipe import Recipe, resolve_recipe
+from vlm_lora_plugin.selection.manifest import differences
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class VlmLoraCallback(TrainerCallback):
+    """Checks that a Trainer trains what ``prepare`` decided, and stops the run otherwise.
+
+    When the Trainer is built it checks the model; on the first step it checks that the optimizer holds exactly
+    the parameters of the manifest, in fp32, at the recipe's rates. It changes nothing.
+
+    Args:
+        recipe: Optional: the recipe that the model should have been prepared with.
+    """
+
+    def __init__(self, recipe: Recipe | Mapping[str, Any] | str | Path | None = None) -> None:
+        self._recipe = recipe
+        self._verified = False
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Check the model and the arguments as soon as the Trainer is built."""
+        self._check(args, kwargs["model"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check again: ``model_init`` makes another model for each run."""
+        self._check(args, kwargs["model"])
+        self._verified = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the optimizer once."""
+        if not self._verified:
+            verify_optimizer(self._check(args, kwargs["model"]), kwargs["optimizer"])
+            self._verified = True
+
+    def _check(self, args: TrainingArguments, model: nn.Module | None) -> VlmLoraPeftModel:
+        prepared = find_prepared(model)
+        if prepared is None:
+            raise TrainingError(
+                f"The Trainer's model is a {type(model).__name__} that was not prepared",
+                why="No LoRA is in it and nothing says what should learn.",
+                fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer.",
+            )
+        own = prepared.vlm_lora
+        if self._recipe is not None:
+            wanted = resolve_recipe(self._recipe, own.family)
+            found = differences(own.recipe.document(), wanted.document())
+            if found:
+                raise TrainingError(
+                    f"The callback's recipe is not the one the model was prepared with (model / callback): "
+                    f"{listed(found)}",
+                    fix="Give the same recipe to both, or none to the callback.",
+                )
+        if args.bf16_full_eval or args.fp16_full_eval:
+            raise TrainingError(
+                "bf16_full_eval and fp16_full_eval turn the whole model into 16 bit, the recipe's parameters included",
+                why="What was trained in fp32 would be rounded for good.",
+                fix="Leave them out: a model loaded in 16 bit evaluates under autocast anyway.",
+            )
+        if own.dtype == torch.float16 and not args.fp16:
+            raise TrainingError(
+                "The base model is in float16, but TrainingArguments.fp16 is off",
+                why="Gradients would underflow without the Trainer's loss scaling.",
+                fix="Set fp16=True, or load the model in bfloat16.",
+            )
+        if own.dtype == torch.bfloat16 and args.fp16:
+            raise TrainingError(
+                "The base model is in bfloat16, but TrainingArguments.fp16 is on",
+                fix="Set bf16=True instead, or load the model in float16.",
+            )
+        return prepared
+
+
+def training_arguments(
+    recipe: Recipe | VlmLoraPeftModel,
+    output_dir: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    evaluate: bool = False,
+    **overrides: Any,
+) -> TrainingArguments:
+    """Return the TrainingArguments that a recipe asks for.
+
+    Args:
+        recipe: A resolved recipe, or the prepared model itself.
+        output_dir: Where checkpoints go.
+        dtype: Dtype the base model was loaded in; 16 bit trains under autocast. None: the prepared model's,
+            or fp32 when a recipe was given.
+        evaluate: Evaluate as the recipe says; the Trainer then needs an ``eval_dataset``.
+        **overrides: Further arguments, which win. What the recipe's ``optimizer`` decides cannot be
+            overridden: the run stops when both are given and differ.
+
+    Raises:
+        TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
+    """
+    if isinstance(recipe, VlmLoraPeftModel):
+        dtype, recipe = dtype or recipe.vlm_lora.dtype, recipe.vlm_lora.recipe
+    if recipe.preset is not None:
+        raise TrainingError(
+            f"The recipe still starts from the preset '{recipe.preset}', whose values are not in it yet",
+            fix="Give the prepared model, or its recipe model.vlm_lora.recipe.",
+        )
+    name = str(dtype).removeprefix("torch.")
+    on_cpu = not torch.accelerator.is_available()
+    if name == "float16" and on_cpu:
+        raise TrainingError("float16 cannot be trained on a CPU", fix="Load the model in bfloat16 or float32.")
+    optimizer, training = recipe.optimizer, recipe.training
+    values: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "learning_rate": optimizer.rate(*ANY),
+        "weight_decay": optimizer.decay(*ANY),
+        "adam_beta1": optimizer.adam_beta1,
+        "adam_beta2": optimizer.adam_beta2,
+        "adam_epsilon": optimizer.adam_epsilon,
+        "lr_scheduler_type": optimizer.lr_scheduler_type,
+        "warmup_steps": optimizer.warmup_ratio,  # below 1 it is a share of all steps
+        "max_grad_norm": optimizer.max_grad_norm,
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "per_device_eval_batch_size": training.per_device_eval_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "num_train_epochs": training.num_train_epochs,
+        "max_steps": training.max_steps,
+        "logging_steps": training.logging_steps,
+        "save_steps": training.save_steps,
+        "save_total_limit": training.save_total_limit,
+        "dataloader_num_workers": training.dataloader_num_workers,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "bf16": name == "bfloat16",
+        "fp16": name == "float16",
+        "use_cpu": on_cpu,
+        "logging_strategy": "steps",
+        "save_strategy": "steps",
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,  # the collator needs pixel_values
+        "report_to": "none",
+    }
+    if evaluate:
+        values["eval_strategy"] = "epoch" if training.eval_steps is None else "steps"
+        values["eval_steps"] = training.eval_steps
+    return TrainingArguments(**{**values, **overrides})

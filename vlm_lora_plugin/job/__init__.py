@@ -1,0 +1,5 @@
+"""One training job, from a model folder and a data file to an adapter on disk: what ``vlm-lora train`` runs."""
+
+from vlm_lora_plugin.job.settings import TrainJob
+
+__all__ = ["TrainJob"]

@@ -1,0 +1,94 @@
+"""The folder that a job's results go to; nothing in it changes before the first training step is done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from vlm_lora_plugin.errors import OutputError, TrainingError, listed
+
+
+class OutputFolder:
+    """Results of one job.
+
+    Attributes:
+        adapter: What was trained, in PEFT's layout.
+        checkpoints: The trainer's ``checkpoint-N`` folders.
+        recipe: The resolved recipe.
+        log: The log, one JSON object a line.
+        picture: The picture of the loss.
+
+    Args:
+        folder: May exist; files of other names in it are left alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.adapter = folder / "adapter"
+        self.checkpoints = folder / "checkpoints"
+        self.recipe = folder / "recipe.yaml"
+        self.log = folder / "log.jsonl"
+        self.picture = folder / "loss.png"
+        self.begun = False
+        self._missing = [path for path in (self.checkpoints, folder, *folder.parents) if not path.exists()]
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse a folder that cannot be written to or, without ``overwrite``, holds results.
+
+        Raises:
+            OutputError: It is a file, not writable, or holds results.
+        """
+        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"Nothing can be written to {self.folder}: {existing} is "
+                f"{'not writable' if existing.is_dir() else 'not a folder'}",
+                fix="Give another folder.",
+            )
+        held = [path.name for path in self._results() if path.exists()]
+        if held and not overwrite:
+            raise OutputError(
+                f"{self.folder} already holds results: {listed(held)}",
+                why="They would be lost.",
+                fix="Give another folder, or --overwrite to replace them.",
+            )
+
+    def begin(self, recipe: str) -> None:
+        """Replace old results by the resolved recipe; called when the first step is done.
+
+        Args:
+            recipe: The recipe as YAML.
+        """
+        for path in self._results():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.recipe.write_text(recipe, encoding="utf-8")
+        self.begun = True
+
+    def save_adapter(self, save: Callable[[Path], None]) -> None:
+        """Let ``save`` write the adapter into a temporary folder, then put it in its place in one step.
+
+        Raises:
+            TrainingError: Nothing was written.
+        """
+        temporary = self.folder / ".adapter.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        save(temporary)
+        if not temporary.is_dir() or not any(temporary.iterdir()):
+            raise TrainingError("The adapter was not saved: nothing was written")
+        os.replace(temporary, self.adapter)
+
+    def abandon(self) -> None:
+        """Remove the empty folders that were made for a job that failed before its first step was done."""
+        if not self.begun:
+            for path in self._missing:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+
+    def _results(self) -> tuple[Path, ...]:
+        return (self.adapter, self.checkpoints, self.recipe, self.log, self.picture)

@@ -1,0 +1,107 @@
+"""Running a job: load, prepare, the unmodified Trainer, and what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
+from vlm_lora_plugin.job.preflight import DTYPES, Plan, preflight
+from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.preparation import prepare
+from vlm_lora_plugin.reporting.data_table import data_table
+from vlm_lora_plugin.reporting.log import JsonlLog, read_log
+from vlm_lora_plugin.reporting.loss_picture import draw_loss
+from vlm_lora_plugin.reporting.progress import ConsoleProgress
+from vlm_lora_plugin.reporting.tree import component_tree
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.job.output import OutputFolder
+    from vlm_lora_plugin.job.settings import TrainJob
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished job leaves.
+
+    Attributes:
+        adapter: The folder that ``load_adapter`` takes.
+        steps: Optimizer steps done.
+        first_loss: Of the first logged step, nats per supervised token.
+        last_loss: Of the last logged step.
+        eval_loss: Of the last evaluation, or None.
+    """
+
+    adapter: Path
+    steps: int
+    first_loss: float | None
+    last_loss: float | None
+    eval_loss: float | None
+
+
+class _Begin(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
+    """Opens the output folder when the first step is done, and not before."""
+
+    def __init__(self, output: OutputFolder, recipe: str) -> None:
+        self._output, self._recipe = output, recipe
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not self._output.begun and state.is_world_process_zero:
+            self._output.begin(self._recipe)
+
+
+def run(job: TrainJob, console: Console | None = None) -> TrainResult:
+    """Check a job, show what will be trained, train it, and save the adapter, log and picture.
+
+    Args:
+        job: What to do.
+        console: Where to show it; None for standard output.
+
+    Raises:
+        VlmLoraError: The job cannot be done. Before the first step is done the output folder stays as it was.
+    """
+    console = console or Console()
+    plan = preflight(job)
+    console.print(component_tree(plan.summary))
+    console.print(data_table(plan.statistics))
+    try:
+        return _train(plan, console)
+    except BaseException:
+        plan.output.abandon()
+        raise
+
+
+def _train(plan: Plan, console: Console) -> TrainResult:
+    recipe, output = plan.recipe, plan.output
+    model, processor = load(plan.job.model, dtype=DTYPES[plan.dtype], seed=recipe.seed)
+    model = prepare(model, recipe)
+    progress = ConsoleProgress(console)
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(recipe, output_dir=str(output.checkpoints), has_validation=plan.validation is not None),
+        train_dataset=plan.training,
+        eval_dataset=plan.validation,
+        data_collator=processor.collate,
+        callbacks=[_Begin(output, recipe.to_yaml()), VlmLoraCallback(recipe), JsonlLog(output.log), progress],
+    )
+    trainer.remove_callback(PrinterCallback)  # its lines are the same numbers once more
+    try:
+        trainer.train()
+    finally:
+        progress.close()
+    output.save_adapter(lambda folder: model.save_pretrained(folder))
+    lines = read_log(output.log)
+    draw_loss(lines, output.picture, title=f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    return TrainResult(
+        adapter=output.adapter,
+        steps=trainer.state.global_step,
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+        eval_loss=evaluations[-1] if evaluations else None,
+    )

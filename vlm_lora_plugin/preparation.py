@@ -1,0 +1,138 @@
+"""``prepare``: the one function that every framework calls before its training loop is built."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+
+from vlm_lora_plugin.errors import ModelError, listed
+from vlm_lora_plugin.frameworks.groups import install_groups
+from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.prepared_model import Preparation, VlmLoraPeftModel
+from vlm_lora_plugin.recipe import Recipe, resolve_recipe
+from vlm_lora_plugin.selection.injection import inject
+from vlm_lora_plugin.selection.manifest import differences, make_manifest
+from vlm_lora_plugin.selection.names import canonical_name, is_injected
+from vlm_lora_plugin.selection.resolve import resolve_selection
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from vlm_lora_plugin.selection.trainables import TrainableSet
+    from vlm_lora_plugin.types import Family
+
+
+def prepare(
+    model: PreTrainedModel | PeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None = None
+) -> VlmLoraPeftModel:
+    """Make a freshly loaded model train exactly what a recipe says.
+
+    Puts LoRA in through PEFT, draws it by key, sets ``requires_grad``, turns every trained parameter into
+    fp32 and leaves every frozen one in its dtype, and applies the family's patches of the forward pass. The
+    base model is changed in place. On a 16-bit base, ``forward`` and ``generate`` enter autocast by
+    themselves where none is active. Training or evaluation mode stays as it is.
+
+    Args:
+        model: The loaded model, before a Trainer or optimizer is built; or one that was prepared already.
+        recipe: A Recipe, a mapping, a path to a YAML file or a preset's name; None for the family's default.
+
+    Returns:
+        A ``PeftModel``; its ``vlm_lora`` tells what was decided. A model that was prepared with the same
+        recipe before is returned as it is.
+
+    Raises:
+        ModelError: No family owns the model, or it is not freshly loaded.
+        RecipeError: The recipe cannot be read.
+        SelectionError: The recipe does not fit the model.
+    """
+    if isinstance(model, VlmLoraPeftModel):
+        return _prepared_before(model, recipe)
+    if isinstance(model, PeftModel) or is_injected(model):
+        raise ModelError(
+            "The model already has PEFT layers",
+            why="Layers that this recipe does not know of would be trained, saved and loaded wrongly.",
+            fix="Give the freshly loaded model, or the one that prepare returned.",
+        )
+    family = get_manager().family_of_model(model)
+    resolved = resolve_recipe(recipe, family)
+    _check_loaded(model, resolved)
+    selection = resolve_selection(model, family, resolved)
+    dtype = _load_dtype(model)
+    manifest = make_manifest(selection, resolved, model.config, str(dtype).removeprefix("torch."))
+    prepared = inject(model, selection, resolved)
+    _switch(prepared, selection)
+    prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)
+    _patch(prepared, family, resolved)
+    install_groups()
+    return prepared
+
+
+def _prepared_before(
+    model: VlmLoraPeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None
+) -> VlmLoraPeftModel:
+    state = model.vlm_lora
+    wanted = resolve_recipe(recipe, state.family)
+    found = differences(state.recipe.document(), wanted.document())
+    if found:
+        raise ModelError(
+            f"The model was prepared with another recipe (before / now): {listed(found)}",
+            fix="Load the base model again to prepare it differently.",
+        )
+    return model
+
+
+def _check_loaded(model: nn.Module, recipe: Recipe) -> None:
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ModelError(
+            f"These parameters have no values, they are on the meta device: {listed(empty)}",
+            fix="Load the model with its weights: vlm_lora_plugin.load(folder).",
+        )
+    if getattr(model, "is_gradient_checkpointing", False):
+        raise ModelError(
+            "Gradient checkpointing was switched on before prepare; the recipe says "
+            f"{dict(recipe.gradient_checkpointing) or 'off'}",
+            fix="Leave it to the recipe: gradient_checkpointing: {language: true}.",
+        )
+
+
+def _load_dtype(model: nn.Module) -> torch.dtype:
+    """Return the floating dtype that most elements of a model have."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def _switch(model: VlmLoraPeftModel, selection: TrainableSet) -> None:
+    """Let exactly the selection learn, in fp32."""
+    expected = {parameter.name: parameter.shape for parameter in selection.parameters}
+    for name, parameter in ((canonical_name(name), parameter) for name, parameter in model.named_parameters()):
+        learns = expected.pop(name, None)
+        if learns is not None:
+            if tuple(parameter.shape) != learns:
+                raise ModelError(f"{name} has the shape {tuple(parameter.shape)}, {learns} was expected")
+            parameter.data = parameter.data.to(torch.float32)
+        parameter.requires_grad_(learns is not None)
+    if expected:
+        raise ModelError(f"PEFT did not make these parameters: {listed(sorted(expected))}")
+
+
+def _patch(model: VlmLoraPeftModel, family: Family, recipe: Recipe) -> None:
+    """Apply the adapter's patches, or none of them."""
+    base, state = model.get_base_model(), model.vlm_lora
+    undo: list[Callable[[], None]] = state.undo
+    try:
+        for patch in get_manager().wrap_forward(family, base, recipe):
+            undo.append(patch.apply(base))
+            state.patches = (*state.patches, patch.name)
+    except Exception:
+        state.undo_patches()
+        raise

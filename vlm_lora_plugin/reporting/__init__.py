@@ -1,0 +1,1 @@
+"""What a run shows and leaves: tables, trees, the log, the picture of the loss."""

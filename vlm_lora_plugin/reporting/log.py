@@ -1,0 +1,80 @@
+"""The log of a run: one JSON object a line, written as it happens."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_TRAIN_KEYS = ("loss", "grad_norm")
+_EVAL_KEYS = ("eval_loss",)
+
+
+class JsonlLog(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
+    """Writes ``step``, ``epoch``, ``seconds`` since the start, and what the trainer logged at that step.
+
+    A training line has ``loss`` (mean over the steps since the last line, in nats per supervised token),
+    ``grad_norm`` and ``learning_rate`` (by group, as used in that step); an evaluation line has ``eval_loss``.
+    A value that is not finite is written as null.
+
+    Args:
+        file: Where to write. Created with the first line; its folder must exist by then.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._rates: dict[str, float] = {}
+        self._start = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Note the rates now: when the trainer logs, the scheduler has moved on."""
+        groups = optimizer.param_groups if optimizer is not None else []
+        self._rates = {str(group.get("name", index)): float(group["lr"]) for index, group in enumerate(groups)}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one line for a training or evaluation log; the trainer's closing summary is left out."""
+        line: dict[str, Any] = {"step": state.global_step, "epoch": state.epoch}
+        values = {key: _finite(logs[key]) for key in (*_TRAIN_KEYS, *_EVAL_KEYS) if logs and key in logs}
+        if not values or not state.is_world_process_zero:
+            return
+        line.update(values)
+        if "loss" in values:
+            line["learning_rate"] = self._rates
+        line["seconds"] = round(time.monotonic() - self._start, 3)
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log."""
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,74 @@
+"""The tree of components that ``inspect`` and ``train`` print before anything is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+from rich.tree import Tree
+
+from vlm_lora_plugin.types import Kind
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.reporting.summary import ComponentSummary, GroupSummary, ModelSummary
+
+_KINDS: dict[Kind, str] = {"full": "full weights", "builtin_lora": "built-in LoRA", "peft_lora": "PEFT LoRA"}
+
+
+def count(number: int) -> str:
+    """Return a count with a unit that keeps it short: ``127.17 M``."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def component_tree(summary: ModelSummary) -> Tree:
+    """Return the tree: components, what learns in each and how fast, totals, predicted memory."""
+    share = 100 * summary.trainable / summary.parameters
+    tree = Tree(
+        Text.assemble(
+            (summary.family, "bold"),
+            f" {summary.model}  {count(summary.parameters)} parameters in {summary.dtype}, ",
+            (f"{count(summary.trainable)} trainable", "bold green"),
+            f" ({share:.2f} %), recipe {summary.recipe}",
+        ),
+        guide_style="dim",
+    )
+    for component in summary.components:
+        node = tree.add(_component(component))
+        for group in component.groups:
+            node.add(_group(group))
+    memory = summary.memory_gib
+    tree.add(
+        Text.assemble(
+            ("memory  ", "bold"),
+            f"{memory.frozen_weights:.2f} GiB frozen weights + {memory.training_state:.2f} GiB for what learns "
+            "(fp32 weights, gradients, AdamW)  ",
+            ("predicted, without activations", "italic"),
+        )
+    )
+    return tree
+
+
+def _component(component: ComponentSummary) -> Text:
+    text = Text.assemble((f"{component.component:<11}", "bold"), f"{count(component.parameters):>9}  ")
+    if component.trainable:
+        text.append(f"{count(component.trainable)} trainable", "green")
+    else:
+        text.append("frozen", "dim")
+    if component.gradient_checkpointing:
+        text.append("  gradient checkpointing", "cyan")
+    return text
+
+
+def _group(group: GroupSummary) -> Text:
+    decay = f"weight decay {group.weight_decay:g}"
+    if group.weight_decay and group.undecayed:
+        decay += f" (none on {group.undecayed} vectors)"
+    return Text.assemble(
+        (f"{group.means:<5}", "green"),
+        f"{_KINDS[group.kind]}  {count(group.elements)} in {group.tensors} tensors  "
+        f"learning rate {group.learning_rate:g}  {decay}",
+        (f"  group {group.group}", "dim"),
+    )

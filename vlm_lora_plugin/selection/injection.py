@@ -1,0 +1,126 @@
+"""LoRA put into a model through PEFT, and drawn by key.
+
+Every LoRA tensor depends on the seed and its canonical name alone; the process's random state is untouched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES
+
+from vlm_lora_plugin.errors import ModelError, listed
+from vlm_lora_plugin.selection.keyed_init import keyed_lora_down
+from vlm_lora_plugin.selection.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.selection.trainables import TrainableSet
+
+FRESH_LORA_ATTRIBUTE = "fresh_lora_names"
+"""Attribute of a base model: names of its own LoRA that its checkpoint did not hold."""
+
+
+def lora_config(selection: TrainableSet, recipe: Recipe) -> LoraConfig:
+    """Return PEFT's config for exactly the selected layers; without any, one that adapts nothing."""
+    targets = "|".join(re.escape(layer) for layer in selection.lora_targets)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.lora_alpha,
+        lora_dropout=recipe.lora.lora_dropout,
+        use_rslora=recipe.lora.use_rslora,
+        use_dora=recipe.lora.use_dora,
+        target_modules=targets or DUMMY_TARGET_MODULES,
+    )
+
+
+def inject(base: nn.Module, selection: TrainableSet, recipe: Recipe) -> VlmLoraPeftModel:
+    """Wrap a base model, put LoRA on the selected layers, and draw all LoRA that starts fresh.
+
+    PEFT's LoRA is fp32 whatever the base holds. Training or evaluation mode of every layer is kept.
+
+    Raises:
+        ModelError: PEFT adapted other layers than those selected, or the base's own LoRA is not finite.
+    """
+    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+
+    with torch.random.fork_rng(devices=[]):  # PEFT draws LoRA on the CPU before it is drawn by key below
+        model = VlmLoraPeftModel(base, lora_config(selection, recipe), ADAPTER_NAME)
+    layers = {
+        name.removeprefix(PEFT_PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    if layers.keys() != set(selection.lora_targets):
+        wrong = sorted(layers.keys() ^ set(selection.lora_targets))
+        raise ModelError(
+            f"PEFT put LoRA on other layers than were selected: {listed(wrong)}",
+            fix="Use a PEFT version that this package supports; see its requirements.",
+        )
+    for wrapper in (model, model.base_model):
+        wrapper.training = base.training
+    for layer in layers.values():
+        layer.train(layer.get_base_layer().training)
+    parameters = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+    _draw_peft(layers, parameters, recipe.seed)
+    draw_builtin(parameters, getattr(base, FRESH_LORA_ATTRIBUTE, ()), recipe.seed)
+    broken = [p.name for p in selection.parameters if p.kind != "full" and not parameters[p.name].isfinite().all()]
+    if broken:
+        raise ModelError(
+            f"These LoRA parameters hold values that are not finite: {listed(broken)}",
+            why="They were never initialised, or the checkpoint is broken; training would give NaN.",
+            fix="Load the model with vlm_lora_plugin.load(folder).",
+        )
+    return model
+
+
+@torch.no_grad()
+def _draw_peft(layers: Mapping[str, LoraLayer], parameters: Mapping[str, nn.Parameter], seed: int) -> None:
+    for name, layer in layers.items():
+        down, up = parameters[f"{name}.lora_A.weight"], parameters[f"{name}.lora_B.weight"]
+        for parameter in (down, up):
+            parameter.data = parameter.data.float()
+        down.copy_(keyed_lora_down(f"{name}.lora_A.weight", down.shape, seed))
+        up.zero_()
+        magnitude = parameters.get(f"{name}.lora_magnitude_vector")
+        if magnitude is not None:
+            # PEFT takes the norm in the base's dtype; in fp32 the first step is the base model's own.
+            magnitude.data = torch.linalg.norm(layer.get_base_layer().weight.float(), dim=1)
+
+
+@torch.no_grad()
+def draw_builtin(parameters: Mapping[str, torch.Tensor], names: Iterable[str], seed: int) -> None:
+    """Initialise LoRA that a base model carries itself: down drawn by key, up zero, scale one.
+
+    Args:
+        parameters: Canonical name -> tensor, changed in place in its own dtype.
+        names: Which of them to draw. The ending tells the part: ``lora_a``, ``lora_b`` (each with or
+            without ``.weight``, in any case) or ``lora_scale``.
+        seed: The recipe's seed.
+
+    Raises:
+        ModelError: A name is not in the model, or its ending tells no part.
+    """
+    for name in names:
+        part = re.search(r"lora_(a|b|scale)(\.weight)?$", name, re.IGNORECASE)
+        if name not in parameters or part is None:
+            raise ModelError(
+                f"{name} is named as LoRA to initialise, but "
+                + ("the model has no such parameter" if part else "its ending is none of lora_a, lora_b, lora_scale")
+            )
+        tensor = parameters[name]
+        if part[1].lower() == "a":
+            tensor.copy_(keyed_lora_down(name, tensor.shape, seed))
+        elif part[1].lower() == "b":
+            tensor.zero_()
+        else:
+            tensor.fill_(1.0)

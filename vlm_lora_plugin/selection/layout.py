@@ -1,0 +1,130 @@
+"""A model as rules see it: parameter names, components, linear layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from vlm_lora_plugin.errors import SelectionError, listed, nearest
+from vlm_lora_plugin.selection.names import ancestors
+from vlm_lora_plugin.types import Component, ComponentName, Family
+
+if TYPE_CHECKING:
+    import torch
+
+ALL_LINEAR = "all-linear"
+"""Stands for every linear layer of a component in ``lora.target_modules``."""
+
+
+class Layout:
+    """Names, components and linear layers of a base model; reads no weight.
+
+    Attributes:
+        parameters: Name -> parameter; one that two modules share stands under its first name.
+        component_of: Name -> the part of the model it belongs to.
+        members: Component -> names of its parameters, in the model's order.
+        paths: Every parameter name, and every module name with a parameter below it.
+        layers: Name -> linear layer whose weight is one of ``parameters``.
+        dead_layers: Linear layers of ``nn.MultiheadAttention``, which reads their weight and never calls them.
+        builtin: Names of parameters that are LoRA inside the base model.
+
+    Raises:
+        SelectionError: A parameter belongs to no component of the family.
+    """
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
+        self.component_of: dict[str, Component] = {}
+        self.members: dict[ComponentName, list[str]] = {component.name: [] for component in family.components}
+        homeless = []
+        for name in self.parameters:
+            component = _component_of(name, family.components)
+            if component is None:
+                homeless.append(name)
+                continue
+            self.component_of[name] = component
+            self.members[component.name].append(name)
+        if homeless:
+            raise SelectionError(
+                f"These parameters belong to no component of {family.title}: {listed(homeless)}",
+                why="A rule could neither train nor freeze them.",
+                fix=f"Load the model with vlm_lora_plugin.load(folder), or add their prefix to {family.name}'s parts.",
+            )
+        modules = dict(model.named_modules())
+        self.layers: dict[str, nn.Linear] = {
+            name: module
+            for name, module in modules.items()
+            if isinstance(module, nn.Linear) and f"{name}.weight" in self.parameters
+        }
+        self.dead_layers = {
+            name for name in self.layers if isinstance(modules[name.rpartition(".")[0]], nn.MultiheadAttention)
+        }
+        self.paths: set[str] = set(self.parameters).union(*(ancestors(name) for name in self.parameters))
+        self.builtin = {
+            name
+            for name, component in self.component_of.items()
+            if component.builtin_lora and re.fullmatch(component.builtin_lora, name)
+        }
+
+    def has_builtin(self, component: ComponentName) -> bool:
+        """Return whether this component carries LoRA of its own in this model."""
+        return any(name in self.builtin for name in self.members[component])
+
+    def layers_named(self, suffixes: Iterable[str], component: ComponentName) -> set[str]:
+        """Return the linear layers of a component that any of the suffixes, or ``all-linear``, names.
+
+        ``all-linear`` leaves out what LoRA cannot or need not be put on: layers inside
+        ``nn.MultiheadAttention``, and the linear layers that built-in LoRA is made of.
+        """
+        members = set(self.members[component])
+        own = {name for name in self.layers if f"{name}.weight" in members}
+        found: set[str] = set()
+        for suffix in suffixes:
+            if suffix == ALL_LINEAR:
+                found |= {name for name in own - self.dead_layers if f"{name}.weight" not in self.builtin}
+            else:
+                found |= {name for name in own if name == suffix or name.endswith(f".{suffix}")}
+        return found
+
+    def suffixes(self, component: ComponentName) -> list[str]:
+        """Return the last one and two parts of the names of a component's linear layers."""
+        layers = [layer.split(".") for layer in self.layers_named([ALL_LINEAR], component)]
+        return sorted({".".join(parts[-count:]) for parts in layers for count in (1, 2)})
+
+    def hits(self, pattern: str) -> set[str]:
+        """Return the paths that a regular expression matches as a whole.
+
+        Raises:
+            SelectionError: There are none, or it is no regular expression.
+        """
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise SelectionError(f"The pattern '{pattern}' is no regular expression: {error}") from None
+        found = {path for path in self.paths if compiled.fullmatch(path)}
+        if not found:
+            raise SelectionError(
+                f"The pattern '{pattern}' matches no parameter or module of this model",
+                why="A pattern must match a whole name; a rule without effect is most often a slip.",
+                fix=self._similar(pattern),
+            )
+        return found
+
+    def _similar(self, pattern: str) -> str:
+        plain = re.sub(r"\\d[+*]?|\[0-9\][+*]?", "0", pattern)
+        plain = re.sub(r"\.[*+]|[\\^$()?]", "", plain).strip(".")
+        return nearest(plain, sorted({re.sub(r"\.\d+", ".0", path) for path in self.paths}))
+
+
+def _component_of(name: str, components: Iterable[Component]) -> Component | None:
+    """Return the component with the longest prefix that equals the name or is followed by a dot."""
+    owners = [
+        (len(prefix), component)
+        for component in components
+        for prefix in component.prefixes
+        if name == prefix or name.startswith(f"{prefix}.")
+    ]
+    return max(owners, key=lambda owner: owner[0])[1] if owners else None

@@ -1,0 +1,179 @@
+"""The manifest: what a run trains, as JSON that lies beside every checkpoint.
+
+Its digest names the trainable set: two runs with equal digests train the same parameters by the same means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from vlm_lora_plugin._version import __version__
+from vlm_lora_plugin.errors import CheckpointError, RecipeError
+from vlm_lora_plugin.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vlm_lora_plugin.selection.trainables import TrainableSet
+
+FORMAT_VERSION = 1
+
+# Set by loading, saving or generating rather than by the architecture.
+_VOLATILE = {"attn_implementation", "auto_map", "torch_dtype", "use_cache"}
+
+
+@dataclass(frozen=True)
+class ManifestParameter:
+    """One trained parameter: canonical name, shape, and how it came to be trained."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    component: str
+    means: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything needed to rebuild the trained model around its base.
+
+    Attributes:
+        format_version: Version of this format.
+        plugin_version: Version of this package that wrote it.
+        family: Name of the model's family.
+        base_digest: :func:`config_digest` of the base model.
+        dtype: Dtype the base was loaded in, ``bfloat16``.
+        seed: Seed of the LoRA initialisation.
+        recipe: The resolved recipe's document.
+        parameters: Every trained parameter.
+        digest: SHA-256 over the canonical JSON of ``parameters``.
+    """
+
+    format_version: int
+    plugin_version: str
+    family: str
+    base_digest: str
+    dtype: str
+    seed: int
+    recipe: Mapping[str, Any]
+    parameters: tuple[ManifestParameter, ...]
+    digest: str
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str) -> Manifest:
+        """Read a manifest, accepting nothing but what :meth:`to_json` writes.
+
+        Args:
+            text: The JSON text.
+            source: Where it comes from, for messages.
+
+        Raises:
+            CheckpointError: It is broken, changed by hand, or of another format version.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{source} is no valid JSON: {error}") from None
+        wanted = {field.name for field in fields(cls)}
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{source} has format version {version!r}; this package reads version {FORMAT_VERSION}",
+                fix="Read it with the version of this package that wrote it.",
+            )
+        if document.keys() != wanted:
+            raise CheckpointError(f"{source}: keys that differ from the format: {sorted(document.keys() ^ wanted)}")
+        try:
+            parameters = tuple(
+                ManifestParameter(**{**entry, "shape": tuple(int(size) for size in entry["shape"])})
+                for entry in document["parameters"]
+            )
+            manifest = cls(**{**document, "parameters": parameters})
+            Recipe.parse(manifest.recipe, source=source)
+        except (TypeError, ValueError, KeyError, RecipeError) as error:
+            raise CheckpointError(f"{source} is not in the manifest's format: {error}") from None
+        if manifest.digest != parameters_digest(parameters):
+            raise CheckpointError(
+                f"{source}: the digest does not belong to the parameters it lists",
+                why="The file was changed after it was written.",
+                fix="Use an unchanged copy of the checkpoint.",
+            )
+        return manifest
+
+
+def make_manifest(selection: TrainableSet, recipe: Recipe, config: PreTrainedConfig, dtype: str) -> Manifest:
+    """Return the manifest of a prepared model.
+
+    Args:
+        selection: What learns.
+        recipe: The resolved recipe.
+        config: The base model's config.
+        dtype: Name of the base's dtype, ``bfloat16``.
+    """
+    parameters = tuple(ManifestParameter(p.name, p.shape, p.kind, p.component, p.means) for p in selection.parameters)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        plugin_version=__version__,
+        family=selection.family,
+        base_digest=config_digest(config),
+        dtype=dtype,
+        seed=recipe.seed,
+        recipe=recipe.document(),
+        parameters=parameters,
+        digest=parameters_digest(parameters),
+    )
+
+
+def parameters_digest(parameters: tuple[ManifestParameter, ...]) -> str:
+    """Return the SHA-256 of the canonical JSON of a parameter list, as hex."""
+    return _sha256([asdict(parameter) for parameter in parameters])
+
+
+def config_digest(config: PreTrainedConfig) -> str:
+    """Return the SHA-256 of what a config says about the architecture, as hex.
+
+    Keys that every config of transformers has, and those that loading or generating sets, do not count, so
+    that the digest survives saving, another dtype and another version of transformers.
+    """
+    from transformers import PreTrainedConfig
+
+    ignored = _VOLATILE.union(PreTrainedConfig().to_dict())
+    return _sha256({"model_type": config.model_type, **_without(config.to_dict(), ignored)})
+
+
+def differences(left: Any, right: Any, path: str = "") -> list[str]:
+    """Return ``key: left / right`` for every place where two documents differ.
+
+    Example:
+        >>> differences({"lora": {"r": 8}, "seed": 1}, {"lora": {"r": 16}, "seed": 1})
+        ['lora.r: 8 / 16']
+    """
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        found = []
+        for key in dict.fromkeys((*left, *right)):
+            found += differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return [] if left == right else [f"{path}: {left} / {right}"]
+
+
+def _without(value: Any, ignored: set[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: _without(inner, ignored)
+            for key, inner in value.items()
+            if key not in ignored and not str(key).startswith("_")
+        }
+    return value
+
+
+def _sha256(document: Any) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
