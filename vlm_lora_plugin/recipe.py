@@ -40,7 +40,9 @@ class Rule(_Strict):
     pattern: Names = Field((), description="Regular expressions for whole names; any of them may match.")
     exclude: Names = Field((), description="Regular expressions for whole names that this rule leaves alone.")
     means: Means = Field(description="frozen, lora or full.")
-    group: str | None = Field(None, description="Learning-rate group; the default joins component and means: `vision.lora`.")
+    group: str | None = Field(
+        None, description="Learning-rate group; the default joins component and means: `vision.lora`."
+    )
 
     @model_validator(mode="after")
     def _names_something(self) -> Rule:
