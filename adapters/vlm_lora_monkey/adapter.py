@@ -1,0 +1,97 @@
+"""Monkey's answers to the questions of :mod:`vlm_lora_plugin.hookspecs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_lora_monkey.folder import MODEL_TYPE, recognises
+from vlm_lora_monkey.names import FIXED_TABLE_NAME, LANGUAGE_LORA_NAME, VISION_LORA_NAME
+from vlm_lora_monkey.presets import DEFAULT_PRESET, PRESETS
+from vlm_lora_plugin.hookspecs import hookimpl
+from vlm_lora_plugin.types import Component, Family, LoadRequest
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.types import GoldenCase, Patch, Processor
+
+COMPONENTS = (
+    Component(
+        "vision",
+        ("transformer.visual",),
+        builtin_lora=VISION_LORA_NAME,
+        blocks=r"transformer\.visual\.transformer\.resblocks\.\d+",
+    ),
+    Component("aligner", ("transformer.visual.attn_pool",), target_modules=("kv_proj", "attn.out_proj")),
+    Component(
+        "language",
+        ("transformer.h", "transformer.ln_f"),
+        # The layers that upstream's 3090 variant adapts.
+        target_modules=("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2"),
+        builtin_lora=LANGUAGE_LORA_NAME,
+        blocks=r"transformer\.h\.\d+",
+    ),
+    Component("embeddings", ("transformer.wte",)),
+    Component("head", ("lm_head",), target_modules=("lm_head",)),
+)
+
+
+@hookimpl
+def describe_family() -> Family:
+    """Describe Monkey."""
+    return Family(
+        name="monkey",
+        title="Monkey",
+        model_types=(MODEL_TYPE,),
+        components=COMPONENTS,
+        presets=PRESETS,
+        default_preset=DEFAULT_PRESET,
+        recognises=recognises,
+        load=_load,
+        fixed_tables=(FIXED_TABLE_NAME,),
+        auto_classes={
+            MODEL_TYPE: ("vlm_lora_monkey.configuration:MonkeyConfig", "vlm_lora_monkey.modeling:MonkeyForCausalLM")
+        },
+        parse_record=_parse_record,
+        read_golden_case=_read_golden_case,
+        demo=_write_demo,
+    )
+
+
+@hookimpl
+def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
+    """Checkpoint what the recipe says, and let text-only batches train."""
+    from vlm_lora_monkey.forward import patches
+
+    return patches(model, recipe)
+
+
+def _load(request: LoadRequest) -> tuple[PreTrainedModel, Processor]:
+    from vlm_lora_monkey.processing import MonkeyProcessor
+    from vlm_lora_monkey.weights import load_model
+
+    model = load_model(request)
+    return model, MonkeyProcessor.from_pretrained(request.folder, model.config)
+
+
+def _parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Example | None:
+    from vlm_lora_monkey.records import parse_record
+
+    return parse_record(record, folder, origin)
+
+
+def _read_golden_case(folder: Path) -> GoldenCase | None:
+    from vlm_lora_monkey.golden import read_golden_case
+
+    return read_golden_case(folder)
+
+
+def _write_demo(folder: Path) -> None:
+    from vlm_lora_monkey.tiny import write_tiny_folder
+
+    write_tiny_folder(folder)

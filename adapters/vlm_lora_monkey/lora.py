@@ -32,7 +32,8 @@ class LoraAdapter(nn.Module):
         The scale is applied between the two projections, where it costs least memory.
         """
         low = self.lora_a(to_weight_dtype(self.lora_dropout(x), self.lora_a.weight)) * self.lora_scale
-        return base + self.lora_b(low).to(base.dtype)
+        update: torch.Tensor = self.lora_b(low)
+        return base + update.to(base.dtype)
 
 
 def draw_lora(model: nn.Module, names: Iterable[str], seed: int) -> None:

@@ -7,17 +7,15 @@ it leaner lives in :mod:`vlm_lora_monkey.forward`.
 from __future__ import annotations
 
 import re
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
 
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.language import MonkeyBlock, MonkeyRMSNorm, log_n_scale, ntk_factor, rotary_tables
@@ -38,7 +36,7 @@ class MonkeyModel(nn.Module):
     def __init__(self, config: MonkeyConfig) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wte: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop = nn.Dropout(config.emb_dropout_prob)
         self.h = nn.ModuleList(MonkeyBlock(config, index) for index in range(config.num_hidden_layers))
         self.ln_f = MonkeyRMSNorm(config.hidden_size, config.layer_norm_epsilon)
@@ -126,7 +124,7 @@ class MonkeyModel(nn.Module):
         if cache is None:
             return factor
         if seen == 0:
-            cache.ntk_factor = factor
+            cache.ntk_factor = factor  # type: ignore[attr-defined]
         return cast(float, getattr(cache, "ntk_factor", factor))
 
 
@@ -141,7 +139,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
     config: MonkeyConfig
     base_model_prefix = "transformer"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
     fresh_lora_names: tuple[str, ...] = ()
@@ -154,10 +152,9 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.transformer = MonkeyModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
         self.generation_config.use_cache = True  # published configs switch it off, for training
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -171,8 +168,9 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[object, ...]:
         """Run the model.
 
         Args:
@@ -191,11 +189,12 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache: Return a cache; the default is the config's, and off in training.
             output_attentions: Not available; must be false.
             output_hidden_states: Also return the hidden states before every layer and after the last norm.
+            return_dict: False returns the outputs as a tuple; the default is the config's.
             logits_to_keep: Compute the logits of the last n positions, or of these positions; 0 is all.
 
         Returns:
             ``loss`` (fp32 scalar, with labels), ``logits`` [B, T, vocab_size], ``past_key_values`` and
-            ``hidden_states``; a tuple with ``return_dict=False``.
+            ``hidden_states``.
 
         Raises:
             ModelError: The images do not fit the image places, or the inputs contradict each other.
@@ -218,12 +217,15 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(to_weight_dtype(outputs.last_hidden_state[:, kept], self.lm_head.weight))
-        return CausalLMOutputWithPast(
-            loss=None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch),
+        loss = None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch)
+        result = CausalLMOutputWithPast(
+            loss=cast(torch.FloatTensor | None, loss),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
+        as_tuple = return_dict is False or (return_dict is None and self.config.return_dict is False)
+        return result.to_tuple() if as_tuple else result
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings."""
@@ -236,7 +238,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Initialise what was not loaded; LoRA is drawn by name and recorded in ``fresh_lora_names``."""
-        super().initialize_weights()
+        super().initialize_weights()  # type: ignore[no-untyped-call]
         fresh = [
             name
             for name, parameter in self.named_parameters()
@@ -247,7 +249,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, Resampler):
             init.trunc_normal_(module.query, std=0.02)
             init.copy_(module.pos_embed, sincos_table(*module.pos_embed.shape))

@@ -1,0 +1,64 @@
+"""What a model folder says about itself. Nothing here imports torch, and no code from the folder is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_lora_plugin.errors import ModelError
+
+MODEL_TYPE = "monkey"
+QWEN_VL_MODEL_TYPE = "qwen"  # shared with the text-only Qwen, which has no `visual`
+QWEN_VL_WINDOWS_PER_SIDE = 2
+QWEN_VL_LORA_SETS = 4
+TEXT_MONKEY = "TextMonkey"  # has other parts behind the tower
+
+_VISUAL_KEYS = {"image_size", "patch_size", "width", "layers", "heads", "output_dim", "image_start_id"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of ``config.json``.
+
+    Raises:
+        ModelError: It is missing or no JSON object.
+    """
+    try:
+        document = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"{folder / 'config.json'} holds no JSON object")
+    return document
+
+
+def recognises(folder: Path) -> bool:
+    """Return whether a folder holds a Monkey, or a Qwen-VL to start one from."""
+    try:
+        document = read_config(folder)
+    except ModelError:
+        return False
+    visual = document.get("visual")
+    return (
+        document.get("model_type") in (MODEL_TYPE, QWEN_VL_MODEL_TYPE)
+        and isinstance(visual, Mapping)
+        and visual.keys() >= _VISUAL_KEYS
+        and not any(TEXT_MONKEY in str(name) for name in document.get("architectures") or ())
+    )
+
+
+def monkey_document(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's content as a Monkey's, without what names code or classes.
+
+    A Qwen-VL sees one image of one window; as the base of a Monkey it gets twice that side and one LoRA set
+    per window, as upstream's training script does with its own config.
+    """
+    monkey = {key: value for key, value in document.items() if key not in ("auto_map", "architectures", "model_type")}
+    visual = dict(monkey.get("visual") or {})
+    if document.get("model_type") == QWEN_VL_MODEL_TYPE and "lora_repeat_num" not in visual:
+        visual["window_size"] = visual["image_size"]
+        visual["image_size"] = visual["window_size"] * QWEN_VL_WINDOWS_PER_SIDE
+        visual["lora_repeat_num"] = QWEN_VL_LORA_SETS
+    monkey["visual"] = visual
+    return monkey

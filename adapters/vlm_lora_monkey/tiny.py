@@ -1,0 +1,77 @@
+"""A Monkey of less than a million parameters, for tests, the demo and planning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_lora_monkey.configuration import MonkeyConfig
+from vlm_lora_monkey.modeling import MonkeyForCausalLM
+from vlm_lora_monkey.tokenization import write_tiny_vocabulary
+
+TINY_VISUAL: dict[str, Any] = {
+    "image_size": 64,
+    "window_size": 32,
+    "patch_size": 8,
+    "width": 32,
+    "layers": 2,
+    "heads": 2,
+    "mlp_ratio": 2.0,
+    "output_dim": 128,
+    "image_start_id": 470,
+    "n_queries": 4,
+    "lora_repeat_num": 4,
+}
+
+TINY_CONFIG: dict[str, Any] = {
+    "vocab_size": 480,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "kv_channels": 32,
+    "intermediate_size": 256,
+    "seq_length": 512,
+    "max_position_embeddings": 512,
+}
+
+
+def tiny_config(*, llm_lora: bool = False, **overrides: Any) -> MonkeyConfig:
+    """Return the configuration of a tiny model.
+
+    Args:
+        llm_lora: The variant with LoRA in the language model.
+        **overrides: Config keys that replace the tiny ones; ``visual`` is merged key by key.
+    """
+    visual = {**TINY_VISUAL, **overrides.pop("visual", {})}
+    return MonkeyConfig(**{**TINY_CONFIG, **overrides, "llm_lora": llm_lora, "visual": visual})
+
+
+def tiny_model(*, seed: int = 0, llm_lora: bool = False, **overrides: Any) -> MonkeyForCausalLM:
+    """Return a tiny model with random weights that depend on ``seed`` alone, in eval mode, fp32 on the CPU."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        model = MonkeyForCausalLM(tiny_config(llm_lora=llm_lora, **overrides))
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def write_tiny_folder(folder: str | Path, *, seed: int = 0, llm_lora: bool = False, **config_overrides: Any) -> Path:
+    """Write a loadable model folder: config, weights as safetensors, and the vocabulary of the 256 bytes.
+
+    Args:
+        folder: Where it goes; made when missing.
+        seed: Seed of the random weights.
+        llm_lora: The variant with LoRA in the language model.
+        **config_overrides: Config keys that replace the tiny ones; ``visual`` is merged key by key.
+
+    Returns:
+        The folder.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    model = tiny_model(seed=seed, llm_lora=llm_lora, **config_overrides)
+    model.save_pretrained(path)
+    write_tiny_vocabulary(path)
+    return path

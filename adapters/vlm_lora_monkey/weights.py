@@ -1,0 +1,83 @@
+"""Builds a Monkey from a folder: the published layout, or a Qwen-VL to start from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from vlm_lora_monkey.configuration import MonkeyConfig
+from vlm_lora_monkey.folder import monkey_document, read_config
+from vlm_lora_monkey.lora import draw_lora
+from vlm_lora_monkey.modeling import MonkeyForCausalLM
+from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, VISION_LORA_NAME
+from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names
+from vlm_lora_plugin.types import LoadRequest
+
+GENERATION_FILE = "generation_config.json"
+
+# Buffers of upstream's classes that some checkpoints carry; they follow from the config.
+IGNORED_TENSORS = (r".*attn\.masked_bias", r".*rotary_emb\.inv_freq")
+
+
+def load_model(request: LoadRequest) -> MonkeyForCausalLM:
+    """Build the model of a folder, in eval mode.
+
+    LoRA that the checkpoint lacks as a whole is drawn from ``request.seed`` and named in the model's
+    ``fresh_lora_names``; with device ``"meta"`` no weight is read.
+
+    Raises:
+        ModelError: The config is impossible.
+        WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
+    """
+    config = load_config(request.folder, needs_weights=request.device != "meta")
+    dtype = request.dtype or stored_dtype(config)
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = MonkeyForCausalLM(config)
+    model.eval()  # type: ignore[no-untyped-call]
+    if (request.folder / GENERATION_FILE).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(request.folder)
+    if request.device == "meta":
+        model.to(dtype)  # type: ignore[arg-type]  # the library wraps it untyped
+        return model
+    fresh = load_weights(
+        model,
+        request.folder,
+        dtype=dtype,
+        device=request.device,
+        ignore=IGNORED_TENSORS,
+        optional=(VISION_LORA_NAME, LANGUAGE_LORA_NAME),
+    )
+    draw_lora(model, fresh, request.seed)
+    model.fresh_lora_names = fresh
+    return model
+
+
+def load_config(folder: Path, *, needs_weights: bool = True) -> MonkeyConfig:
+    """Read a folder's config; where it does not name the variant, the names of the tensors decide.
+
+    Args:
+        folder: The model folder.
+        needs_weights: Whether a folder without weight files is an error; if not, it is the common variant.
+
+    Raises:
+        ModelError: The config is impossible.
+        WeightsError: The variant is open and the weight files cannot be read.
+    """
+    config = MonkeyConfig(**monkey_document(read_config(folder)))
+    if config.llm_lora is None:
+        names = tensor_names(folder) if needs_weights or has_weights(folder) else ()
+        config.llm_lora = any(re.fullmatch(LANGUAGE_LORA_NAME, name) for name in names)
+    config.name_or_path = str(folder)
+    return config
+
+
+def stored_dtype(config: MonkeyConfig) -> torch.dtype:
+    """Return the dtype that a config names, by the library's key or by upstream's flags."""
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    flags = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return next((dtype for flag, dtype in flags.items() if getattr(config, flag, False)), torch.float32)

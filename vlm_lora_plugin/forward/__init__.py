@@ -1,0 +1,1 @@
+"""Patches of the forward pass that families share."""

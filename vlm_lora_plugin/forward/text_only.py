@@ -1,0 +1,57 @@
+"""Text-only batches of a model that also sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.types import Patch
+
+
+def keep_text_only_trainable(trunk: str, unused: Sequence[str], images: str = "pixel_values") -> Patch:
+    """Return the patch that lets a batch without an image train.
+
+    Such a batch reaches no vision parameter. Where only those learn, its loss has no gradient at all, and
+    DistributedDataParallel waits for gradients that never come. In training, the patch adds zero times their
+    sum to the hidden states, so that every one gets a gradient of zero.
+
+    Args:
+        trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
+        unused: Names of the modules whose trainable parameters a text-only batch does not reach.
+        images: Keyword argument of ``trunk`` that is None or empty for a text-only batch.
+    """
+    return Patch(
+        name="text-only batches",
+        reason="every trainable parameter gets a gradient, of zero, without an image",
+        apply=partial(_apply, trunk, tuple(unused), images),
+    )
+
+
+def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> Callable[[], None]:
+    try:
+        module = model.get_submodule(trunk)
+        parts = [model.get_submodule(name) for name in unused]
+    except AttributeError as error:
+        raise ModelError(
+            f"This {type(model).__name__} has another structure: {error}",
+            fix="Load the model with vlm_lora_plugin.load.",
+        ) from None
+
+    def touch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        given = kwargs.get(images)
+        if not module.training or not torch.is_grad_enabled() or (given is not None and len(given)):
+            return output
+        learning = [p for part in parts for p in part.parameters() if p.requires_grad]
+        if learning:
+            hidden = output.last_hidden_state
+            zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
+            output.last_hidden_state = hidden + zero.to(hidden.device, hidden.dtype)
+        return output
+
+    # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
+    return module.register_forward_hook(touch, with_kwargs=True).remove
