@@ -73,6 +73,6 @@ def _group(group: GroupSummary) -> Text:
         decay += f" (0 on {group.undecayed} vectors)"
     return Text.assemble(
         (_KINDS[group.kind], "green"),
-        f", {count(group.elements)} in {group.tensors} tensors, learning rate {group.learning_rate:g}, {decay}",
+        f", {count(group.elements)} in {group.tensors} tensor{'s' * (group.tensors > 1)}, learning rate {group.learning_rate:g}, {decay}",
         (f", group {group.group}", "dim"),
     )
