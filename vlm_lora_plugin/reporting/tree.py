@@ -71,8 +71,9 @@ def _group(group: GroupSummary) -> Text:
     decay = f"weight decay {group.weight_decay:g}"
     if group.weight_decay and group.undecayed:
         decay += f" (0 on {group.undecayed} vectors)"
+    tensors = "1 tensor" if group.tensors == 1 else f"{group.tensors} tensors"
     return Text.assemble(
         (_KINDS[group.kind], "green"),
-        f", {count(group.elements)} in {group.tensors} tensor{'s' * (group.tensors > 1)}, learning rate {group.learning_rate:g}, {decay}",
+        f", {count(group.elements)} in {tensors}, learning rate {group.learning_rate:g}, {decay}",
         (f", group {group.group}", "dim"),
     )
