@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -140,17 +140,17 @@ class MonkeyConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     llm_lora: bool | None = None
-    visual: dict[str, Any] | None = None
+    visual: dict[str, Any] = field(default_factory=lambda: dict(PUBLISHED_VISUAL))
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("auto_map", None)
-        self.visual = dict(self.visual or PUBLISHED_VISUAL)
+        self.visual = dict(self.visual)
         end_of_text = self.image_start_id - END_OF_TEXT_BELOW_IMAGE_START
         if self.eos_token_id is None and end_of_text >= 0:
             self.eos_token_id = end_of_text
         if self.pad_token_id is None and isinstance(self.eos_token_id, int):
             self.pad_token_id = self.eos_token_id
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         if self.kv_channels * self.num_attention_heads != self.hidden_size:
             raise ModelError(
                 f"{self.num_attention_heads} heads of kv_channels {self.kv_channels} do not make "
@@ -162,7 +162,7 @@ class MonkeyConfig(PreTrainedConfig):
     @property
     def vision(self) -> VisionSettings:
         """The ``visual`` part, typed and checked."""
-        return VisionSettings.from_mapping(self.visual or PUBLISHED_VISUAL)
+        return VisionSettings.from_mapping(self.visual)
 
     @property
     def image_token_span(self) -> int:
@@ -173,7 +173,7 @@ class MonkeyConfig(PreTrainedConfig):
     @property
     def image_start_id(self) -> int:
         """Token id of ``<img>``."""
-        return int((self.visual or PUBLISHED_VISUAL)["image_start_id"])
+        return int(self.visual["image_start_id"])
 
     @property
     def image_end_id(self) -> int:

@@ -152,7 +152,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.transformer = MonkeyModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
         self.generation_config.use_cache = True  # published configs switch it off, for training
 
     def forward(
@@ -238,7 +238,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Initialise what was not loaded; LoRA is drawn by name and recorded in ``fresh_lora_names``."""
-        super().initialize_weights()
+        super().initialize_weights()  # type: ignore[no-untyped-call]
         fresh = [
             name
             for name, parameter in self.named_parameters()
@@ -249,7 +249,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, Resampler):
             init.trunc_normal_(module.query, std=0.02)
             init.copy_(module.pos_embed, sincos_table(*module.pos_embed.shape))

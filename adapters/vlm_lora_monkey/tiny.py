@@ -53,7 +53,7 @@ def tiny_model(*, seed: int = 0, llm_lora: bool = False, **overrides: Any) -> Mo
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model = MonkeyForCausalLM(tiny_config(llm_lora=llm_lora, **overrides))
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return model
 
 

@@ -104,11 +104,11 @@ class PoolAttention(nn.Module):
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attend from ``query`` [N, Q, dim] over ``key`` and ``value`` [N, L, dim]; returns [N, Q, dim]."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        heads = [
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        query, key, value = (
+            F.linear(x, weight, bias).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        ]
-        context = F.scaled_dot_product_attention(*heads)
+        )
+        context = F.scaled_dot_product_attention(query, key, value)
         out: torch.Tensor = self.out_proj(context.transpose(1, 2).flatten(2))
         return out
 

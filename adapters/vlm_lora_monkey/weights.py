@@ -37,7 +37,7 @@ def load_model(request: LoadRequest) -> MonkeyForCausalLM:
     config.dtype = dtype
     with torch.device("meta"):
         model = MonkeyForCausalLM(config)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     if (request.folder / GENERATION_FILE).is_file():
         model.generation_config = GenerationConfig.from_pretrained(request.folder)
     if request.device == "meta":

@@ -1,0 +1,1 @@
+"""Checks that adapters are held to, ours and other people's."""

@@ -1,0 +1,233 @@
+"""Check adapters against folders of reference numbers: ``python -m vlm_lora_plugin.testing.golden FOLDER...``.
+
+A case folder holds ``config.json``, ``inputs.*``, ``expected.json`` and ``expected.safetensors``. Its family is
+the one whose ``read_golden_case`` takes it. The model loads the case's weights strictly and runs once; then
+the loss, every stored stage, every gradient and the trainable names of every recipe are compared. The exit
+status is 1 when anything misses, and 2 when there is no case in the folders given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+
+from vlm_lora_plugin.errors import VlmLoraError, listed
+from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.selection.layout import Layout
+from vlm_lora_plugin.selection.names import canonical_name
+from vlm_lora_plugin.selection.resolve import resolve_selection
+from vlm_lora_plugin.testing.comparison import (
+    Finding,
+    Tolerance,
+    agreement,
+    compare_number,
+    compare_tensors,
+    miss,
+    worst,
+)
+from vlm_lora_plugin.types import Family, GoldenCase
+
+CASE_FILES = ("config.json", "expected.json")
+GRADIENT_PREFIX = "grad."
+REPORT_WIDTH = 160  # columns in a log file
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """What came out of one case.
+
+    Attributes:
+        folder: The case.
+        family: Name of the family that read it, or an empty string.
+        findings: One per stage, loss, group of gradients and recipe.
+    """
+
+    folder: Path
+    family: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def misses(self) -> int:
+        """How many comparisons missed."""
+        return sum(not finding.passed for finding in self.findings)
+
+
+def find_cases(folders: Iterable[Path]) -> list[Path]:
+    """Return the case folders among and below the given ones, sorted, each once."""
+    found = {path.parent for folder in folders for path in folder.rglob(CASE_FILES[1])}
+    return sorted(folder for folder in found if all((folder / name).is_file() for name in CASE_FILES))
+
+
+def check_case(folder: Path) -> CaseReport:
+    """Run one case and compare everything that it stores."""
+    family = None
+    try:
+        family, case = _read_case(folder)
+        findings = tuple(_compare(folder, family, case))
+    except VlmLoraError as error:
+        findings = (miss("case", str(error)),)
+    return CaseReport(folder, family.name if family else "", findings)
+
+
+def _read_case(folder: Path) -> tuple[Family, GoldenCase]:
+    for family in get_manager().families().values():
+        case = family.read_golden_case(folder) if family.read_golden_case else None
+        if case is not None:
+            return family, case
+    raise VlmLoraError(f"No family reads {folder}", fix="Is its adapter installed? See vlm-lora doctor.")
+
+
+def _compare(folder: Path, family: Family, case: GoldenCase) -> Iterator[Finding]:
+    model, tolerance = case.model, Tolerance(case.rtol, case.atol)
+    problem = _load_strictly(model, case.weights)
+    yield miss("weights", problem) if problem else agreement("weights", "every name and shape")
+    if problem:
+        return
+    expected = json.loads((folder / "expected.json").read_text("utf-8"))
+    tensors = load_file(folder / "expected.safetensors")
+    full = {
+        name.removeprefix(GRADIENT_PREFIX): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith(GRADIENT_PREFIX)
+    }
+
+    model.requires_grad_(True)
+    output, stages = case.stages(model, case.inputs, sorted(tensors))
+    loss = float(expected["loss"])
+    yield compare_number("loss", output.loss.item(), loss, abs(loss), tolerance)
+    for name, tensor in sorted(tensors.items()):
+        yield compare_tensors(name, stages[name], tensor, tolerance) if name in stages else miss(name, "not computed")
+    output.loss.backward()
+    yield from _compare_gradients(model, family, expected, full, tolerance)
+    yield from _compare_recipes(model, family, case, _recipes(folder, expected))
+
+
+def _load_strictly(model: torch.nn.Module, weights: Path) -> str:
+    """Load a state dict; return what does not fit, or an empty string."""
+    state, own = load_file(weights), model.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "extra": [name for name in state if name not in own],
+        "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    if any(problems.values()):
+        return "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
+    model.load_state_dict(state, strict=True)
+    return ""
+
+
+def _compare_gradients(
+    model: torch.nn.Module,
+    family: Family,
+    expected: Mapping[str, Any],
+    full: Mapping[str, torch.Tensor],
+    tolerance: Tolerance,
+) -> Iterator[Finding]:
+    digests = _digests(expected)
+    parameters = dict(model.named_parameters())
+    unknown, unrecorded = sorted({*digests, *full} - set(parameters)), sorted(set(parameters) - {*digests, *full})
+    if unknown:
+        yield miss("gradients", f"of parameters that the model lacks: {listed(unknown)}")
+    if unrecorded:
+        yield miss("gradients", f"not recorded for {listed(unrecorded)}")
+    component_of = Layout(model, family).component_of
+    groups: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        component = component_of[name].name
+        if name in digests:
+            for kind, finding in _compare_digest(name, gradient, digests[name], tolerance):
+                groups[component, kind].append(finding)
+        if name in full:
+            groups[component, "elements"].append(compare_tensors(name, gradient, full[name], tolerance))
+    for (part, kind), findings in groups.items():
+        yield worst(findings, f"gradients, {part}: {kind} of {len(findings)}")
+
+
+def _digests(expected: Mapping[str, Any]) -> dict[str, Mapping[str, float] | None]:
+    """Return norm and dot product of each gradient, None where there is none; two spellings are in use."""
+    if "grad" in expected:
+        return dict(expected["grad"])
+    norms, dots = expected.get("grad_l2", {}), expected.get("grad_dot_cos", {})
+    return {name: None if norm is None else {"l2": norm, "dot_cos": dots[name]} for name, norm in norms.items()}
+
+
+def _compare_digest(
+    name: str, gradient: torch.Tensor, digest: Mapping[str, float] | None, tolerance: Tolerance
+) -> Iterator[tuple[str, Finding]]:
+    flat = gradient.double().flatten()
+    if digest is None:
+        yield "absence", agreement(name, "") if not flat.any() else miss(name, "has a gradient, the reference none")
+        return
+    norm, size = flat.norm().item(), digest["l2"]
+    dot = (flat * torch.arange(len(flat), dtype=torch.float64).cos()).sum().item()
+    yield "norms", compare_number(name, norm, size, size, tolerance)
+    yield "dot products", compare_number(name, dot, digest["dot_cos"], size, tolerance)
+
+
+def _recipes(folder: Path, expected: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    if "recipes_same_as" in expected:
+        expected = json.loads((folder / expected["recipes_same_as"]).read_text("utf-8"))
+    recipes: Mapping[str, Sequence[str]] = expected.get("recipes", {})
+    return recipes
+
+
+def _compare_recipes(
+    model: torch.nn.Module, family: Family, case: GoldenCase, recipes: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
+    for name, expected in recipes.items():
+        what = f"recipe {name}"
+        if name not in case.recipes:
+            yield miss(what, f"{family.title} has no recipe for it")
+            continue
+        wanted = {canonical_name(parameter) for parameter in expected}
+        ours = resolve_selection(model, family, case.recipes[name]).names
+        parts = {"missing": sorted(wanted - ours), "extra": sorted(ours - wanted)}
+        if any(parts.values()):
+            yield miss(what, "; ".join(f"{part}: {listed(names)}" for part, names in parts.items() if names))
+        else:
+            yield agreement(what, f"{len(wanted)} names")
+
+
+def print_report(report: CaseReport, console: Console) -> None:
+    """Print one case as a table."""
+    title = f"{report.folder} ({report.family or 'no family'})"
+    table = Table("", "compared", "error", "of allowed", "elementwise", "where", title=title)
+    for finding in report.findings:
+        mark = "[green]ok[/]" if finding.passed else "[bold red]MISS[/]"
+        numbers = (f"{finding.error:.2e}", f"{finding.share:.3f}", f"{finding.elementwise:.3f}")
+        table.add_row(mark, finding.what, *numbers, finding.note)
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the folders on the command line and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vlm_lora_plugin.testing.golden", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="case folders, or folders of them")
+    cases = find_cases(parser.parse_args(arguments).folders)
+    console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH)
+    if not cases:
+        console.print("No case found: a case folder holds config.json and expected.json.")
+        return 2
+    misses = 0
+    for folder in cases:
+        report = check_case(folder)
+        print_report(report, console)
+        misses += report.misses
+    console.print(f"{len(cases)} cases, {misses} misses. 'elementwise' measures each value by its own magnitude alone.")
+    return 1 if misses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
