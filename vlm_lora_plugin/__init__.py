@@ -14,6 +14,7 @@ from vlm_lora_plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.checkpoint import load_adapter
+    from vlm_lora_plugin.data.dataset import ConversationDataset
     from vlm_lora_plugin.errors import VlmLoraError
     from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
     from vlm_lora_plugin.loading import load
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
+    "ConversationDataset": "vlm_lora_plugin.data.dataset",
     "Recipe": "vlm_lora_plugin.recipe",
     "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
     "VlmLoraError": "vlm_lora_plugin.errors",
@@ -33,6 +35,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "ConversationDataset",
     "Recipe",
     "VlmLoraCallback",
     "VlmLoraError",

@@ -13,6 +13,7 @@ from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
+from vlm_lora_plugin.reporting.console import make_console
 from vlm_lora_plugin.reporting.data_table import data_table
 from vlm_lora_plugin.reporting.log import JsonlLog, read_log
 from vlm_lora_plugin.reporting.loss_picture import draw_loss
@@ -67,7 +68,7 @@ def run(job: TrainJob, console: Console | None = None) -> TrainResult:
     Raises:
         VlmLoraError: The job cannot be done. Before the first step is done the output folder stays as it was.
     """
-    console = console or Console()
+    console = console or make_console()
     plan = preflight(job)
     console.print(component_tree(plan.summary))
     console.print(data_table(plan.statistics))
