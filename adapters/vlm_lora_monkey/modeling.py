@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -278,3 +278,7 @@ def _checked(pixel_values: torch.Tensor, config: MonkeyConfig) -> torch.Tensor:
             fix="Use the model's own processor.",
         )
     return pixel_values
+
+
+AutoConfig.register(MonkeyConfig.model_type, MonkeyConfig, exist_ok=True)
+AutoModelForCausalLM.register(MonkeyConfig, MonkeyForCausalLM, exist_ok=True)
