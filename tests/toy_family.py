@@ -81,8 +81,15 @@ class Aligner(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         keys = self.kv_proj(x)
-        query = (self.query + self.table).expand(len(x), -1, -1)
-        return self.attn(query.to(keys.dtype), keys, keys, need_weights=False)[0]
+        query = (self.query + self.table).to(keys.dtype).expand(len(x), -1, -1)
+        # Not by calling the module: where its fused path runs, it differs in the last bit.
+        weights, biases = self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3)
+        heads = [
+            nn.functional.linear(value, weight, bias).unflatten(-1, (2, -1)).transpose(1, 2)
+            for value, weight, bias in zip((query, keys, keys), weights, biases, strict=True)
+        ]
+        mixed = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return nn.functional.linear(mixed, self.attn.out_proj.weight, self.attn.out_proj.bias)
 
 
 class ToyForCausalLM(LlamaForCausalLM):
@@ -194,7 +201,9 @@ def toy_model(*, dtype: torch.dtype = torch.float32, fresh_lora: bool = True, **
         model = ToyForCausalLM(toy_config(**changes))
     if fresh_lora:
         model.fresh_lora_names = tuple(name for name, _ in model.named_parameters() if "_lora." in name)
-    return model.to(dtype).eval()
+    for parameter in model.parameters():  # as from_pretrained does: the rotary frequencies stay fp32
+        parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
 def toy_batch(rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -75,7 +75,7 @@ class MonkeyProcessor:
         """
         processor = cls(
             load_tokenizer(folder),
-            image_size=config.visual["image_size"],
+            image_size=config.vision.image_size,
             image_token_span=config.image_token_span,
         )
         if processor.image_start_id != config.image_start_id:

@@ -12,8 +12,8 @@ from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.data.reading import resolve_image_path
 from vlm_lora_plugin.errors import DataError
 
-SHAPE = (
-    '{"conversations": [{"from": "user", "value": "<img>cat.png</img> What is this? Answer: "}, '
+_LIKE_THIS = (
+    'A row looks like this: {"conversations": [{"from": "user", "value": "<img>cat.png</img> What is this? Answer: "}, '
     '{"from": "assistant", "value": "A cat."}]}'
 )
 
@@ -42,13 +42,13 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
         return None
     turns = record["conversations"]
     if not isinstance(turns, list) or not turns:
-        raise DataError(f"{origin}: `conversations` must be a list of turns", fix=_like_this())
+        raise DataError(f"{origin}: `conversations` must be a list of turns", fix=_LIKE_THIS)
     images: list[Path | bytes] = []
     messages = []
     for number, turn in enumerate(turns, 1):
         where = f"{origin}: turn {number}"
         if not isinstance(turn, Mapping) or not {"from", "value"} <= set(turn) or not isinstance(turn["value"], str):
-            raise DataError(f"{where} needs `from` and `value`, both text", fix=_like_this())
+            raise DataError(f"{where} needs `from` and `value`, both text", fix=_LIKE_THIS)
         speaker = turn["from"]
         if not isinstance(speaker, str) or speaker not in _ROLES:
             raise DataError(f"{where} is from {speaker!r}", fix="Write user or assistant.")
@@ -68,7 +68,3 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
             )
         images += [resolve_image_path(path, folder, origin) for path in paths]
     return Example(tuple(messages), tuple(images), origin, verbatim=True)
-
-
-def _like_this() -> str:
-    return f"A row looks like this: {SHAPE}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from traceback import print_exception
+
 import typer
 from typer.core import TyperGroup
 
@@ -21,7 +23,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except VlmLoraError as error:
             if wants_traceback(ctx):
-                raise
+                print_exception(error)
             show(error)
             raise typer.Exit(exit_code(error)) from None
 

@@ -32,10 +32,13 @@ def inspect(
 
     from rich.console import Console
 
-    from vlm_lora_plugin.job.preflight import look_at
+    from vlm_lora_plugin.job.settings import recognise
     from vlm_lora_plugin.reporting.tree import component_tree
 
-    _, _, summary, _ = look_at(model, recipe, overrides(assignments, preset), name_of(dtype))
+    family, resolved = recognise(model, recipe, overrides(assignments, preset))
+    from vlm_lora_plugin.job.preflight import look_at  # imports torch: after what can be refused without it
+
+    summary, _ = look_at(model, family, resolved, name_of(dtype))
     if as_json:
         typer.echo(json.dumps(summary.document(), indent=2))
         return

@@ -56,7 +56,6 @@ def train(
         raise typer.BadParameter("needed, unless --demo is given", param_hint=" and ".join(missing))
     from rich.console import Console
 
-    from vlm_lora_plugin.job.run import run
     from vlm_lora_plugin.job.settings import TrainJob
 
     job = TrainJob(
@@ -70,6 +69,9 @@ def train(
         overwrite=overwrite,
         check_images=check_images,
     )
+    job.check()
+    from vlm_lora_plugin.job.run import run  # imports torch: after what can be refused without it
+
     console = Console()
     _report(job, run(job, console), console)
 

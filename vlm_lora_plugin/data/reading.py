@@ -15,11 +15,10 @@ from vlm_lora_plugin.errors import DataError, nearest
 if TYPE_CHECKING:
     from vlm_lora_plugin.types import Family
 
-SHAPE = (
-    '{"messages": [{"role": "user", "content": "<image>What is this?"}, '
+_LIKE_THIS = (
+    'A row looks like this: {"messages": [{"role": "user", "content": "<image>What is this?"}, '
     '{"role": "assistant", "content": "A cat."}], "images": ["cat.png"]}'
 )
-"""A row as it should look, for error messages."""
 
 _ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
 
@@ -53,7 +52,7 @@ def read_examples(path: str | Path, family: Family) -> list[Example]:
             problems.append(error)
     raise_for_rows(problems, len(examples) + len(problems))
     if not examples:
-        raise DataError(f"{file} holds no rows", fix=f"Write one JSON object a line: {SHAPE}")
+        raise DataError(f"{file} holds no rows", fix=f"Write one JSON object a line. {_LIKE_THIS}")
     return examples
 
 
@@ -70,7 +69,7 @@ def parse_row(record: object, folder: Path, origin: str, family: Family) -> Exam
         DataError: The row is in neither form.
     """
     if not isinstance(record, Mapping):
-        raise DataError(f"{origin}: a row must be an object, this is a {type(record).__name__}", fix=_like_this())
+        raise DataError(f"{origin}: a row must be an object, this is a {type(record).__name__}", fix=_LIKE_THIS)
     if "messages" in record:
         return _parse_messages(record, folder, origin)
     example = family.parse_record(record, folder, origin) if family.parse_record else None
@@ -78,7 +77,7 @@ def parse_row(record: object, folder: Path, origin: str, family: Family) -> Exam
         keys = ", ".join(map(str, record)) or "none"
         raise DataError(
             f"{origin}: the row has no `messages` and is not in {family.title}'s own format; its keys: {keys}",
-            fix=_like_this(),
+            fix=_LIKE_THIS,
         )
     return example
 
@@ -131,7 +130,7 @@ def _records(file: Path, problems: list[DataError]) -> Iterator[tuple[str, objec
                     try:
                         row = json.loads(line)
                     except ValueError as error:  # not JSON, or not UTF-8
-                        problems.append(DataError(f"{file}:{number}: not valid JSON: {error}", fix=_like_this()))
+                        problems.append(DataError(f"{file}:{number}: not valid JSON: {error}", fix=_LIKE_THIS))
                     else:
                         yield f"{file}:{number}", row
     except OSError as error:
@@ -142,7 +141,7 @@ def _list_items(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     try:
         rows = json.loads(content)
     except ValueError as error:
-        raise DataError(f"{file}: the list is not valid JSON: {error}", fix=_like_this()) from None
+        raise DataError(f"{file}: the list is not valid JSON: {error}", fix=_LIKE_THIS) from None
     for number, row in enumerate(rows, 1):
         yield f"{file} item {number}", row
 
@@ -150,7 +149,7 @@ def _list_items(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
 def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Example:
     for wrong, right in _MISNAMED.items():
         if wrong in record and right not in record:
-            raise DataError(f"{origin}: unknown key `{wrong}`", fix=f"Write `{right}`. {_like_this()}")
+            raise DataError(f"{origin}: unknown key `{wrong}`", fix=f"Write `{right}`. {_LIKE_THIS}")
     for key in _UNSUPPORTED:
         if record.get(key):
             raise DataError(
@@ -160,13 +159,13 @@ def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Exa
             )
     rows = record["messages"]
     if not isinstance(rows, list) or not rows:
-        raise DataError(f"{origin}: `messages` must be a list of messages", fix=_like_this())
+        raise DataError(f"{origin}: `messages` must be a list of messages", fix=_LIKE_THIS)
     messages = [_parse_message(row, number, origin) for number, row in enumerate(rows, 1)]
     images = record.get("images") or []
     if isinstance(images, (str, Mapping)):
         images = [images]
     if not isinstance(images, list):
-        raise DataError(f"{origin}: `images` must be a list, not {type(images).__name__}", fix=_like_this())
+        raise DataError(f"{origin}: `images` must be a list, not {type(images).__name__}", fix=_LIKE_THIS)
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
     if images and not marks:
         first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
@@ -186,7 +185,7 @@ def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Exa
 def _parse_message(row: object, number: int, origin: str) -> Message:
     where = f"{origin}: message {number}"
     if not isinstance(row, Mapping) or not {"role", "content"} <= set(row):
-        raise DataError(f"{where} needs `role` and `content`", fix=_like_this())
+        raise DataError(f"{where} needs `role` and `content`", fix=_LIKE_THIS)
     role, content = row["role"], row["content"]
     if not isinstance(role, str) or role not in _ROLES:
         hint = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}.get(str(role).lower())
@@ -222,7 +221,3 @@ def _parse_image(image: object, folder: Path, origin: str) -> Path | bytes:
             fix='Write "cat.png", {"path": "cat.png"} or {"bytes": "<base64>"}.',
         )
     return resolve_image_path(image, folder, origin)
-
-
-def _like_this() -> str:
-    return f"A row looks like this: {SHAPE}"

@@ -6,25 +6,26 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from transformers import TrainingArguments
 
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.data.preflight import DataStatistics
 from vlm_lora_plugin.data.reading import raise_for_rows
-from vlm_lora_plugin.errors import DataError, TrainingError
+from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
+from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.settings import DtypeName, TrainJob
 from vlm_lora_plugin.loading import load
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import Recipe, resolve_recipe
 from vlm_lora_plugin.reporting.summary import ModelSummary, summarise
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.types import Family, Processor
 
 DTYPES: dict[DtypeName, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -43,44 +44,39 @@ class Plan:
         training: The training data.
         validation: The validation data, or None.
         statistics: By the name of the data set.
+        arguments: The Trainer's, checkpoints going to the output folder.
         output: Where results go.
     """
 
     job: TrainJob
     family: Family
     recipe: Recipe
-    dtype: DtypeName
+    dtype: torch.dtype
     summary: ModelSummary
     training: ConversationDataset
     validation: ConversationDataset | None
     statistics: Mapping[str, DataStatistics]
+    arguments: TrainingArguments
     output: OutputFolder
 
 
 def look_at(
-    folder: Path,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None,
-    overrides: Mapping[str, Any],
-    dtype: DtypeName | None = None,
-) -> tuple[Family, Recipe, ModelSummary, Processor]:
+    folder: Path, family: Family, recipe: Recipe, dtype: DtypeName | None = None
+) -> tuple[ModelSummary, Processor]:
     """Work out what a recipe trains in a model folder, without loading its weights.
 
     Args:
         folder: The model folder.
-        recipe: A recipe in any form, or None for the family's default preset.
-        overrides: A document laid over the recipe.
+        family: Whose model it is.
+        recipe: The resolved recipe.
         dtype: Dtype of the frozen weights, or None for the one the folder's config names.
 
     Raises:
-        ModelError: The folder is of no known family.
-        RecipeError: The recipe has an unknown key, value or preset.
         SelectionError: The recipe does not fit the model.
     """
-    family = get_manager().family_of_folder(folder)
-    resolved = resolve_recipe(recipe, family, overrides)
     model, processor = load(folder, dtype=DTYPES[dtype] if dtype else None, device="meta")
-    trainables = resolve_selection(model, family, resolved)
-    return family, resolved, summarise(model, str(folder), family, resolved, trainables), processor
+    trainables = resolve_selection(model, family, recipe)
+    return summarise(model, str(folder), family, recipe, trainables), processor
 
 
 def preflight(job: TrainJob) -> Plan:
@@ -89,12 +85,13 @@ def preflight(job: TrainJob) -> Plan:
     Raises:
         VlmLoraError: The first thing found wrong.
     """
+    family, recipe = job.check()
     output = OutputFolder(job.output)
-    output.check(overwrite=job.overwrite)
     dtype = job.dtype or default_dtype()
-    if dtype == "fp16" and not torch.cuda.is_available():
-        raise TrainingError("fp16 trains on a GPU only, and there is none", fix="Give --dtype bf16 or fp32.")
-    family, recipe, summary, processor = look_at(job.model, job.recipe, job.overrides, dtype)
+    if dtype == "fp16" and not torch.accelerator.is_available():
+        raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
+    summary, processor = look_at(job.model, family, recipe, dtype)
+    arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], evaluate=job.val_data is not None)
     sets = {"training": ConversationDataset(job.data, processor, recipe.data, family)}
     if job.val_data is not None:
         sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family)
@@ -102,7 +99,31 @@ def preflight(job: TrainJob) -> Plan:
     if job.check_images:
         for data in sets.values():
             decode_images(data.examples)
-    return Plan(job, family, recipe, dtype, summary, sets["training"], sets.get("validation"), statistics, output)
+    return Plan(
+        job=job,
+        family=family,
+        recipe=recipe,
+        dtype=DTYPES[dtype],
+        summary=summary,
+        training=sets["training"],
+        validation=sets.get("validation"),
+        statistics=statistics,
+        arguments=arguments,
+        output=output,
+    )
+
+
+def _arguments(recipe: Recipe, checkpoints: Path, dtype: torch.dtype, *, evaluate: bool) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
+    # The filter would replace a loss that is not finite by the last one that was.
+    options = {"disable_tqdm": True, "logging_nan_inf_filter": False, "dataloader_pin_memory": on_gpu}
+    try:
+        return training_arguments(recipe, checkpoints, dtype=dtype, evaluate=evaluate, **options)
+    except ValueError as error:
+        raise RecipeError(
+            f"transformers refuses the recipe's optimizer or training settings: {error}",
+            fix="See docs/reference/recipe.md for every key and its values.",
+        ) from error
 
 
 def default_dtype() -> DtypeName:

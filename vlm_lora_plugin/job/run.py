@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
-from vlm_lora_plugin.job.preflight import DTYPES, Plan, preflight
+from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
+from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
 from vlm_lora_plugin.reporting.data_table import data_table
@@ -43,7 +43,7 @@ class TrainResult:
     eval_loss: float | None
 
 
-class _Begin(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
+class _Begin(TrainerCallback):
     """Opens the output folder when the first step is done, and not before."""
 
     def __init__(self, output: OutputFolder, recipe: str) -> None:
@@ -77,12 +77,12 @@ def run(job: TrainJob, console: Console | None = None) -> TrainResult:
 
 def _train(plan: Plan, console: Console) -> TrainResult:
     recipe, output = plan.recipe, plan.output
-    model, processor = load(plan.job.model, dtype=DTYPES[plan.dtype], seed=recipe.seed)
-    model = prepare(model, recipe)
+    base, processor = load(plan.job.model, dtype=plan.dtype, seed=recipe.seed)
+    model = prepare(base, recipe)
     progress = ConsoleProgress(console)
     trainer = Trainer(
         model=model,
-        args=training_arguments(recipe, output_dir=str(output.checkpoints), has_validation=plan.validation is not None),
+        args=plan.arguments,
         train_dataset=plan.training,
         eval_dataset=plan.validation,
         data_collator=processor.collate,
@@ -93,7 +93,7 @@ def _train(plan: Plan, console: Console) -> TrainResult:
         trainer.train()
     finally:
         progress.close()
-    output.save_adapter(lambda folder: model.save_pretrained(folder))
+    output.save_adapter(model.save_pretrained)
     lines = read_log(output.log)
     draw_loss(lines, output.picture, title=f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}")
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -16,7 +16,7 @@ _TRAIN_KEYS = ("loss", "grad_norm")
 _EVAL_KEYS = ("eval_loss",)
 
 
-class JsonlLog(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
+class JsonlLog(TrainerCallback):
     """Writes ``step``, ``epoch``, ``seconds`` since the start, and what the trainer logged at that step.
 
     A training line has ``loss`` (mean over the steps since the last line, in nats per supervised token),

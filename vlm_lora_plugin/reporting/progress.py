@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 _LINES = 20  # printed in all, where there is no terminal to draw a bar on
 
 
-class ConsoleProgress(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
+class ConsoleProgress(TrainerCallback):
     """A bar on a terminal; elsewhere about twenty lines for the whole run, and one for each evaluation.
 
     Args:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import random
 
 import pytest
 import torch
@@ -76,12 +75,14 @@ def test_it_survives_pickling_for_spawned_workers(dataset, rows):
     assert equal(pickle.loads(pickle.dumps(data))[3], data[3])
 
 
-def test_nothing_random_enters_an_item(dataset, rows):
+# As above.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_broken_image_is_named_from_within_a_worker(dataset, rows, processor, tmp_path):
     data = dataset(*rows)
-    random.seed(1), torch.manual_seed(1)
-    first = data[0]
-    random.seed(2), torch.manual_seed(2)
-    assert equal(first, data[0])
+    (tmp_path / "2.png").unlink()
+    loader = DataLoader(data, collate_fn=processor.collate, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(DataError, match=r"data\.jsonl:3: there is no image .*2\.png"):
+        list(loader)
 
 
 def test_a_check_counts_what_there_is(dataset, turns, picture):

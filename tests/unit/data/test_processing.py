@@ -223,7 +223,7 @@ def test_it_survives_pickling(processor, picture):
 
 
 def config(**changes):
-    fields = {"visual": {"image_size": 8}, "image_token_span": 3, "image_start_id": START}
+    fields = {"vision": SimpleNamespace(image_size=8), "image_token_span": 3, "image_start_id": START}
     return SimpleNamespace(**{**fields, **changes})
 
 

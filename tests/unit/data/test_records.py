@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,9 @@ def test_a_broken_row_is_named_with_what_to_write(conversations, words):
         parse_record({"conversations": conversations}, Path(), "row 7")
     assert str(caught.value).startswith("row 7: ")
     assert "conversations" in caught.value.fix or "user or assistant" in caught.value.fix
+
+
+def test_reading_rows_needs_neither_torch_nor_transformers():
+    code = "import sys, vlm_lora_monkey.records; print({'torch', 'transformers'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "set()"

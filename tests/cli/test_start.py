@@ -1,0 +1,99 @@
+"""Starting up: quick, light, and clear about what is wrong."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from vlm_lora_plugin import __version__
+from vlm_lora_plugin.cli.failure import show
+from vlm_lora_plugin.errors import RecipeError
+
+HEAVY = {"torch", "transformers", "peft", "numpy", "matplotlib", "rich", "pydantic"}
+
+
+def imported_by(*arguments):
+    code = (
+        f"import sys; sys.argv = ['vlm-lora', *{arguments!r}]\n"
+        "from vlm_lora_plugin.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_starting_imports_nothing_heavy(argument):
+    assert imported_by(argument) & HEAVY == set()
+
+
+@pytest.mark.parametrize("command", ["inspect", "train"])
+def test_help_of_a_command_imports_nothing_heavy(command):
+    # Newer versions of typer read a command's options with pydantic.
+    assert imported_by(command, "--help") & (HEAVY - {"pydantic"}) == set()
+
+
+def test_a_recipe_that_cannot_be_used_is_refused_before_anything_heavy_is_imported(model, tmp_path):
+    arguments = ("train", str(model), "--data", "x", "-o", str(tmp_path / "out"), "--preset", "lorra")
+    assert imported_by(*arguments) & {"torch", "transformers"} == set()
+
+
+def test_help_takes_less_than_three_tenths_of_a_second(vlm_lora):
+    def seconds():
+        start = time.perf_counter()
+        vlm_lora("--help")
+        return time.perf_counter() - start
+
+    # The best of many: other processes on the machine only ever add to it.
+    assert min(seconds() for _ in range(15)) < 0.3
+
+
+def test_without_arguments_the_commands_are_listed(vlm_lora):
+    outcome = vlm_lora()
+    assert "inspect" in outcome.out + outcome.err
+    assert "train" in outcome.out + outcome.err
+
+
+def test_the_version_is_printed(vlm_lora):
+    assert vlm_lora("--version").out == f"vlm-lora {__version__}\n"
+
+
+def test_an_error_is_shown_without_a_traceback(vlm_lora, tmp_path):
+    outcome = vlm_lora("inspect", tmp_path / "nowhere")
+    assert outcome.code == 2
+    assert outcome.err.startswith("Model error: There is no model folder")
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("where", ["before", "after", "variable"])
+def test_a_traceback_is_shown_when_it_is_asked_for(vlm_lora, tmp_path, where):
+    arguments = ["inspect", tmp_path / "nowhere"]
+    environment = {}
+    if where == "before":
+        arguments.insert(0, "--traceback")
+    elif where == "after":
+        arguments.append("--traceback")
+    else:
+        environment["VLM_LORA_TRACEBACK"] = "1"
+    outcome = vlm_lora(*arguments, **environment)
+    assert outcome.code == 2
+    assert "Traceback (most recent call last)" in outcome.err
+    assert "ModelError" in outcome.err
+
+
+def test_an_unknown_command_is_bad_input(vlm_lora):
+    assert vlm_lora("inspct").code == 2
+
+
+def test_on_a_terminal_an_error_is_a_red_panel_with_its_three_parts(capsys):
+    console = Console(force_terminal=True, width=80, color_system="standard")
+    show(RecipeError("No [preset] 'x'", why="It is needed.", fix="Did you mean y?"), console)
+    shown = capsys.readouterr().out
+    assert "\x1b[31m╭─" in shown
+    assert "Recipe error" in shown
+    for part in ("No [preset] 'x'", "It is needed.", "Did you mean y?"):
+        assert part in shown

@@ -1,0 +1,87 @@
+"""The documentation says what the code does."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+
+from vlm_lora_plugin.cli.app import app
+from vlm_lora_plugin.hookspecs import AdapterSpecs
+from vlm_lora_plugin.manager import get_manager
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")])
+HOOKS = [name for name in vars(AdapterSpecs) if not name.startswith("_")]
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_documented_with_its_exact_signature(hook):
+    names = [name for name in inspect.signature(getattr(AdapterSpecs, hook)).parameters if name != "self"]
+    assert f"`{hook}({', '.join(names)})`" in (DOCS / "reference/hooks.md").read_text()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_a_docstring_with_an_example(hook):
+    text = inspect.getdoc(getattr(AdapterSpecs, hook))
+    assert "Returns:" in text
+    assert ">>> " in text
+
+
+def test_the_recipe_reference_is_current():
+    assert (DOCS / "reference/recipe.md").read_text() == tool("recipe_reference").page()
+
+
+def test_every_preset_of_every_family_is_documented():
+    page = (DOCS / "reference/families.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for family in get_manager().families().values():
+        for preset in family.presets:
+            assert f"`{preset}`" in page
+            assert f"`{preset}`" in readme
+
+
+def commands():
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        yield from ((name, option) for parameter in command.params for option in parameter.opts if option[:2] == "--")
+
+
+@pytest.mark.parametrize(("command", "option"), [pair for pair in commands() if pair[1] not in {"--help"}])
+def test_every_option_of_the_command_line_is_documented(command, option):
+    page = (DOCS / "reference/cli.md").read_text()
+    assert option in page or option.replace("--", "--no-", 1) in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path = target.partition("#")[0]
+        if path and "://" not in target:
+            assert (page.parent / path).exists(), f"{page.name}: {target}"
+
+
+def test_the_navigation_lists_every_page():
+    def pages(entry):
+        if isinstance(entry, str):
+            return {entry}
+        return set().union(*(pages(part) for part in (entry.values() if isinstance(entry, dict) else entry)))
+
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert listed == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+
+
+def test_the_make_targets_in_the_readme_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text())) <= targets
