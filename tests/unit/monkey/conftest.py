@@ -16,9 +16,8 @@ class Prompts:
         self.generator = torch.Generator().manual_seed(seed)
 
     def image_block(self):
-        return [self.config.image_start_id, *[self.config.image_pad_id] * self.config.image_token_span] + [
-            self.config.image_end_id
-        ]
+        places = [self.config.image_pad_id] * self.config.image_token_span
+        return [self.config.image_start_id, *places, self.config.image_end_id]
 
     def text(self, length):
         return torch.randint(0, 256, (length,), generator=self.generator).tolist()
