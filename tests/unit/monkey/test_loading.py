@@ -17,7 +17,7 @@ import vlm_lora_plugin
 from vlm_lora_monkey.folder import recognises
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, LORA_NAME, VISION_LORA_NAME
-from vlm_lora_monkey.tiny import write_tiny_folder
+from vlm_lora_monkey.tiny import tiny_model, write_tiny_folder
 from vlm_lora_monkey.weights import load_model
 from vlm_lora_plugin.errors import ModelError, WeightsError
 from vlm_lora_plugin.selection.keyed_init import keyed_lora_down
@@ -119,6 +119,17 @@ def test_the_variant_follows_from_the_tensors(tmp_path, device, llm_lora):
 
     assert model.config.llm_lora is llm_lora
     assert any(re.fullmatch(LANGUAGE_LORA_NAME, name) for name, _ in model.named_parameters()) is llm_lora
+
+
+@pytest.mark.parametrize("load", [AutoModelForCausalLM.from_pretrained, MonkeyForCausalLM.from_pretrained])
+def test_the_variant_follows_from_the_tensors_in_the_librarys_loader_too(tmp_path, load):
+    folder = write_tiny_folder(tmp_path, llm_lora=True)
+    edit_config(folder, llm_lora=None)
+
+    model = load(folder)
+
+    assert model.fresh_lora_names == ()
+    assert any(re.fullmatch(LANGUAGE_LORA_NAME, name) for name, _ in model.named_parameters())
 
 
 def test_a_variant_that_the_config_denies_is_an_error(tmp_path):
@@ -275,3 +286,15 @@ def test_the_demo_writes_a_loadable_folder(tmp_path):
     family.demo(tmp_path / "demo")
 
     assert recognises(Path(tmp_path / "demo"))
+
+
+def test_lora_that_a_state_dict_brings_is_no_longer_fresh():
+    model, other = tiny_model(llm_lora=True), tiny_model(llm_lora=True, seed=1)
+    weights = other.state_dict()
+    assert len(model.fresh_lora_names) == 96
+    model.load_state_dict({name: t for name, t in weights.items() if "transformer.h." not in name}, strict=False)
+    assert len(model.fresh_lora_names) == 24
+
+    model.load_state_dict(weights)
+
+    assert model.fresh_lora_names == ()
