@@ -23,6 +23,7 @@ from vlm_lora_plugin.reporting.tree import component_tree
 if TYPE_CHECKING:
     from vlm_lora_plugin.job.output import OutputFolder
     from vlm_lora_plugin.job.settings import TrainJob
+    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class TrainResult:
         first_loss: Of the first logged step, nats per supervised token.
         last_loss: Of the last logged step.
         eval_loss: Of the last evaluation, or None.
+        model: The trained model, still in memory.
     """
 
     adapter: Path
@@ -42,6 +44,7 @@ class TrainResult:
     first_loss: float | None
     last_loss: float | None
     eval_loss: float | None
+    model: VlmLoraPeftModel
 
 
 class _Begin(TrainerCallback):
@@ -105,4 +108,5 @@ def _train(plan: Plan, console: Console) -> TrainResult:
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
         eval_loss=evaluations[-1] if evaluations else None,
+        model=model,
     )
