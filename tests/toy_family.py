@@ -103,14 +103,17 @@ class ToyForCausalLM(LlamaForCausalLM):
         self.tower = Tower(config)
         self.aligner = Aligner(config)
 
-    def forward(self, input_ids=None, pixel_values=None, inputs_embeds=None, past_key_values=None, **kwargs):
+    def forward(
+        self, input_ids=None, pixel_values=None, inputs_embeds=None, past_key_values=None, labels=None, **kwargs
+    ):
         if inputs_embeds is None:
             inputs_embeds = self.model.embed_tokens(input_ids)
         fresh = past_key_values is None or past_key_values.get_seq_length() == 0
         if pixel_values is not None and fresh:
             features = self.aligner(self.tower(pixel_values.to(self.tower.stem.weight.dtype)))
             inputs_embeds = torch.cat([features.to(inputs_embeds.dtype), inputs_embeds[:, QUERIES:]], dim=1)
-        return super().forward(inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs)
+        kwargs |= {"past_key_values": past_key_values, "labels": labels}
+        return super().forward(inputs_embeds=inputs_embeds, **kwargs)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

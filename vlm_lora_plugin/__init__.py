@@ -16,6 +16,7 @@ from vlm_lora_plugin.models.auto import install as _install_auto_classes
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.checkpoint import load_adapter
+    from vlm_lora_plugin.data.dataset import ConversationDataset
     from vlm_lora_plugin.errors import VlmLoraError
     from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
     from vlm_lora_plugin.loading import load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
+    "ConversationDataset": "vlm_lora_plugin.data.dataset",
     "Recipe": "vlm_lora_plugin.recipe",
     "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
     "VlmLoraError": "vlm_lora_plugin.errors",
@@ -35,6 +37,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "ConversationDataset",
     "Recipe",
     "VlmLoraCallback",
     "VlmLoraError",

@@ -112,14 +112,12 @@ def _load_dtype(model: nn.Module) -> torch.dtype:
 
 
 def _switch(model: VlmLoraPeftModel, selection: TrainableSet) -> None:
-    """Let exactly the selection learn, in fp32."""
+    """Let exactly the selection learn."""
     expected = {parameter.name: parameter.shape for parameter in selection.parameters}
     for name, parameter in ((canonical_name(name), parameter) for name, parameter in model.named_parameters()):
         learns = expected.pop(name, None)
-        if learns is not None:
-            if tuple(parameter.shape) != learns:
-                raise ModelError(f"{name} has the shape {tuple(parameter.shape)}, {learns} was expected")
-            parameter.data = parameter.data.to(torch.float32)
+        if learns is not None and tuple(parameter.shape) != learns:
+            raise ModelError(f"{name} has the shape {tuple(parameter.shape)}, {learns} was expected")
         parameter.requires_grad_(learns is not None)
     if expected:
         raise ModelError(f"PEFT did not make these parameters: {listed(sorted(expected))}")

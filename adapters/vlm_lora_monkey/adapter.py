@@ -90,6 +90,6 @@ def _read_golden_case(folder: Path) -> GoldenCase | None:
 
 
 def _write_demo(folder: Path) -> None:
-    from vlm_lora_monkey.tiny import write_tiny_folder
+    from vlm_lora_monkey.tiny import write_demo_folder
 
-    write_tiny_folder(folder)
+    write_demo_folder(folder)

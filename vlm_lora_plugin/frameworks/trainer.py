@@ -107,8 +107,8 @@ def training_arguments(
         dtype: Dtype the base model was loaded in; 16 bit trains under autocast. None: the prepared model's,
             or fp32 when a recipe was given.
         evaluate: Evaluate as the recipe says; the Trainer then needs an ``eval_dataset``.
-        **overrides: Further arguments, which win. What the recipe's ``optimizer`` decides cannot be
-            overridden: the run stops when both are given and differ.
+        **overrides: Further arguments, which win. Rates, decay, betas and epsilon are the recipe's alone: the
+            run stops when an argument differs from them.
 
     Raises:
         TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
@@ -149,7 +149,9 @@ def training_arguments(
         "bf16": name == "bfloat16",
         "fp16": name == "float16",
         "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
         "logging_strategy": "steps",
+        "logging_nan_inf_filter": False,  # it would show the last finite loss in place of one that is not
         "save_strategy": "steps",
         "prediction_loss_only": True,
         "remove_unused_columns": False,  # the collator needs pixel_values

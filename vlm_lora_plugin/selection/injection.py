@@ -46,13 +46,16 @@ def lora_config(selection: TrainableSet, recipe: Recipe) -> LoraConfig:
 def inject(base: nn.Module, selection: TrainableSet, recipe: Recipe) -> VlmLoraPeftModel:
     """Wrap a base model, put LoRA on the selected layers, and draw all LoRA that starts fresh.
 
-    PEFT's LoRA is fp32 whatever the base holds. Training or evaluation mode of every layer is kept.
+    Whatever is trained becomes fp32, whatever dtype the base holds, and is drawn in fp32. Training or
+    evaluation mode of every layer is kept.
 
     Raises:
-        ModelError: PEFT adapted other layers than those selected, or the base's own LoRA is not finite.
+        ModelError: The base's own LoRA is not finite (the base is unchanged then), or PEFT adapted other
+            layers than those selected.
     """
     from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
 
+    _start_builtin(base, selection, recipe.seed)
     with torch.random.fork_rng(devices=[]):  # PEFT draws LoRA on the CPU before it is drawn by key below
         model = VlmLoraPeftModel(base, lora_config(selection, recipe), ADAPTER_NAME)
     layers = {
@@ -72,15 +75,24 @@ def inject(base: nn.Module, selection: TrainableSet, recipe: Recipe) -> VlmLoraP
         layer.train(layer.get_base_layer().training)
     parameters = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
     _draw_peft(layers, parameters, recipe.seed)
-    draw_builtin(parameters, getattr(base, FRESH_LORA_ATTRIBUTE, ()), recipe.seed)
-    broken = [p.name for p in selection.parameters if p.kind != "full" and not parameters[p.name].isfinite().all()]
+    return model
+
+
+def _start_builtin(base: nn.Module, selection: TrainableSet, seed: int) -> None:
+    """Turn the base's own trained parameters into fp32 and draw its LoRA that no checkpoint held."""
+    parameters = dict(base.named_parameters())
+    fresh = tuple(getattr(base, FRESH_LORA_ATTRIBUTE, ()))
+    loaded = (p.name for p in selection.parameters if p.kind == "builtin_lora" and p.name not in fresh)
+    broken = [name for name in loaded if not parameters[name].isfinite().all()]
     if broken:
         raise ModelError(
             f"These LoRA parameters hold values that are not finite: {listed(broken)}",
             why="They were never initialised, or the checkpoint is broken; training would give NaN.",
             fix="Load the model with vlm_lora_plugin.load(folder).",
         )
-    return model
+    for trained in selection.of_base():
+        parameters[trained.name].data = parameters[trained.name].data.float()
+    draw_builtin(parameters, fresh, seed)
 
 
 @torch.no_grad()

@@ -85,10 +85,16 @@ def test_init_does_not_depend_on_the_random_state_nor_change_it(toy):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_init_does_not_depend_on_dtype_or_on_what_else_is_trained(toy):
+def test_init_does_not_depend_on_what_else_is_trained(toy):
     alone = trained(prepare(toy_model(), {"components": {"language": "lora"}}))
-    other = trained(prepare(toy_model(dtype=torch.bfloat16), WITH_PEFT))
-    assert all(torch.equal(alone[name], other[name]) for name in alone)
+    together = trained(prepare(toy_model(), WITH_PEFT))
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
+def test_init_does_not_depend_on_the_bases_dtype(toy):
+    full, half = (prepare(toy_model(dtype=dtype), WITH_PEFT) for dtype in (torch.float32, torch.bfloat16))
+    lora = [p.name for p in full.vlm_lora.trainable.parameters if p.kind != "full"]
+    assert all(torch.equal(full.named_trainables()[name], half.named_trainables()[name]) for name in lora)
 
 
 def test_another_seed_draws_other_lora(toy):
@@ -110,7 +116,8 @@ def test_own_lora_full_of_garbage_is_an_error(toy):
     with torch.no_grad():
         base.tower.blocks[0].fc_lora.lora_a.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"fc_lora\.lora_a\.weight"):
-        prepare(base, "lora")
+        prepare(base, WITH_PEFT)
+    assert not any(".base_layer" in name for name, _ in base.named_modules())
 
 
 @pytest.mark.parametrize(
