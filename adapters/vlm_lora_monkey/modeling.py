@@ -230,6 +230,14 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         as_tuple = return_dict is False or (return_dict is None and self.config.return_dict is False)
         return result.to_tuple() if as_tuple else result
 
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
+        """Give the images with the prompt alone where a cache holds what came of them."""
+        library = cast(Any, super())  # its annotations ask for classes that plain tensors are not
+        inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if inputs.get("past_key_values") is not None and not is_first_iteration:
+            inputs["pixel_values"] = None
+        return inputs
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """Load as the library does; a local folder's tensors tell the variant where its config does not."""

@@ -29,7 +29,7 @@ def copied(tmp_path):
 
 
 def edit_weights(folder, change):
-    weights = load_file(folder / "weights.safetensors")
+    weights = {name: tensor.clone() for name, tensor in load_file(folder / "weights.safetensors").items()}
     change(weights)
     save_file(weights, folder / "weights.safetensors")
 

@@ -243,5 +243,5 @@ def test_weights_are_in_memory_once(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
 
     peaks = [float(line) for line in done.stdout.split()]
-    for peak, model in zip(peaks, [192, 96, 192, 96], strict=True):
-        assert model * 0.95 < peak < model + 32, peaks
+    assert peaks[0] > 190  # the measurement sees the model; later ones may be given memory that was freed
+    assert all(peak < model + 32 for peak, model in zip(peaks, [192, 96, 192, 96], strict=True)), peaks
