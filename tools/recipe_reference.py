@@ -11,7 +11,7 @@ from vlm_lora_plugin.recipe import Recipe
 PAGE = Path(__file__).parents[1] / "docs/reference/recipe.md"
 
 INTRODUCTION = """\
-<!-- Written by tools/recipe_reference.py; change the descriptions in vlm_lora_plugin/recipe.py instead. -->
+<!-- Written by tools/recipe_reference.py; change the descriptions in vlm_lora_plugin/recipe/schema.py instead. -->
 
 # Recipe
 
@@ -89,7 +89,7 @@ def _values(value: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_values(value['items'])}" if "$ref" not in value["items"] else "list of [rules](#rules)"
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = " and ".join(f"{sign} {value[name]}" for name, sign in bounds.items() if name in value)
+    limits = " and ".join(f"{sign} {value[name]:g}" for name, sign in bounds.items() if name in value)
     return f"{kind} {limits}".strip()
 
 

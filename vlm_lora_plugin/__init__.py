@@ -1,7 +1,8 @@
 """LoRA fine-tuning of vision-language models, the same in every framework.
 
 ``load`` reads a model folder, ``prepare`` makes a model train what a recipe says, ``load_adapter`` brings
-back what was trained. Nothing here imports torch until one of them is used.
+back what was trained. Nothing here imports torch until one of them is used. Importing this package also lets
+transformers' ``AutoModelForCausalLM`` find the families' models.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
 from vlm_lora_plugin.hookspecs import hookimpl
+from vlm_lora_plugin.models.auto import install as _install_auto_classes
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.checkpoint import load_adapter
+    from vlm_lora_plugin.data.dataset import ConversationDataset
     from vlm_lora_plugin.errors import VlmLoraError
     from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
     from vlm_lora_plugin.loading import load
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
+    "ConversationDataset": "vlm_lora_plugin.data.dataset",
     "Recipe": "vlm_lora_plugin.recipe",
     "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
     "VlmLoraError": "vlm_lora_plugin.errors",
@@ -33,6 +37,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "ConversationDataset",
     "Recipe",
     "VlmLoraCallback",
     "VlmLoraError",
@@ -54,3 +59,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_install_auto_classes()

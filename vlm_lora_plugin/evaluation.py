@@ -41,8 +41,8 @@ def generate_answers(
     answers: list[str] = []
     try:
         for start in range(0, len(examples), batch_size):
-            batch = _left_padded([processor.encode_prompt(e) for e in examples[start : start + batch_size]], processor)
-            batch = {key: value.to(device) for key, value in batch.items()}
+            prompts = [processor.encode_prompt(example) for example in examples[start : start + batch_size]]
+            batch = {key: value.to(device) for key, value in processor.collate(prompts).items()}
             generate: Any = model.generate
             tokens = generate(
                 **batch,
@@ -62,17 +62,3 @@ def exact_match(answers: Sequence[str], examples: Sequence[Example]) -> float:
     """Return the share of answers that equal the example's last message, white space around them aside."""
     known = [example.messages[-1].content.strip() for example in examples]
     return sum(answer == right for answer, right in zip(answers, known, strict=True)) / max(len(known), 1)
-
-
-def _left_padded(prompts: Sequence[dict[str, torch.Tensor]], processor: Processor) -> dict[str, torch.Tensor]:
-    longest = max(len(prompt["input_ids"]) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), processor.tokenizer.pad_token_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt["input_ids"]) :] = prompt["input_ids"]
-        mask[row, longest - len(prompt["input_ids"]) :] = 1
-    batch = {"input_ids": ids, "attention_mask": mask}
-    pixels = [prompt["pixel_values"] for prompt in prompts if "pixel_values" in prompt]
-    if pixels:
-        batch["pixel_values"] = torch.cat(pixels)
-    return batch

@@ -6,7 +6,7 @@ Nothing here imports torch, transformers or pydantic, so that listing adapters s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -146,8 +146,8 @@ class Family:
             the row is not in it. The common ``messages``/``images`` rows never get here.
         read_golden_case: Reads a folder of reference numbers, or returns None when the folder is another
             family's.
-        auto_classes: Model type -> ``module:class`` of its config and of its model, for model types that are
-            this family's own. ``AutoModelForCausalLM`` then finds them once this package was imported.
+        auto_modules: Modules that register this family's own model types with transformers' auto classes when
+            they are imported. That happens by itself once ``AutoModelForCausalLM`` is imported.
         demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family.
     """
 
@@ -162,7 +162,7 @@ class Family:
     fixed_tables: tuple[str, ...] = ()
     parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None
     read_golden_case: Callable[[Path], GoldenCase | None] | None = None
-    auto_classes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    auto_modules: tuple[str, ...] = ()
     demo: Callable[[Path], None] | None = None
 
 

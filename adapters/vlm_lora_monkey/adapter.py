@@ -54,9 +54,7 @@ def describe_family() -> Family:
         recognises=recognises,
         load=_load,
         fixed_tables=(FIXED_TABLE_NAME,),
-        auto_classes={
-            MODEL_TYPE: ("vlm_lora_monkey.configuration:MonkeyConfig", "vlm_lora_monkey.modeling:MonkeyForCausalLM")
-        },
+        auto_modules=("vlm_lora_monkey.modeling",),
         parse_record=_parse_record,
         read_golden_case=_read_golden_case,
         demo=_write_demo,
@@ -92,6 +90,6 @@ def _read_golden_case(folder: Path) -> GoldenCase | None:
 
 
 def _write_demo(folder: Path) -> None:
-    from vlm_lora_monkey.tiny import write_tiny_folder
+    from vlm_lora_monkey.tiny import write_demo_folder
 
-    write_tiny_folder(folder)
+    write_demo_folder(folder)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from vlm_lora_monkey.names import LANGUAGE_LORA_NAME
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models.weights import tensor_names
 
 PUBLISHED_VISUAL: dict[str, Any] = {
     "heads": 16,
@@ -184,3 +188,14 @@ class MonkeyConfig(PreTrainedConfig):
     def image_pad_id(self) -> int:
         """Token id of ``<imgpad>``, which fills an image's places in the prompt."""
         return self.image_start_id + 2
+
+
+def resolve_variant(config: MonkeyConfig, folder: Path) -> MonkeyConfig:
+    """Set ``llm_lora`` from the names of a folder's tensors where the config leaves it open.
+
+    Raises:
+        WeightsError: The folder has no weight files, or they cannot be read.
+    """
+    if config.llm_lora is None:
+        config.llm_lora = any(re.fullmatch(LANGUAGE_LORA_NAME, name) for name in tensor_names(folder))
+    return config

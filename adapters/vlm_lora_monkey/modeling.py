@@ -6,18 +6,20 @@ it leaner lives in :mod:`vlm_lora_monkey.forward`.
 
 from __future__ import annotations
 
+import os
 import re
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from vlm_lora_monkey.configuration import MonkeyConfig
+from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
 from vlm_lora_monkey.language import MonkeyBlock, MonkeyRMSNorm, log_n_scale, ntk_factor, rotary_tables
 from vlm_lora_monkey.lora import draw_lora
 from vlm_lora_monkey.names import LORA_NAME
@@ -154,6 +156,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
         self.generation_config.use_cache = True  # published configs switch it off, for training
+        self.register_load_state_dict_post_hook(_forget_loaded_lora)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -227,6 +230,23 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         as_tuple = return_dict is False or (return_dict is None and self.config.return_dict is False)
         return result.to_tuple() if as_tuple else result
 
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
+        """Give the images with the prompt alone where a cache holds what came of them."""
+        library = cast(Any, super())  # its annotations ask for classes that plain tensors are not
+        inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if inputs.get("past_key_values") is not None and not is_first_iteration:
+            inputs["pixel_values"] = None
+        return inputs
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load as the library does; a local folder's tensors tell the variant where its config does not."""
+        folder = Path(str(pretrained_model_name_or_path))
+        if folder.is_dir() and not isinstance(kwargs.get("config"), (str, os.PathLike)):
+            config = kwargs.get("config") or MonkeyConfig.from_pretrained(folder)
+            kwargs["config"] = resolve_variant(config, folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings."""
         return self.transformer.wte
@@ -261,6 +281,12 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
             init.normal_(module.proj, std=module.settings.output_dim**-0.5)
 
 
+def _forget_loaded_lora(model: MonkeyForCausalLM, keys: Any) -> None:
+    """Take LoRA that a state dict brought off ``fresh_lora_names``, so that nobody draws it anew."""
+    missing = {key[key.find("transformer.") :] for key in keys.missing_keys}  # a wrapper's prefix may stand before
+    model.fresh_lora_names = tuple(name for name in model.fresh_lora_names if name in missing)
+
+
 def _positions(attention_mask: torch.Tensor | None, seen: int, hidden: torch.Tensor) -> torch.Tensor:
     """Count each row's tokens, so that padding on the left changes nothing; ``[B or 1, T]``."""
     length = hidden.shape[1]
@@ -278,3 +304,7 @@ def _checked(pixel_values: torch.Tensor, config: MonkeyConfig) -> torch.Tensor:
             fix="Use the model's own processor.",
         )
     return pixel_values
+
+
+AutoConfig.register(MonkeyConfig.model_type, MonkeyConfig, exist_ok=True)
+AutoModelForCausalLM.register(MonkeyConfig, MonkeyForCausalLM, exist_ok=True)

@@ -75,3 +75,18 @@ def write_tiny_folder(folder: str | Path, *, seed: int = 0, llm_lora: bool = Fal
     model.save_pretrained(path)
     write_tiny_vocabulary(path)
     return path
+
+
+def write_demo_folder(folder: str | Path) -> Path:
+    """Write the model that the demo starts from: random weights that LoRA and the resampler alone can steer.
+
+    The weights are drawn wider than usual. With the published 0.02 the frozen head's logits stay so close
+    together that no input could make one answer likely.
+    """
+    return write_tiny_folder(
+        folder,
+        num_hidden_layers=1,
+        intermediate_size=512,
+        initializer_range=0.15,
+        visual={"width": 64, "heads": 4},
+    )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
 
-from vlm_lora_monkey.configuration import MonkeyConfig
+from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
 from vlm_lora_monkey.folder import monkey_document, read_config
 from vlm_lora_monkey.lora import draw_lora
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, VISION_LORA_NAME
-from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names
+from vlm_lora_plugin.models.weights import has_weights, load_weights
 from vlm_lora_plugin.types import LoadRequest
 
 GENERATION_FILE = "generation_config.json"
@@ -68,9 +67,8 @@ def load_config(folder: Path, *, needs_weights: bool = True) -> MonkeyConfig:
         WeightsError: The variant is open and the weight files cannot be read.
     """
     config = MonkeyConfig(**monkey_document(read_config(folder)))
-    if config.llm_lora is None:
-        names = tensor_names(folder) if needs_weights or has_weights(folder) else ()
-        config.llm_lora = any(re.fullmatch(LANGUAGE_LORA_NAME, name) for name in names)
+    if needs_weights or has_weights(folder):
+        resolve_variant(config, folder)
     config.name_or_path = str(folder)
     return config
 

@@ -15,8 +15,8 @@ def component(document, name):
     return next(part for part in document["components"] if part["component"] == name)
 
 
-def test_it_prints_each_component_with_what_learns_and_how_fast(vlm_lora, model):
-    outcome = vlm_lora("inspect", model)
+def test_it_prints_each_component_with_what_learns_and_how_fast(command, model):
+    outcome = command("inspect", model)
     assert outcome.code == 0, outcome.err
     for text in (
         "Monkey",
@@ -82,7 +82,7 @@ def test_the_rules_that_led_to_it_are_part_of_the_json(vlm_lora, model):
         (["--set", "components.vison=lora"], "vison"),
         (["--set", "nothing"], "no assignment"),
         (["--recipe", "missing.yaml"], "no recipe file missing.yaml"),
-        (["--set", "rules=[{pattern: 'no[.]such', means: full}]"], "no.such"),
+        (["--set", "rules=[{pattern: 'no[.]such', means: full}]"], "no[.]such"),
     ],
 )
 def test_a_recipe_that_cannot_be_used_is_bad_input(vlm_lora, model, arguments, message):

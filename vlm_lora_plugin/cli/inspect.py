@@ -30,17 +30,15 @@ def inspect(
     """Show what a recipe would train: parameters, means, learning rates, predicted memory. Loads no weights."""
     import json
 
-    from rich.console import Console
-
     from vlm_lora_plugin.job.settings import recognise
+    from vlm_lora_plugin.reporting.console import make_console
     from vlm_lora_plugin.reporting.tree import component_tree
 
     family, resolved = recognise(model, recipe, overrides(assignments, preset))
-    from vlm_lora_plugin.job.preflight import look_at  # imports torch: after what can be refused without it
+    from vlm_lora_plugin.job.look import look_at  # imports torch: after what can be refused without it
 
     summary, _ = look_at(model, family, resolved, name_of(dtype))
     if as_json:
         typer.echo(json.dumps(summary.document(), indent=2))
         return
-    console = Console()
-    console.print(component_tree(summary), soft_wrap=not console.is_terminal)
+    make_console().print(component_tree(summary))

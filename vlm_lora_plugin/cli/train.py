@@ -54,9 +54,8 @@ def train(
     if model is None or data is None or output is None:
         missing = [name for name, value in (("MODEL", model), ("--data", data), ("--output", output)) if value is None]
         raise typer.BadParameter("needed, unless --demo is given", param_hint=" and ".join(missing))
-    from rich.console import Console
-
     from vlm_lora_plugin.job.settings import TrainJob
+    from vlm_lora_plugin.reporting.console import make_console
 
     job = TrainJob(
         model=model,
@@ -72,7 +71,7 @@ def train(
     job.check()
     from vlm_lora_plugin.job.run import run  # imports torch: after what can be refused without it
 
-    console = Console()
+    console = make_console()
     _report(job, run(job, console), console)
 
 

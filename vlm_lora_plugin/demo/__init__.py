@@ -1,0 +1,12 @@
+"""The demo: a tiny model learns to read handwritten digits on the path that every user takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def run_demo(output: Path) -> None:
+    """Train, evaluate and reload; see :func:`vlm_lora_plugin.demo.run.run`."""
+    from vlm_lora_plugin.demo.run import run
+
+    run(output)

@@ -9,18 +9,24 @@ from PIL import Image
 
 from vlm_lora_plugin.errors import DataError
 
-QUESTION = "<image>Which digit is written here?"
-HELD_OUT = 297
-"""Images kept from training: the last ones of the set."""
+QUESTION = "<image>Which digit?"
+SIZE = 32
+"""Side of the PNG files in pixels; the originals have 8."""
+
+HELD_OUT_EVERY = 6
+"""Every sixth image is kept from training: 300 of 1797."""
 
 
-def write_digits(folder: Path, *, size: int) -> tuple[Path, Path]:
-    """Write the 1797 images of 8 x 8 pixels, scaled up to ``size`` x ``size``, and two JSONL files.
+def write_digits(folder: Path) -> tuple[Path, Path]:
+    """Write the images and two JSONL files.
 
-    The images are those of the UCI ML hand-written digits test set that scikit-learn ships.
+    The images are the 1797 of the UCI ML hand-written digits set that scikit-learn ships.
+
+    Args:
+        folder: Made; must not exist.
 
     Returns:
-        The training file (1500 rows) and the held-out file (297 rows).
+        The training file (1497 rows) and the held-out file (300 rows).
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -32,19 +38,16 @@ def write_digits(folder: Path, *, size: int) -> tuple[Path, Path]:
     digits = load_digits()
     images = folder / "images"
     images.mkdir(parents=True)
-    rows = []
+    parts: dict[str, list[str]] = {"train": [], "held-out": []}
     for index, (picture, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         file = images / f"{index:04d}.png"
-        Image.fromarray((picture * (255 / 16)).astype("uint8")).resize((size, size), Image.Resampling.BICUBIC).save(
-            file
-        )
-        rows.append(
-            {
-                "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": str(label)}],
-                "images": [str(file.relative_to(folder))],
-            }
-        )
-    train, held_out = folder / "train.jsonl", folder / "held-out.jsonl"
-    for path, part in ((train, rows[:-HELD_OUT]), (held_out, rows[-HELD_OUT:])):
-        path.write_text("".join(json.dumps(row) + "\n" for row in part), "utf-8")
-    return train, held_out
+        pixels = (picture * (255 / 16)).astype("uint8")
+        Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(file)
+        row = {
+            "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": str(label)}],
+            "images": [f"images/{file.name}"],
+        }
+        parts["train" if index % HELD_OUT_EVERY else "held-out"].append(json.dumps(row) + "\n")
+    for name, lines in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+    return folder / "train.jsonl", folder / "held-out.jsonl"

@@ -13,6 +13,7 @@ from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
+from vlm_lora_plugin.reporting.console import make_console
 from vlm_lora_plugin.reporting.data_table import data_table
 from vlm_lora_plugin.reporting.log import JsonlLog, read_log
 from vlm_lora_plugin.reporting.loss_picture import draw_loss
@@ -22,6 +23,7 @@ from vlm_lora_plugin.reporting.tree import component_tree
 if TYPE_CHECKING:
     from vlm_lora_plugin.job.output import OutputFolder
     from vlm_lora_plugin.job.settings import TrainJob
+    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class TrainResult:
         first_loss: Of the first logged step, nats per supervised token.
         last_loss: Of the last logged step.
         eval_loss: Of the last evaluation, or None.
+        model: The trained model, still in memory.
     """
 
     adapter: Path
@@ -41,6 +44,7 @@ class TrainResult:
     first_loss: float | None
     last_loss: float | None
     eval_loss: float | None
+    model: VlmLoraPeftModel
 
 
 class _Begin(TrainerCallback):
@@ -64,7 +68,7 @@ def run(job: TrainJob, console: Console | None = None) -> TrainResult:
     Raises:
         VlmLoraError: The job cannot be done. Before the first step is done the output folder stays as it was.
     """
-    console = console or Console()
+    console = console or make_console()
     plan = preflight(job)
     console.print(component_tree(plan.summary))
     console.print(data_table(plan.statistics))
@@ -104,4 +108,5 @@ def _train(plan: Plan, console: Console) -> TrainResult:
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
         eval_loss=evaluations[-1] if evaluations else None,
+        model=model,
     )

@@ -23,13 +23,18 @@ def count(number: int) -> str:
     return str(number)
 
 
+def size(gib: float) -> str:
+    """Return a number of GiB, in MiB when it is small."""
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.2f} MiB"
+
+
 def component_tree(summary: ModelSummary) -> Tree:
     """Return the tree: components, what learns in each and how fast, totals, predicted memory."""
     share = 100 * summary.trainable / summary.parameters
     tree = Tree(
         Text.assemble(
-            (summary.family, "bold"),
-            f" {summary.model}  {count(summary.parameters)} parameters in {summary.dtype}, ",
+            (f"{summary.family} {summary.model}", "bold"),
+            f"\n{count(summary.parameters)} parameters in {summary.dtype}, ",
             (f"{count(summary.trainable)} trainable", "bold green"),
             f" ({share:.2f} %), recipe {summary.recipe}",
         ),
@@ -42,10 +47,10 @@ def component_tree(summary: ModelSummary) -> Tree:
     memory = summary.memory_gib
     tree.add(
         Text.assemble(
-            ("memory  ", "bold"),
-            f"{memory.frozen_weights:.2f} GiB frozen weights + {memory.training_state:.2f} GiB for what learns "
-            "(fp32 weights, gradients, AdamW)  ",
-            ("predicted, without activations", "italic"),
+            (f"{'memory':<11}", "bold"),
+            f"{size(memory.frozen_weights)} frozen weights + {size(memory.training_state)} weights, gradients and "
+            "AdamW state of what learns ",
+            ("(predicted; activations come on top)", "italic"),
         )
     )
     return tree
@@ -65,10 +70,10 @@ def _component(component: ComponentSummary) -> Text:
 def _group(group: GroupSummary) -> Text:
     decay = f"weight decay {group.weight_decay:g}"
     if group.weight_decay and group.undecayed:
-        decay += f" (none on {group.undecayed} vectors)"
+        decay += f" (0 on {group.undecayed} vectors)"
+    tensors = "1 tensor" if group.tensors == 1 else f"{group.tensors} tensors"
     return Text.assemble(
-        (f"{group.means:<5}", "green"),
-        f"{_KINDS[group.kind]}  {count(group.elements)} in {group.tensors} tensors  "
-        f"learning rate {group.learning_rate:g}  {decay}",
-        (f"  group {group.group}", "dim"),
+        (_KINDS[group.kind], "green"),
+        f", {count(group.elements)} in {tensors}, learning rate {group.learning_rate:g}, {decay}",
+        (f", group {group.group}", "dim"),
     )

@@ -1,0 +1,25 @@
+"""``python -m vlm_lora_plugin.demo.reload BASE ADAPTER DATA``: the answers of a reloaded adapter, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from vlm_lora_plugin.checkpoint import load_adapter
+from vlm_lora_plugin.data.reading import read_examples
+from vlm_lora_plugin.demo.run import ANSWER_TOKENS, BATCH
+from vlm_lora_plugin.evaluation import generate_answers
+from vlm_lora_plugin.loading import load
+
+
+def main(base: str, adapter: str, data: str) -> None:
+    """Print the list of answers."""
+    plain, processor = load(base)
+    model = load_adapter(plain, adapter)
+    examples = read_examples(data, model.vlm_lora.family)
+    answers = generate_answers(model, processor, examples, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH)
+    sys.stdout.write(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
