@@ -24,7 +24,8 @@ def draw_loss(log: Sequence[Mapping[str, Any]], picture: Path, *, title: str) ->
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o--")):
         points = [(line["step"], line[key]) for line in log if line.get(key) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
+            shape = style if len(points) > 1 else "o"
+            axes.plot(*zip(*points, strict=True), shape, label=label, markersize=4, linewidth=1.2)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per supervised token)")
     axes.set_ylim(bottom=0)
