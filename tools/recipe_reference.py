@@ -11,7 +11,7 @@ from vlm_lora_plugin.recipe import Recipe
 PAGE = Path(__file__).parents[1] / "docs/reference/recipe.md"
 
 INTRODUCTION = """\
-<!-- Written by tools/recipe_reference.py; change the descriptions in vlm_lora_plugin/recipe.py instead. -->
+<!-- Written by tools/recipe_reference.py; change the descriptions in vlm_lora_plugin/recipe/schema.py instead. -->
 
 # Recipe
 

@@ -99,12 +99,12 @@ def test_the_printed_lines_reload_the_adapter_in_a_fresh_process(finished, model
     output, outcome = finished
     lines = "\n".join(re.findall(r"^    (.+)$", outcome.out.partition("Reload it:")[2], flags=re.MULTILINE))
     assert "load_adapter" in lines
-    code = lines + "\nimport torch\nprint(float(sum(p.double().abs().sum() for p in model.parameters())))"
+    code = lines + "\nimport torch\nprint(float(sum(p.detach().double().abs().sum() for p in model.parameters())))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     from vlm_lora_plugin import load, load_adapter
 
     reloaded = load_adapter(load(model)[0], output / "adapter")
-    assert float(printed) == float(sum(p.double().abs().sum() for p in reloaded.parameters()))
+    assert float(printed) == float(sum(p.detach().double().abs().sum() for p in reloaded.parameters()))
     untouched = dict(load(model)[0].named_parameters())
     key = "transformer.visual.attn_pool.kv_proj.weight"
     assert not torch.equal(dict(reloaded.get_base_model().named_parameters())[key], untouched[key])

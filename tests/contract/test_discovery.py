@@ -262,7 +262,6 @@ def test_hooks_that_an_adapter_leaves_out_have_neutral_answers():
     assert manager.deepspeed_config(family, RECIPE, HARDWARE) == {}
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception notes came with Python 3.11")
 def test_an_error_in_a_hook_names_the_adapter():
     class Failing(Adapter):
         @hookimpl
@@ -273,4 +272,6 @@ def test_an_error_in_a_hook_names_the_adapter():
     family = manager.register(Failing("failing"), name="failing")
     with pytest.raises(ZeroDivisionError) as caught:
         manager.deepspeed_config(family, RECIPE, HARDWARE)
-    assert caught.value.__notes__ == ["Raised in the hook deepspeed_config of the adapter failing."]
+    note = "Raised in the hook deepspeed_config of the adapter failing."
+    # Python 3.10 has no notes: there the error passes as it is.
+    assert getattr(caught.value, "__notes__", None) == ([note] if sys.version_info >= (3, 11) else None)

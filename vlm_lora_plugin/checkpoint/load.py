@@ -31,8 +31,8 @@ def load_adapter(
     Args:
         base: The freshly loaded base model, or its folder.
         folder: A folder that ``save_pretrained`` or the Trainer wrote.
-        is_trainable: False switches to evaluation mode; True keeps the mode of the base. ``requires_grad`` is
-            as the recipe says in both cases: torch chooses kernels by it, and logits would differ in the last bit.
+        is_trainable: False gives a frozen model in evaluation mode; True one that goes on learning, in the
+            mode of the base.
 
     Returns:
         The prepared model; its logits equal those of the model that was saved.
@@ -64,6 +64,8 @@ def load_adapter(
     _check_base(manifest, config_digest(model.config), folder)
     prepared = prepare(model, dict(manifest.recipe))
     prepared.load_adapter(folder, is_trainable=is_trainable)
+    if not is_trainable:
+        prepared.requires_grad_(False)
     return prepared
 
 

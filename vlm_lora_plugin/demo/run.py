@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vlm_lora_plugin.data.reading import read_examples
 from vlm_lora_plugin.demo.digits import write_digits
 from vlm_lora_plugin.errors import AdapterError, TrainingError
@@ -20,6 +18,7 @@ from vlm_lora_plugin.job.run import run as run_job
 from vlm_lora_plugin.job.settings import TrainJob
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.reporting.console import make_console
 from vlm_lora_plugin.types import Family
 
 ANSWER_TOKENS = 3
@@ -54,7 +53,7 @@ def run(output: Path, *, family_name: str | None = None) -> float:
         TrainingError: The adapter, reloaded in a fresh process, answers differently.
     """
     started = time.monotonic()
-    console = Console()
+    console = make_console()
     family = _family(family_name)
     base, data = output / "base", output / "data"
     for folder in (base, data):

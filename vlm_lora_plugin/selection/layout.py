@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -116,7 +117,11 @@ class Layout:
     def _similar(self, pattern: str) -> str:
         plain = re.sub(r"\\d[+*]?|\[0-9\][+*]?", "0", pattern)
         plain = re.sub(r"\.[*+]|[\\^$()?]", "", plain).strip(".")
-        return nearest(plain, sorted({re.sub(r"\.\d+", ".0", path) for path in self.paths}))
+        known = sorted({re.sub(r"\.\d+", ".0", path) for path in self.paths})
+        close = get_close_matches(plain, known, cutoff=0.5)
+        if close:
+            return nearest(plain, close)
+        return f"Its names begin with {', '.join(sorted({path.split('.')[0] for path in self.paths}))}."
 
 
 def _component_of(name: str, components: Iterable[Component]) -> Component | None:

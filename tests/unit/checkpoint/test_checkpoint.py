@@ -61,6 +61,7 @@ def test_a_saved_model_comes_back_with_equal_logits(toy, tmp_path, preset, dtype
     again = load_adapter(toy_model(dtype=dtype), tmp_path)
     assert torch.equal(logits(again), logits(model))
     assert not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
 def test_a_loaded_model_can_go_on_learning(saved):

@@ -180,7 +180,10 @@ def test_longest_prefix_owns_a_parameter(toy):
             {"rules": [{"pattern": r"tower\.bloks\..*", "means": "full"}]},
             ["tower\\.bloks", "Did you mean tower.blocks"],
         ),
-        ({"rules": [{"pattern": [r"tower\..*", "nothing"], "means": "full"}]}, ["'nothing'"]),
+        (
+            {"rules": [{"pattern": [r"tower\..*", "nothing"], "means": "full"}]},
+            ["'nothing'", "aligner, lm_head, model"],
+        ),
         ({"rules": [{"component": "vision", "exclude": "nothing", "means": "full"}]}, ["'nothing'"]),
         ({"rules": [{"pattern": "tower(", "means": "full"}]}, ["no regular expression"]),
         ({"rules": [{"component": "vision", "pattern": r"aligner.*", "means": "frozen"}]}, ["matches no parameter"]),

@@ -1,0 +1,121 @@
+"""The log, the picture, the tree and the table, fed by hand."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from transformers import TrainerControl, TrainerState
+
+from vlm_lora_plugin.data.preflight import DataStatistics
+from vlm_lora_plugin.reporting.data_table import data_table
+from vlm_lora_plugin.reporting.log import JsonlLog, read_log
+from vlm_lora_plugin.reporting.loss_picture import draw_loss
+from vlm_lora_plugin.reporting.progress import ConsoleProgress
+from vlm_lora_plugin.reporting.tree import count, size
+
+
+def state(step, **more):
+    return TrainerState(global_step=step, epoch=step / 10, max_steps=40, is_world_process_zero=True, **more)
+
+
+def shown(printable, width=120):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(printable)
+    return console.export_text()
+
+
+def test_rates_are_logged_by_group_as_the_step_used_them(tmp_path):
+    log = JsonlLog(tmp_path / "log.jsonl")
+    group = {"params": [torch.nn.Parameter(torch.zeros(1))], "name": "vision.lora", "lr": 0.5}
+    optimizer = torch.optim.SGD([group])
+    log.on_pre_optimizer_step(None, state(0), TrainerControl(), optimizer=optimizer)
+    optimizer.param_groups[0]["lr"] = 0.25
+    log.on_log(None, state(1), TrainerControl(), logs={"loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.25})
+    (line,) = read_log(tmp_path / "log.jsonl")
+    assert line["learning_rate"] == {"vision.lora": 0.5}
+    assert (line["step"], line["epoch"], line["loss"], line["grad_norm"]) == (1, 0.1, 2.0, 1.0)
+
+
+def test_a_loss_that_is_not_finite_is_null_so_that_the_log_stays_json(tmp_path):
+    log = JsonlLog(tmp_path / "log.jsonl")
+    log.on_log(None, state(1), TrainerControl(), logs={"loss": float("nan"), "grad_norm": float("inf")})
+    line = json.loads((tmp_path / "log.jsonl").read_text())
+    assert line["loss"] is None
+    assert line["grad_norm"] is None
+
+
+def test_the_trainers_closing_summary_is_no_line(tmp_path):
+    log = JsonlLog(tmp_path / "log.jsonl")
+    log.on_log(None, state(1), TrainerControl(), logs={"train_runtime": 3.0, "train_loss": 2.0})
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_only_one_process_writes(tmp_path):
+    log = JsonlLog(tmp_path / "log.jsonl")
+    other = state(1)
+    other.is_world_process_zero = False
+    log.on_log(None, other, TrainerControl(), logs={"loss": 1.0})
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_the_picture_shows_both_losses(tmp_path):
+    train = [{"step": step, "loss": 3.0 / step} for step in range(1, 6)]
+    draw_loss(train, tmp_path / "one.png", title="t")
+    draw_loss([*train, {"step": 5, "eval_loss": 1.0}], tmp_path / "two.png", title="t")
+    one, two = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("one", "two"))
+    assert one.shape == two.shape
+    assert (one != two).any()
+
+
+def test_a_picture_without_any_finite_loss_is_drawn_all_the_same(tmp_path):
+    draw_loss([{"step": 1, "loss": None}], tmp_path / "loss.png", title="t")
+    assert (tmp_path / "loss.png").is_file()
+
+
+def test_without_a_terminal_about_twenty_lines_are_printed():
+    console = Console(width=100, record=True, file=io.StringIO(), force_terminal=False)
+    progress = ConsoleProgress(console)
+    progress.on_train_begin(None, state(0), TrainerControl())
+    for step in range(1, 41):
+        progress.on_log(None, state(step), TrainerControl(), logs={"loss": 1.0})
+    progress.on_log(None, state(40), TrainerControl(), logs={"eval_loss": 0.5})
+    lines = console.export_text().splitlines()
+    assert len(lines) == 21
+    assert lines[0] == "step 2/40  loss 1.0000"
+    assert lines[-1] == "step 40/40  eval_loss 0.5000"
+
+
+def test_on_a_terminal_a_bar_is_drawn_and_taken_away():
+    console = Console(width=100, record=True, file=io.StringIO(), force_terminal=True)
+    progress = ConsoleProgress(console)
+    progress.on_train_begin(None, state(0), TrainerControl())
+    progress.on_log(None, state(1), TrainerControl(), logs={"loss": 1.0})
+    progress.on_step_end(None, state(1), TrainerControl())
+    progress.on_train_end(None, state(40), TrainerControl())
+    assert "1/40 steps" in console.export_text()
+    progress.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999"), (1_500, "1.50 k"), (127_170_000, "127.17 M"), (9_708_053_824, "9.71 B")]
+)
+def test_counts_keep_a_unit(number, text):
+    assert count(number) == text
+
+
+def test_memory_is_shown_in_a_unit_that_fits():
+    assert size(18.084) == "18.08 GiB"
+    assert size(1 / 1024) == "1.00 MiB"
+
+
+def test_the_data_table_names_every_set():
+    statistics = DataStatistics(rows=1500, images=1500, tokens=75_000, longest=61, supervised_tokens=7_500, truncated=2)
+    text = shown(data_table({"training": statistics, "validation": statistics}))
+    assert "training" in text
+    assert "validation" in text
+    for value in ("1,500", "50", "61", "7,500", "2"):
+        assert value in text

@@ -1,0 +1,27 @@
+"""The recipe: one document that says what learns, how fast, and on what.
+
+The same keys work in a YAML file, in Python and as ``--set key=value`` on the command line. A recipe that
+names a preset starts from it; what the recipe says comes after and wins.
+"""
+
+from vlm_lora_plugin.recipe.resolve import parse_assignments, read_recipe, resolve_recipe
+from vlm_lora_plugin.recipe.schema import (
+    DataSettings,
+    LoraSettings,
+    OptimizerSettings,
+    Recipe,
+    Rule,
+    TrainingSettings,
+)
+
+__all__ = [
+    "DataSettings",
+    "LoraSettings",
+    "OptimizerSettings",
+    "Recipe",
+    "Rule",
+    "TrainingSettings",
+    "parse_assignments",
+    "read_recipe",
+    "resolve_recipe",
+]

@@ -1,0 +1,148 @@
+"""From what the user gave to one recipe that stands on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_lora_plugin.errors import RecipeError, nearest
+from vlm_lora_plugin.recipe.schema import RATE_KEYS, Recipe
+from vlm_lora_plugin.types import Family
+
+
+def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """Return the document behind a recipe given in any form, holding only what was set in it.
+
+    Args:
+        source: A Recipe, a mapping, a path to a YAML file, or the name of a preset.
+
+    Raises:
+        RecipeError: The file is missing or no mapping.
+    """
+    if isinstance(source, Recipe):
+        return source.model_dump(mode="json", exclude_unset=True)
+    if isinstance(source, Mapping):
+        return dict(source)
+    path = Path(source)
+    if path.suffix.lower() not in {".yaml", ".yml"}:
+        if path.exists() and path.is_file():
+            raise RecipeError(f"{path} is no recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
+        return {"preset": str(source)}
+    try:
+        document = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path} holds {type(document).__name__}, not `key: value` lines")
+    return document
+
+
+def resolve_recipe(
+    source: Recipe | Mapping[str, Any] | str | Path | None,
+    family: Family,
+    overrides: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Expand preset and shorthand into one recipe that stands on its own.
+
+    Order of the rules: the preset's components, its rules, the recipe's components, its rules, then those
+    of ``overrides``; later ones win. Every other key is merged, the later value winning. A recipe that was
+    resolved before is returned as it is.
+
+    Args:
+        source: A recipe in any form; None means the family's default preset.
+        family: The family whose presets and components apply.
+        overrides: A document laid over the recipe (``--set`` on the command line).
+
+    Raises:
+        RecipeError: Unknown key, value, preset, family or component.
+    """
+    document = {"preset": family.default_preset} if source is None else read_recipe(source)
+    label = str(source) if isinstance(source, (str, Path)) else "recipe"
+    user = Recipe.parse(document, source=label)
+    over = Recipe.parse(overrides or {}, source="override")
+    for recipe in (user, over):
+        if recipe.family not in (None, family.name):
+            raise RecipeError(
+                f"The recipe is for the family {recipe.family}, the model is {family.name}",
+                fix=f"Remove `family: {recipe.family}` from the recipe, or use another model.",
+            )
+    layers = [user.model_dump(exclude_unset=True), over.model_dump(exclude_unset=True)]
+    preset = over.preset or user.preset
+    if preset is not None:
+        if preset not in family.presets:
+            raise RecipeError(
+                f"{family.title} has no preset '{preset}'",
+                fix=nearest(preset, list(family.presets)),
+            )
+        base = Recipe.parse(family.presets[preset], source=f"preset {preset}")
+        layers.insert(0, base.model_dump(exclude_unset=True))
+    merged: dict[str, Any] = {}
+    rules: list[dict[str, Any]] = []
+    for layer in layers:
+        rules += [{"component": name, "means": means} for name, means in layer.pop("components", {}).items()]
+        rules += layer.pop("rules", ())
+        _merge(merged, layer)
+    owned = {component.name for component in family.components}
+    for rule in rules:
+        if rule.get("component") not in {None, *owned}:
+            raise RecipeError(
+                f"{family.title} has no component '{rule['component']}'", fix=nearest(rule["component"], sorted(owned))
+            )
+    for name in (*merged.get("gradient_checkpointing", ()), *merged.get("lora", {}).get("target_modules", ())):
+        if name not in owned:
+            raise RecipeError(f"{family.title} has no component '{name}'", fix=nearest(name, sorted(owned)))
+    merged.pop("preset", None)
+    origin = f"{family.name}/{preset}" if preset else merged.get("origin")
+    return Recipe.parse({**merged, "family": family.name, "origin": origin, "rules": rules})
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["optimizer.learning_rate=1e-4"]`` into a nested document; values are read as YAML.
+
+    Below ``learning_rate`` and ``weight_decay`` the rest is one key: ``optimizer.learning_rate.vision.lora``.
+
+    Raises:
+        RecipeError: An assignment has no ``=``, no valid YAML, or goes below a value given before.
+    """
+    document: dict[str, Any] = {}
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise RecipeError(
+                f"'{text}' is no assignment", fix="Write key=value, for example optimizer.learning_rate=1e-4."
+            )
+        *parents, last = _steps(key.strip())
+        here = document
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise RecipeError(f"`{key}` goes below `{parent}`, which another assignment sets to {here!r}")
+        try:
+            here[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"The value of `{key}` is not valid YAML: {value}", fix=str(error)) from None
+    return document
+
+
+def _steps(key: str) -> list[str]:
+    steps = key.split(".")
+    for at, step in enumerate(steps[:-1], start=1):
+        if step in RATE_KEYS:
+            return [*steps[:at], ".".join(steps[at:])]
+    return steps
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        replaces = key in RATE_KEYS and "default" in value
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict) and not replaces:
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
