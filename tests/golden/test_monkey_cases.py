@@ -116,6 +116,14 @@ def test_an_image_that_differs_is_a_miss(copied):
     assert "view0.visual" in missed(check_case(folder))
 
 
+@pytest.mark.parametrize("name", ["img0.png", "inputs.json", "inputs.safetensors", "expected.safetensors"])
+def test_a_case_without_one_of_its_files_is_a_miss(copied, name):
+    folder = copied("llm_lora")
+    (folder / name).unlink()
+
+    assert missed(check_case(folder)) == ["case"]
+
+
 def test_a_case_of_no_family_is_a_miss(tmp_path):
     (tmp_path / "config.json").write_text('{"model_class": "Unheard"}')
     (tmp_path / "expected.json").write_text("{}")
