@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlm_lora_plugin.data.reading import read_examples
 from vlm_lora_plugin.demo.digits import write_digits
 from vlm_lora_plugin.errors import AdapterError, TrainingError
@@ -52,6 +54,7 @@ def run(output: Path, *, family_name: str | None = None) -> float:
         AdapterError: No family brings a demo.
         TrainingError: The adapter, reloaded in a fresh process, answers differently.
     """
+    torch.set_num_threads(1)  # a second thread gains nothing on matrices this small, and waits where cores are shared
     started = time.monotonic()
     console = make_console()
     family = _family(family_name)
