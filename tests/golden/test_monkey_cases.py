@@ -116,6 +116,13 @@ def test_an_image_that_differs_is_a_miss(copied):
     assert "view0.visual" in missed(check_case(folder))
 
 
+def test_dropout_of_the_config_is_off_as_it_was_for_the_reference(copied):
+    folder = copied("llm_lora")
+    edit_json(folder / "config.json", lambda config: config.update(emb_dropout_prob=0.1, attn_dropout_prob=0.1))
+
+    assert not missed(check_case(folder))
+
+
 def test_a_case_of_no_family_is_a_miss(tmp_path):
     (tmp_path / "config.json").write_text('{"model_class": "Unheard"}')
     (tmp_path / "expected.json").write_text("{}")
