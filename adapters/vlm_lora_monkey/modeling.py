@@ -266,6 +266,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         ]
         draw_lora(self, fresh, DEFAULT_SEED)
         self.fresh_lora_names = tuple(fresh)
+        self.transformer.visual.attn_pool.pos_embed.requires_grad_(False)  # the library's loader forgets it
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
