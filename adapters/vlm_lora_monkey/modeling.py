@@ -62,7 +62,7 @@ class MonkeyModel(nn.Module):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        hidden = self.drop(self._embed(input_ids, inputs_embeds, pixel_values, is_prompt=seen == 0))
+        hidden = self._embed(input_ids, inputs_embeds, pixel_values, is_prompt=seen == 0)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
@@ -89,7 +89,7 @@ class MonkeyModel(nn.Module):
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values,
-            hidden_states=(*states, hidden) if output_hidden_states else None,
+            hidden_states=cast(tuple[torch.FloatTensor, ...], (*states, hidden)) if output_hidden_states else None,
         )
 
     def _embed(
@@ -105,8 +105,8 @@ class MonkeyModel(nn.Module):
         if input_ids is None:
             if pixel_values is not None:
                 raise ModelError("With inputs_embeds the image places are unknown", fix="Give input_ids instead.")
-            return cast(torch.Tensor, inputs_embeds)
-        embeds = self.wte(input_ids)
+            return cast(torch.Tensor, self.drop(inputs_embeds))
+        embeds = self.drop(self.wte(input_ids))  # image tokens, which come after, are not dropped
         if not is_prompt and pixel_values is None:
             return cast(torch.Tensor, embeds)
         blocks = find_image_blocks(input_ids, self.config, 0 if pixel_values is None else len(pixel_values))
@@ -186,7 +186,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
             labels: ``[B, T]`` integers, -100 where nothing is supervised; shifted here.
             num_items_in_batch: What the summed loss is divided by; see
                 :func:`vlm_lora_plugin.models.loss.causal_lm_loss`.
-            position_ids: ``[B, T]``; by default each row counts its tokens from 0.
+            position_ids: ``[B, T]``; by default each row counts its places from its first token.
             past_key_values: Cache of the tokens before these.
             inputs_embeds: ``[B, T, C]`` in place of ``input_ids``, for text alone.
             use_cache: Return a cache; the default is the config's, and off with labels or in training.
@@ -266,6 +266,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         ]
         draw_builtin(dict(self.named_parameters()), fresh, DEFAULT_SEED)
         self.fresh_lora_names = tuple(fresh)
+        self.transformer.visual.attn_pool.pos_embed.requires_grad_(False)  # the library's loader forgets it
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -288,12 +289,13 @@ def _forget_loaded_lora(model: MonkeyForCausalLM, keys: Any) -> None:
 
 
 def _positions(attention_mask: torch.Tensor | None, seen: int, hidden: torch.Tensor) -> torch.Tensor:
-    """Count each row's tokens, so that padding on the left changes nothing; ``[B or 1, T]``."""
+    """Number each row's places from its first token, so that padding on the left changes nothing; ``[B or 1, T]``."""
     length = hidden.shape[1]
     if attention_mask is None or attention_mask.ndim != 2:
         return torch.arange(seen, seen + length, device=hidden.device)[None]
-    counted = attention_mask.to(hidden.device).long().cumsum(-1) - 1
-    return counted[:, -length:].clamp(min=0)
+    first = attention_mask.to(hidden.device).long().argmax(-1, keepdim=True)
+    places = torch.arange(attention_mask.shape[1], device=hidden.device) - first
+    return places[:, -length:].clamp(min=0)
 
 
 AutoConfig.register(MonkeyConfig.model_type, MonkeyConfig, exist_ok=True)

@@ -28,11 +28,11 @@ BATCH = 50
 
 # A model this small takes a higher rate and needs no checkpointing; the trainable set is the preset's own.
 OVERRIDES: dict[str, Any] = {
-    "optimizer": {"learning_rate": 4e-3, "warmup_ratio": 0.05},
+    "optimizer": {"learning_rate": 6e-3, "warmup_ratio": 0.05},
     "training": {
-        "per_device_train_batch_size": 24,
+        "per_device_train_batch_size": 48,
         "gradient_accumulation_steps": 1,
-        "num_train_epochs": 8,
+        "num_train_epochs": 10,
         "logging_steps": 5,
         "dataloader_num_workers": 1,
     },

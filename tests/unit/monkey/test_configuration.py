@@ -72,6 +72,7 @@ def test_own_end_of_text_id_is_kept():
         ({"visual": {"output_dim": 64}}, "output_dim 64"),
         ({"kv_channels": 16}, "do not make hidden_size"),
         ({"hidden_size": 256, "kv_channels": 64}, "is not hidden_size"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
     ],
 )
 def test_impossible_sizes_are_refused(overrides, what):
