@@ -128,20 +128,19 @@ def test_an_image_that_differs_is_a_miss(copied):
     assert "view0.visual" in missed(check_case(folder))
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("name", ["img0.png", "inputs.json", "inputs.safetensors", "expected.safetensors"])
 def test_a_case_without_one_of_its_files_is_a_miss(copied, name):
     folder = copied("llm_lora")
     (folder / name).unlink()
 
     assert missed(check_case(folder)) == ["case"]
-=======
+
+
 def test_dropout_of_the_config_is_off_as_it_was_for_the_reference(copied):
     folder = copied("llm_lora")
     edit_json(folder / "config.json", lambda config: config.update(emb_dropout_prob=0.1, attn_dropout_prob=0.1))
 
     assert not missed(check_case(folder))
->>>>>>> verify
 
 
 def test_a_case_of_no_family_is_a_miss(tmp_path):
