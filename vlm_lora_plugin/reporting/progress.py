@@ -22,6 +22,7 @@ class ConsoleProgress(TrainerCallback):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar: Progress | None = None
+        self._printed = 0
         self._shown = {"loss": float("nan"), "eval_loss": float("nan")}
 
     def on_train_begin(
@@ -57,7 +58,9 @@ class ConsoleProgress(TrainerCallback):
         if self._bar is not None:
             text = "  ".join(f"{key} {value:.4f}" for key, value in known.items())
             self._bar.update(self._bar.task_ids[0], description=text)
-        elif "eval_loss" in new or state.global_step % max(1, state.max_steps // _LINES) == 0:
+        elif "eval_loss" in new or state.global_step - self._printed >= state.max_steps / _LINES:
+            if "loss" in new:
+                self._printed = state.global_step
             text = "  ".join(f"{key} {value:.4f}" for key, value in new.items())
             self._console.print(f"step {state.global_step}/{state.max_steps}  {text}", highlight=False)
 

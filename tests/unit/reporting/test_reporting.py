@@ -89,6 +89,14 @@ def test_without_a_terminal_about_twenty_lines_are_printed():
     assert lines[-1] == "step 40/40  eval_loss 0.5000"
 
 
+def test_the_lines_come_also_where_steps_are_logged_in_bundles():
+    console = Console(width=100, record=True, file=io.StringIO(), force_terminal=False)
+    progress = ConsoleProgress(console)
+    for step in range(3, 41, 3):
+        progress.on_log(None, state(step), TrainerControl(), logs={"loss": 1.0})
+    assert len(console.export_text().splitlines()) == 13
+
+
 def test_on_a_terminal_a_bar_is_drawn_and_taken_away():
     console = Console(width=100, record=True, file=io.StringIO(), force_terminal=True)
     progress = ConsoleProgress(console)
