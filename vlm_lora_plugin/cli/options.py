@@ -37,6 +37,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe; may be given again."),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 DtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Dtype of the frozen weights; trainable ones are fp32.")
 ]

@@ -20,6 +20,7 @@ from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.look import DTYPES, look_at
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.settings import DtypeName, TrainJob
+from vlm_lora_plugin.loading import load
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.example import Example
@@ -68,7 +69,8 @@ def preflight(job: TrainJob) -> Plan:
     dtype = job.dtype or default_dtype()
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
-    summary, processor = look_at(job.model, family, recipe, dtype)
+    outline, processor = load(job.model, dtype=DTYPES[dtype], device="meta")
+    summary = look_at(outline, str(job.model), family, recipe).summary
     arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], evaluate=job.val_data is not None)
     sets = {"training": ConversationDataset(job.data, processor, recipe.data, family)}
     if job.val_data is not None:
