@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from vlm_lora_plugin import __version__
 from vlm_lora_plugin.cli.adapters import adapters
+from vlm_lora_plugin.cli.data_check import data_check
 from vlm_lora_plugin.cli.failure import exit_code, show, wants_traceback
 from vlm_lora_plugin.cli.inspect import inspect
 from vlm_lora_plugin.cli.options import TracebackOption
@@ -59,5 +60,5 @@ def vlm_lora(
     """
 
 
-for command in (inspect, train, adapters, presets):
+for command in (inspect, data_check, train, adapters, presets):
     app.command()(command)

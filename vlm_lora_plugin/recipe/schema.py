@@ -186,6 +186,27 @@ class DataSettings(_Strict):
         "raise",
         description="raise: an example that is too long is an error. right: cut its end, never inside an image.",
     )
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error", description="error: a row that cannot be used stops the job. skip: leave it out, and count it."
+    )
+    allow_outside_images: bool = Field(
+        False, description="Whether image files may lie outside the data file's folder, links followed."
+    )
+    max_image_pixels: int | None = Field(
+        50_000_000, ge=1, description="Width x height beyond which an image is a bad sample; null: Pillow's limit."
+    )
+
+
+class EvaluationSettings(_Strict):
+    """What is measured on validation data, besides the loss."""
+
+    metric: str | None = Field(
+        "exact_match",
+        description="`exact_match` of greedy answers, or `package.module:function`, which is given the answers and "
+        "the examples and returns a number or numbers by name; null: the loss alone.",
+    )
+    max_rows: int | None = Field(100, ge=1, description="Rows that are answered, the first ones; null: all.")
+    max_new_tokens: int = Field(32, ge=1, description="Longest answer in tokens.")
 
 
 class Recipe(_Strict):
@@ -208,6 +229,9 @@ class Recipe(_Strict):
         default_factory=dict, description="Recompute this component's blocks in the backward pass; saves memory."
     )
     data: DataSettings = Field(default_factory=DataSettings, description="How examples become tokens.")
+    evaluation: EvaluationSettings = Field(
+        default_factory=EvaluationSettings, description="What is measured on validation data."
+    )
     seed: int = Field(42, ge=0, description="Seed of the LoRA initialisation, the data order and dropout.")
 
     @model_validator(mode="after")
