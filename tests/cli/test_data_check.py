@@ -158,12 +158,31 @@ def test_a_metric_that_cannot_be_found_is_refused_before_training(name, message,
     assert log == []
 
 
-def test_a_metric_that_fails_is_named(vlm_lora, model, write_data, tmp_path, monkeypatch):
+def test_a_metric_that_fails_is_named_before_the_first_step(vlm_lora, model, write_data, tmp_path, monkeypatch):
     (tmp_path / "failing_metric.py").write_text(METRIC)
     monkeypatch.chdir(tmp_path)
-    outcome, _ = evaluated(vlm_lora, model, write_data, tmp_path, "--metric", "failing_metric:broken")
+    outcome, log = evaluated(vlm_lora, model, write_data, tmp_path, "--metric", "failing_metric:broken")
     assert outcome.code == 3
     assert "metric broken failed: KeyError" in outcome.err
+    assert log == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_generate_is_named_before_the_first_step(
+    vlm_lora, model, write_data, tmp_path, monkeypatch
+):
+    import vlm_lora_plugin.frameworks.answers
+
+    def failing(*arguments, **options):
+        raise ValueError("no cache")
+
+    monkeypatch.setattr(vlm_lora_plugin.frameworks.answers, "generate_answers", failing)
+    outcome, log = evaluated(vlm_lora, model, write_data, tmp_path)
+    assert outcome.code == 3
+    assert "cannot answer validation data: ValueError: no cache" in outcome.err
+    assert "evaluation.metric=null" in outcome.err
+    assert log == []
+    assert evaluated(vlm_lora, model, write_data, tmp_path, "--set", "evaluation.metric=null")[0].code == 0
 
 
 def test_a_metric_needs_validation_data(vlm_lora, model, data, tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlm_lora_plugin.errors import TrainingError, VlmLoraError
 from vlm_lora_plugin.evaluation import generate_answers
 
 if TYPE_CHECKING:
@@ -52,15 +53,38 @@ class AnswerMetric(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Answer, measure, log."""
-        with self._trainer.accelerator.autocast():
-            answers = generate_answers(
-                kwargs["model"],
-                self._processor,
-                self._examples,
-                max_new_tokens=self._max_new_tokens,
-                batch_size=args.per_device_eval_batch_size,
-            )
+        answers = self._answer(self._examples, self._max_new_tokens)
         values = {f"eval_{name}": value for name, value in self._metric(answers, self._examples).items()}
         if metrics is not None:
             metrics.update(values)
         self._trainer.log(values)
+
+    def rehearse(self) -> None:
+        """Generate one token and measure the known answers, so that what fails here fails before training.
+
+        Raises:
+            TrainingError: The model cannot generate, or the metric fails.
+        """
+        try:
+            self._answer(self._examples[:1], 1)
+        except VlmLoraError:
+            raise
+        except Exception as error:  # generation runs a family's model code, which may raise anything
+            raise TrainingError(
+                f"The model cannot answer validation data: {type(error).__name__}: {error}",
+                fix="--set evaluation.metric=null evaluates the loss alone.",
+            ) from error
+        self._metric([example.messages[-1].content.strip() for example in self._examples], self._examples)
+
+    def _answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+        trainer, model = self._trainer, self._trainer.model
+        if model is None:
+            raise TrainingError("The Trainer has no model to answer with", fix="Build it with a prepared model.")
+        with trainer.accelerator.autocast():
+            return generate_answers(
+                model,
+                self._processor,
+                examples,
+                max_new_tokens=max_new_tokens,
+                batch_size=trainer.args.per_device_eval_batch_size,
+            )

@@ -106,7 +106,9 @@ def _train(plan: Plan, console: Console) -> TrainResult:
     if plan.metric is not None and plan.validation is not None:
         rows = plan.validation.examples[: recipe.evaluation.max_rows]
         limit = recipe.evaluation.max_new_tokens
-        trainer.add_callback(AnswerMetric(trainer, processor, rows, plan.metric, max_new_tokens=limit))
+        answers = AnswerMetric(trainer, processor, rows, plan.metric, max_new_tokens=limit)
+        answers.rehearse()
+        trainer.add_callback(answers)
     trainer.remove_callback(PrinterCallback)  # its lines are the same numbers once more
     try:
         trainer.train()
