@@ -65,7 +65,7 @@ class Rule(_Strict):
     module_types: Names = Field(
         (),
         description="Class names of modules, their own or a base class's: `Linear`, `LayerNorm`; any may match. A "
-        "matched module stands for everything below it.",
+        "matched module stands for everything below it. Layers inside a model's own LoRA do not count.",
     )
     means: Means = Field(description="frozen, lora or full.")
     group: str | None = Field(

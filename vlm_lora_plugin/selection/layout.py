@@ -105,10 +105,13 @@ class Layout:
     def of_type(self, name: str) -> set[str]:
         """Return the modules whose class, or a base of it, has this name.
 
+        Linear layers that built-in LoRA is made of are left out: they belong to it, as in ``all-linear``.
+
         Raises:
             SelectionError: There are none.
         """
-        found = {path for path, types in self.types.items() if name in types}
+        own = {path for path in self.layers if f"{path}.weight" in self.builtin}
+        found = {path for path, types in self.types.items() if name in types} - own
         if not found:
             raise SelectionError(
                 f"No module of this model is of the type {name}",

@@ -160,6 +160,14 @@ def test_module_types_name_the_layers_that_get_lora(toy):
     assert resolve(toy, {"rules": [rule]}).lora_targets == tuple(names)
 
 
+def test_linear_layers_inside_own_lora_are_not_meant_by_their_type(toy):
+    chosen = resolve(toy, {"rules": [{"component": "vision", "module_types": "Linear", "means": "full"}]})
+    layers = ("stem", "blocks.0.fc", "blocks.1.fc")
+    assert chosen.names == {f"tower.{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    blocks = resolve(toy, {"rules": [{"component": "vision", "module_types": "OwnLora", "means": "lora"}]})
+    assert blocks.names == OWN_LORA
+
+
 def test_all_conditions_of_a_rule_must_hold(toy):
     rule = {
         "component": "language",
