@@ -9,6 +9,8 @@ import pytest
 from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.types import Family
 
+collect_ignore = ["stranger"]  # a package of its own, which its test installs
+
 
 @pytest.fixture
 def toy() -> Iterator[Family]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm_lora_plugin.errors import AdapterError, ModelError, nearest
 from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.types import LoadRequest, Processor
 
@@ -37,4 +38,35 @@ def load(
     """
     path = Path(folder)
     family = get_manager().family_of_folder(path)
-    return family.load(LoadRequest(folder=path, dtype=dtype, device=device, seed=seed))
+    model, processor = family.load(LoadRequest(folder=path, dtype=dtype, device=device, seed=seed))
+    if processor is None:
+        raise AdapterError(
+            f"The adapter of {family.title} loaded no processor",
+            why="Nothing could turn text and images into what the model takes.",
+            fix="Its load function may leave it out only where LoadRequest.with_processor is False.",
+        )
+    return model, processor
+
+
+def load_outline(
+    folder: str | Path, *, dtype: torch.dtype | None = None, variant: str | None = None
+) -> PreTrainedModel:
+    """Build a model without its weights, on the meta device; the folder's ``config.json`` alone is enough.
+
+    Args:
+        folder: A model folder.
+        dtype: Parameter dtype, or None for the one the config names.
+        variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
+
+    Raises:
+        ModelError: The folder is of no known family, or its family has no such variant.
+    """
+    path = Path(folder)
+    family = get_manager().family_of_folder(path)
+    if variant is not None and variant not in family.variants:
+        raise ModelError(
+            f"{family.title} has no variant '{variant}'",
+            fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
+        )
+    request = LoadRequest(folder=path, dtype=dtype, device="meta", variant=variant, with_processor=False)
+    return family.load(request)[0]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from vlm_lora_plugin.asking import ask
 from vlm_lora_plugin.discovery import DISABLE_VARIABLE, distribution_of, installed_entries, is_own
 from vlm_lora_plugin.errors import AdapterError, ModelError, listed, nearest
 from vlm_lora_plugin.hookspecs import (
@@ -94,9 +95,7 @@ class AdapterManager:
                         fix="Give an adapter describe_family, and a policy only functions with hookimpl(wrapper=True).",
                     )
                 return None
-            family = self._ask(adapter, "describe_family")
-            if not isinstance(family, Family):
-                raise AdapterError(f"describe_family of {label} returned a {type(family).__name__}, not a Family")
+            family: Family = self._ask(adapter, "describe_family")
             if family.name in self._plugins:
                 raise AdapterError(f"Two adapters claim the family {family.name}", fix="Unregister one of them.")
         except Exception as error:
@@ -170,6 +169,10 @@ class AdapterManager:
             AdapterError: An installed policy is broken.
         """
         self._require_policies()
+        return self.working_families()
+
+    def working_families(self) -> dict[str, Family]:
+        """Return the same without asking for policies: enough to list families, not to train one."""
         for name in self._entries:
             self._load(name)
         return dict(sorted(self._families.items()))
@@ -246,13 +249,7 @@ class AdapterManager:
     def _ask(self, plugin: object, hook: str, **arguments: Any) -> Any:
         self._load_policies()
         others = [other for other in self._plugins.values() if other is not plugin]
-        caller = self._pm.subset_hook_caller(hook, remove_plugins=others)
-        try:
-            return caller(**arguments)
-        except Exception as error:
-            if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(f"Raised in the hook {hook} of the adapter {self._pm.get_name(plugin)}.")
-            raise
+        return ask(self._pm, hook, plugin, others, arguments)
 
     def _load(self, name: str) -> None:
         if name in self._families or name in self._errors:
@@ -265,7 +262,7 @@ class AdapterManager:
             return
         try:
             adapter = claims[0].load()
-            family = self.register(adapter, name=name)
+            family = self.register(adapter, name=f"adapter {name} of {distribution_of(claims[0])}")
             if family is not None and family.name != name:
                 self.unregister(adapter)
                 raise AdapterError(f"The entry point {name} describes a family named {family.name}")

@@ -95,12 +95,18 @@ class LoadRequest:
         dtype: The wanted parameter dtype, or None for the one the config names.
         device: ``"cpu"``, ``"cuda"``, or ``"meta"`` for a model without weights (``inspect`` uses it).
         seed: Seed of the keyed initialisation of LoRA that the checkpoint lacks.
+        variant: One of the family's ``variants``, where neither the config nor weights say which one it is;
+            None leaves the choice to the loader.
+        with_processor: Whether a processor is wanted. If not, the folder may hold ``config.json`` alone, and
+            the loader may return None in its place.
     """
 
     folder: Path
     dtype: torch.dtype | None = None
     device: str = "cpu"
     seed: int = 42
+    variant: str | None = None
+    with_processor: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,8 @@ class Family:
         recognises: Whether a model folder is this family's, judged by content (config keys, tensor names),
             never by running code from it.
         load: Builds model and processor from a folder without remote code.
+        variants: Names of architectures that one ``config.json`` can stand for, the common one first; empty
+            where the config says everything.
         fixed_tables: Regular expressions for whole names of parameters that are computed tables. They stay
             frozen unless the recipe sets ``train_fixed_tables``.
         parse_record: Reads one row of the family's own data format into an Example, or returns None when
@@ -158,7 +166,8 @@ class Family:
     presets: Mapping[str, Mapping[str, Any]]
     default_preset: str
     recognises: Callable[[Path], bool]
-    load: Callable[[LoadRequest], tuple[PreTrainedModel, Processor]]
+    load: Callable[[LoadRequest], tuple[PreTrainedModel, Processor | None]]
+    variants: tuple[str, ...] = ()
     fixed_tables: tuple[str, ...] = ()
     parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None
     read_golden_case: Callable[[Path], GoldenCase | None] | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_monkey.folder import MODEL_TYPE, recognises
+from vlm_lora_monkey.folder import MODEL_TYPE, VARIANTS, recognises
 from vlm_lora_monkey.names import FIXED_TABLE_NAME, LANGUAGE_LORA_NAME, VISION_LORA_NAME
 from vlm_lora_monkey.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_plugin.hookspecs import hookimpl
@@ -53,6 +53,7 @@ def describe_family() -> Family:
         default_preset=DEFAULT_PRESET,
         recognises=recognises,
         load=_load,
+        variants=VARIANTS,
         fixed_tables=(FIXED_TABLE_NAME,),
         auto_modules=("vlm_lora_monkey.modeling",),
         parse_record=_parse_record,
@@ -69,11 +70,13 @@ def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
     return patches(model, recipe)
 
 
-def _load(request: LoadRequest) -> tuple[PreTrainedModel, Processor]:
+def _load(request: LoadRequest) -> tuple[PreTrainedModel, Processor | None]:
     from vlm_lora_monkey.processing import MonkeyProcessor
     from vlm_lora_monkey.weights import load_model
 
     model = load_model(request)
+    if not request.with_processor:
+        return model, None
     return model, MonkeyProcessor.from_pretrained(request.folder, model.config)
 
 

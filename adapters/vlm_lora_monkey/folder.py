@@ -15,6 +15,11 @@ QWEN_VL_WINDOWS_PER_SIDE = 2
 QWEN_VL_LORA_SETS = 4
 TEXT_MONKEY = "TextMonkey"  # has other parts behind the tower
 
+COMMON = "default"
+LLM_LORA = "llm_lora"
+VARIANTS = (COMMON, LLM_LORA)
+"""Without and with LoRA inside the language model; the published ``config.json`` is the same for both."""
+
 _VISUAL_KEYS = {"image_size", "patch_size", "width", "layers", "heads", "output_dim", "image_start_id"}
 
 

@@ -8,9 +8,10 @@ import torch
 from transformers import GenerationConfig
 
 from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
-from vlm_lora_monkey.folder import monkey_document, read_config
+from vlm_lora_monkey.folder import COMMON, LLM_LORA, monkey_document, read_config
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, VISION_LORA_NAME
+from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.weights import has_weights, load_weights
 from vlm_lora_plugin.selection.keyed_init import draw_builtin
 from vlm_lora_plugin.types import LoadRequest
@@ -31,7 +32,7 @@ def load_model(request: LoadRequest) -> MonkeyForCausalLM:
         ModelError: The config is impossible.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
-    config = load_config(request.folder, needs_weights=request.device != "meta")
+    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
     dtype = request.dtype or stored_dtype(config)
     config.dtype = dtype
     with torch.device("meta"):
@@ -55,20 +56,29 @@ def load_model(request: LoadRequest) -> MonkeyForCausalLM:
     return model
 
 
-def load_config(folder: Path, *, needs_weights: bool = True) -> MonkeyConfig:
+def load_config(folder: Path, *, needs_weights: bool = True, variant: str | None = None) -> MonkeyConfig:
     """Read a folder's config; where it does not name the variant, the names of the tensors decide.
 
     Args:
         folder: The model folder.
-        needs_weights: Whether a folder without weight files is an error; if not, it is the common variant.
+        needs_weights: Whether a folder without weight files is an error; if not, it is ``variant``.
+        variant: One of :data:`~vlm_lora_monkey.folder.VARIANTS`; None stands for the common one.
 
     Raises:
-        ModelError: The config is impossible.
+        ModelError: The config is impossible, or config or tensors say another variant than ``variant``.
         WeightsError: The variant is open and the weight files cannot be read.
     """
     config = MonkeyConfig(**monkey_document(read_config(folder)))
     if needs_weights or has_weights(folder):
         resolve_variant(config, folder)
+    if variant is not None:
+        wanted = variant == LLM_LORA
+        if config.llm_lora not in (None, wanted):
+            raise ModelError(
+                f"{folder} holds the variant {LLM_LORA if config.llm_lora else COMMON}, not {variant}",
+                fix="Leave the variant out: it is known here.",
+            )
+        config.llm_lora = wanted
     config.name_or_path = str(folder)
     return config
 

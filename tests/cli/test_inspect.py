@@ -1,6 +1,7 @@
 """``vlm-lora inspect``: what would be trained, from names and shapes alone."""
 
 import json
+import math
 
 import pytest
 
@@ -97,3 +98,99 @@ def test_a_folder_that_holds_no_monkey_is_bad_input(vlm_lora, tmp_path):
     outcome = vlm_lora("inspect", tmp_path)
     assert outcome.code == 2
     assert "holds none of the known models (Monkey)" in outcome.err
+
+
+def test_names_lists_every_parameter_that_learns(vlm_lora, model):
+    arguments = ("--preset", "lora+llm-lora", "--set", "lora.r=2")
+    entries = inspected(vlm_lora, model, "--names", *arguments)["names"]
+    assert sum(math.prod(entry["shape"]) for entry in entries) == inspected(vlm_lora, model, *arguments)["trainable"]
+    by_name = {entry["name"]: entry for entry in entries}
+    assert by_name["transformer.h.0.attn.c_attn.lora_A.weight"] == {
+        "name": "transformer.h.0.attn.c_attn.lora_A.weight",
+        "shape": [2, 128],
+        "component": "language",
+        "means": "lora",
+        "kind": "peft_lora",
+        "group": "language.lora",
+        "learning_rate": 1e-4,
+        "weight_decay": 0.1,
+    }
+    shown = vlm_lora("inspect", model, "--names", *arguments).out
+    assert all(name in shown for name in by_name)
+    assert "2 x 128" in shown
+
+
+def test_rules_lists_what_each_matched_and_lost(vlm_lora, model):
+    arguments = ("--rules", "--names", "--set", "rules=[{pattern: '.*attn_pool.ln_kv', means: frozen}]")
+    document = inspected(vlm_lora, model, *arguments)
+    rules = document["rules"]
+    aligner = next(rule for rule in rules if rule["rule"].get("component") == "aligner")
+    lost = {entry["name"]: entry["to"] for entry in aligner["lost"]}
+    assert lost["transformer.visual.attn_pool.ln_kv.weight"] == len(rules) - 1
+    assert rules[-1]["trains"] == []
+    assert sum(len(rule["trains"]) for rule in rules) == len(document["names"])
+    shown = vlm_lora("inspect", model, *arguments).out
+    assert f"to rule {len(rules) - 1}" in shown
+    assert "trains nothing" in shown
+
+
+def test_a_rule_that_a_policy_adds_is_told_apart(vlm_lora, model):
+    from vlm_lora_plugin import get_manager, hookimpl
+    from vlm_lora_plugin.recipe import Rule
+    from vlm_lora_plugin.types import TrainableSelection
+
+    class NoPool:
+        @hookimpl(wrapper=True)
+        def select_trainable(self):
+            selection = yield
+            return TrainableSelection((*selection.rules, Rule(component="aligner", means="frozen")))
+
+    policy = NoPool()
+    get_manager().register(policy)
+    try:
+        sources = [rule["from"] for rule in inspected(vlm_lora, model, "--rules")["rules"]]
+    finally:
+        get_manager().unregister(policy)
+    assert sources[-1] == "adapter or a policy"
+    assert set(sources[:-1]) == {"recipe"}
+
+
+@pytest.fixture
+def config_alone(model, tmp_path):
+    """The published config says nothing of the variant."""
+    document = json.loads((model / "config.json").read_text())
+    document.pop("llm_lora")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(document))
+    return file
+
+
+def test_a_folder_with_a_config_alone_is_enough(vlm_lora, model, config_alone):
+    whole = inspected(vlm_lora, model)
+    assert inspected(vlm_lora, config_alone.parent)["components"] == whole["components"]
+    assert inspected(vlm_lora, config_alone)["components"] == whole["components"]
+
+
+def test_a_config_file_may_have_any_name(vlm_lora, model, config_alone):
+    other = config_alone.rename(config_alone.with_name("monkey-chat.json"))
+    document = inspected(vlm_lora, other)
+    assert document["components"] == inspected(vlm_lora, model)["components"]
+    assert document["model"] == str(other)
+
+
+def test_the_variant_is_given_where_the_config_does_not_say(vlm_lora, config_alone, tmp_path):
+    from vlm_lora_monkey.tiny import write_tiny_folder
+
+    outcome = vlm_lora("inspect", config_alone)
+    assert "--variant default|llm_lora" in outcome.err
+    whole = write_tiny_folder(tmp_path / "whole", llm_lora=True)
+    given = vlm_lora("inspect", config_alone, "--variant", "llm_lora", "--names", "--json")
+    assert given.err == ""
+    assert json.loads(given.out)["names"] == inspected(vlm_lora, whole, "--names")["names"]
+
+
+@pytest.mark.parametrize(("variant", "message"), [("llm-lora", "Did you mean llm_lora"), ("llm_lora", "not llm_lora")])
+def test_a_variant_that_cannot_be_is_bad_input(vlm_lora, model, variant, message):
+    outcome = vlm_lora("inspect", model, "--variant", variant)
+    assert outcome.code == 2
+    assert message in outcome.err

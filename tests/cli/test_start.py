@@ -31,7 +31,7 @@ def test_starting_imports_nothing_heavy(argument):
     assert imported_by(argument) & HEAVY == set()
 
 
-@pytest.mark.parametrize("command", ["inspect", "train"])
+@pytest.mark.parametrize("command", ["inspect", "train", "adapters", "presets"])
 def test_help_of_a_command_imports_nothing_heavy(command):
     # Newer versions of typer read a command's options with pydantic.
     assert imported_by(command, "--help") & (HEAVY - {"pydantic"}) == set()

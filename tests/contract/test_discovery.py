@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from vlm_lora_plugin import hookimpl
-from vlm_lora_plugin.errors import AdapterError, ModelError
+from vlm_lora_plugin.errors import AdapterError, ModelError, SelectionError
 from vlm_lora_plugin.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe
 from vlm_lora_plugin.types import Component, Family, Hardware
@@ -262,16 +262,88 @@ def test_hooks_that_an_adapter_leaves_out_have_neutral_answers():
     assert manager.deepspeed_config(family, RECIPE, HARDWARE) == {}
 
 
-def test_an_error_in_a_hook_names_the_adapter():
+def test_an_unexpected_error_in_a_hook_names_the_adapter_and_keeps_its_cause():
     class Failing(Adapter):
         @hookimpl
         def deepspeed_config(self, recipe, hardware):
-            raise ZeroDivisionError
+            raise ZeroDivisionError("by nothing")
 
     manager = AdapterManager(discover=False)
-    family = manager.register(Failing("failing"), name="failing")
-    with pytest.raises(ZeroDivisionError) as caught:
+    family = manager.register(Failing("failing"), name="adapter failing")
+    message = "hook deepspeed_config of the adapter failing raised ZeroDivisionError: by nothing"
+    with pytest.raises(AdapterError, match=message) as caught:
         manager.deepspeed_config(family, RECIPE, HARDWARE)
-    note = "Raised in the hook deepspeed_config of the adapter failing."
-    # Python 3.10 has no notes: there the error passes as it is.
-    assert getattr(caught.value, "__notes__", None) == ([note] if sys.version_info >= (3, 11) else None)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+FAILING_HOOK = """
+    @hookimpl
+    def select_trainable(model, recipe):
+        return {}["no such key"]
+"""
+
+
+def test_an_installed_adapter_that_fails_in_a_hook_is_named_with_its_distribution_and_the_others_work(site):
+    site.install("bad-hook", "bad_hook", adapter("bad_hook") + FAILING_HOOK, version="0.3")
+    site.install("tiny-adapter", "tiny", adapter("tiny"))
+    manager = AdapterManager()
+    message = r"select_trainable of the adapter bad_hook of bad-hook 0\.3 raised KeyError"
+    with pytest.raises(AdapterError, match=message):
+        manager.select_trainable(manager.family("bad_hook"), nn.Identity(), RECIPE)
+    assert manager.select_trainable(manager.family("tiny"), nn.Identity(), RECIPE).rules == RECIPE.rules
+
+
+def test_a_refusal_that_an_adapter_raises_reaches_the_user_as_it_is():
+    class Refusing(Adapter):
+        @hookimpl
+        def select_trainable(self):
+            raise SelectionError("this model has no vision")
+
+    manager = AdapterManager(discover=False)
+    family = manager.register(Refusing("refusing"))
+    with pytest.raises(SelectionError, match=r"^this model has no vision"):
+        manager.select_trainable(family, nn.Identity(), RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("hook", "call", "wanted"),
+    [
+        ("select_trainable", lambda m, f: m.select_trainable(f, nn.Identity(), RECIPE), "TrainableSelection"),
+        ("wrap_forward", lambda m, f: m.wrap_forward(f, nn.Identity(), RECIPE), "Sequence"),
+        ("deepspeed_config", lambda m, f: m.deepspeed_config(f, RECIPE, HARDWARE), "Mapping"),
+    ],
+)
+def test_an_answer_of_the_wrong_type_names_the_adapter(hook, call, wanted):
+    wrong = type("Wrong", (Adapter,), {hook: hookimpl(lambda self: 3)})
+    manager = AdapterManager(discover=False)
+    family = manager.register(wrong("wrong"), name="adapter wrong")
+    with pytest.raises(AdapterError, match=f"{hook} of the adapter wrong returned a int, not a {wanted}"):
+        call(manager, family)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("raise RuntimeError('no such library')", "no such library"),
+        (adapter("bad") + "\n    @hookimpl\n    def wrap_foward(model): ...\n", "wrap_foward"),
+        (adapter("bad") + "\n    @hookimpl\n    def wrap_forward(modell): ...\n", "modell"),
+        (adapter("bad").replace("return Family(", "raise OSError('disk'); Family("), "OSError: disk"),
+        (adapter("bad").replace('title="bad"', 'titel="bad"'), "titel"),
+        (adapter("monkey"), "describes a family named monkey"),
+    ],
+    ids=["import", "misspelt hook", "wrong signature", "raises in describe_family", "wrong key", "other family's name"],
+)
+def test_a_broken_plugin_is_named_with_its_distribution_and_the_others_work(source, words, site, monkeypatch):
+    site.install("bad-plugin", "bad", source, version="2.3")
+    site.install("tiny-adapter", "tiny", adapter("tiny"))
+    manager = AdapterManager()
+    assert {"monkey", "tiny"} <= set(manager.families())
+    record = next(record for record in manager.records() if record.name == "bad")
+    assert record.distribution == "bad-plugin 2.3"
+    assert words in record.error
+    with pytest.raises(AdapterError, match=r"bad of bad-plugin 2\.3 cannot be used") as caught:
+        manager.family("bad")
+    assert words in caught.value.what
+    assert "VLM_LORA_DISABLE_PLUGINS" in caught.value.fix
+    monkeypatch.setenv("VLM_LORA_DISABLE_PLUGINS", "1")
+    assert "bad" not in AdapterManager().names()

@@ -165,3 +165,35 @@ def test_a_policy_is_registered_by_hand_too():
     assert manager.register(Policy()) is None
     family = manager.register(Bare("one"))
     assert manager.deepspeed_config(family, RECIPE, Hardware(gpus=1, gpu_memory=24)) == {"house": True}
+
+
+def test_a_policy_that_fails_in_a_hook_is_named_with_its_distribution(site):
+    site.install("house-rules", "no_embeddings", NO_EMBEDDINGS.replace("patches = yield", "1 / 0; yield"), group=GROUP)
+    manager = AdapterManager()
+    family = manager.register(Bare("one"))
+    message = r"wrap_forward of the policy no_embeddings of house-rules 1\.0 raised ZeroDivisionError"
+    with pytest.raises(AdapterError, match=message):
+        manager.wrap_forward(family, nn.Identity(), RECIPE)
+    assert len(manager.select_trainable(family, nn.Identity(), RECIPE).rules) == 2
+
+
+def test_an_adapters_failure_inside_a_policy_is_the_adapters(site):
+    class Failing(Bare):
+        @hookimpl
+        def wrap_forward(self):
+            raise ZeroDivisionError
+
+    site.install("house-rules", "no_embeddings", NO_EMBEDDINGS, group=GROUP)
+    manager = AdapterManager()
+    family = manager.register(Failing("one"), name="adapter one")
+    with pytest.raises(AdapterError, match="wrap_forward of the adapter one raised"):
+        manager.wrap_forward(family, nn.Identity(), RECIPE)
+
+
+def test_a_policy_that_forgets_to_return_the_answer_is_named(site):
+    source = NO_EMBEDDINGS.replace("        return patches\n", "")
+    site.install("house-rules", "no_embeddings", source, group=GROUP)
+    manager = AdapterManager()
+    message = r"wrapped by the policy no_embeddings of house-rules 1\.0\) returned a NoneType, not a Sequence"
+    with pytest.raises(AdapterError, match=message):
+        manager.wrap_forward(manager.register(Bare("one")), nn.Identity(), RECIPE)

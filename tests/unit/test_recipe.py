@@ -132,8 +132,15 @@ def test_lora_learns_faster_than_full_weights_by_default():
         ({"optimizer": {"learning_rates": 1}}, "Did you mean learning_rate"),
         ({"optimizer": {"learning_rate": {"visoin": 1}}}, "Did you mean vision"),
         ({"optimizer": {"learning_rate": {"vision": -1}}}, "negative"),
-        ({"rules": [{"means": "full"}]}, "needs a component, a pattern, or both"),
+        ({"rules": [{"means": "full"}]}, "needs a component, a pattern or module_types"),
         ({"rules": [{"pattern": "a", "means": "half"}]}, "rules.0.means"),
+        ({"rules": [{"pattern": "a", "layers": "0", "means": "full"}]}, "needs a `component`"),
+        ({"rules": [{"component": "vision", "layers": "0..3", "means": "full"}]}, "'0..3' is no range of layers"),
+        ({"rules": [{"component": "vision", "layers": "5-3", "means": "full"}]}, "'5-3' ends before it begins"),
+        (
+            {"rules": [{"pattern": "a", "means": "full", "group": "top"}], "optimizer": {"weight_decay": {"tpo": 0}}},
+            "Did you mean top",
+        ),
         ({"training": {"gradient_accumulation_steps": 0}}, "gradient_accumulation_steps"),
     ],
 )
@@ -216,3 +223,23 @@ def test_an_assignment_of_broken_yaml_is_refused():
 def test_recipes_cannot_be_changed_after_the_check():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().seed = 1
+
+
+def test_rates_may_name_a_group_that_the_preset_defines():
+    recipe = resolve_recipe(
+        {"preset": "lora", "optimizer": {"learning_rate": {"top": 1e-3}}},
+        FAMILY,
+        {"rules": [{"pattern": r"model\.norm", "means": "full", "group": "top"}]},
+    )
+    assert recipe.optimizer.rate("language", "full", "top") == 1e-3
+    assert recipe.optimizer.rate("language", "full", None) == 1e-5
+    with pytest.raises(RecipeError, match=r"key 'top', which no rule has as its group"):
+        resolve_recipe({"preset": "lora", "optimizer": {"learning_rate": {"top": 1e-3}}}, FAMILY)
+
+
+def test_ranges_of_layers_are_read_from_text_numbers_and_lists():
+    ranges = [
+        Recipe(rules=[{"component": "vision", "layers": value, "means": "full"}]).rules[0].layers
+        for value in ("0-3, 10-", 7, ["1", 2])
+    ]
+    assert ranges == [("0-3", "10-"), ("7",), ("1", "2")]

@@ -8,9 +8,12 @@ import typer
 from typer.core import TyperGroup
 
 from vlm_lora_plugin import __version__
+from vlm_lora_plugin.cli.adapters import adapters
+from vlm_lora_plugin.cli.data_check import data_check
 from vlm_lora_plugin.cli.failure import exit_code, show, wants_traceback
 from vlm_lora_plugin.cli.inspect import inspect
 from vlm_lora_plugin.cli.options import TracebackOption
+from vlm_lora_plugin.cli.presets import presets
 from vlm_lora_plugin.cli.train import train
 from vlm_lora_plugin.errors import VlmLoraError
 
@@ -57,5 +60,5 @@ def vlm_lora(
     """
 
 
-app.command()(inspect)
-app.command()(train)
+for command in (inspect, data_check, train, adapters, presets):
+    app.command()(command)

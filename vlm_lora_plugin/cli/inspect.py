@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlm_lora_plugin.cli.options import (
     DtypeOption,
+    JsonOption,
     PresetOption,
     RecipeOption,
     SetOption,
@@ -17,28 +18,72 @@ from vlm_lora_plugin.cli.options import (
     overrides,
 )
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vlm_lora_plugin.job.look import Look
+
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    model: Annotated[Path, typer.Argument(help="A model folder, or a config.json alone.")],
     recipe: RecipeOption = None,
     preset: PresetOption = None,
     assignments: SetOption = None,
     dtype: DtypeOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a tree.")] = False,
+    variant: Annotated[
+        str | None, typer.Option("--variant", help="The family's variant, where the config does not say.")
+    ] = None,
+    names: Annotated[bool, typer.Option("--names", help="List every parameter that learns.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="List each rule with what it matched and lost.")] = False,
+    as_json: JsonOption = False,
     traceback: TracebackOption = False,
 ) -> None:
     """Show what a recipe would train: parameters, means, learning rates, predicted memory. Loads no weights."""
     import json
 
+    from vlm_lora_plugin.config_folder import config_folder
     from vlm_lora_plugin.job.settings import recognise
     from vlm_lora_plugin.reporting.console import make_console
+
+    with config_folder(model) as folder:
+        family, resolved = recognise(folder, recipe, overrides(assignments, preset))
+        from vlm_lora_plugin.job.look import DTYPES, look_at  # imports torch: after what can be refused without it
+        from vlm_lora_plugin.loading import load_outline
+        from vlm_lora_plugin.models.weights import has_weights
+
+        wanted = name_of(dtype)
+        outline = load_outline(folder, dtype=DTYPES[wanted] if wanted else None, variant=variant)
+        look = look_at(outline, str(model), family, resolved)
+        if family.variants and variant is None and not has_weights(folder):
+            typer.echo(f"No weights: config.json decides, or --variant {'|'.join(family.variants)}.", err=True)
+    if as_json:
+        typer.echo(json.dumps(_document(look, names=names, rules=rules), indent=2))
+        return
+    console = make_console()
+    for shown in _shown(look, names=names, rules=rules):
+        console.print(shown)
+
+
+def _document(look: Look, *, names: bool, rules: bool) -> dict[str, Any]:
+    from vlm_lora_plugin.reporting.selection_tables import names_document, rules_document
+
+    if not names and not rules:
+        return look.summary.document()
+    document: dict[str, Any] = {"model": look.summary.model, "family": look.summary.family}
+    if names:
+        document["names"] = names_document(look.selection.trainables)
+    if rules:
+        document["rules"] = rules_document(look.selection)
+    return document
+
+
+def _shown(look: Look, *, names: bool, rules: bool) -> list[RenderableType]:
+    from vlm_lora_plugin.reporting.selection_tables import names_table, rules_tree
     from vlm_lora_plugin.reporting.tree import component_tree
 
-    family, resolved = recognise(model, recipe, overrides(assignments, preset))
-    from vlm_lora_plugin.job.look import look_at  # imports torch: after what can be refused without it
-
-    summary, _ = look_at(model, family, resolved, name_of(dtype))
-    if as_json:
-        typer.echo(json.dumps(summary.document(), indent=2))
-        return
-    make_console().print(component_tree(summary))
+    shown: list[RenderableType] = []
+    if names:
+        shown.append(names_table(look.selection.trainables))
+    if rules:
+        shown.append(rules_tree(look.selection))
+    return shown or [component_tree(look.summary)]

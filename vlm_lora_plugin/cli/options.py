@@ -22,6 +22,13 @@ class Dtype(str, Enum):
     fp32 = "fp32"
 
 
+class BadSample(str, Enum):
+    """What happens to a row that cannot be used."""
+
+    error = "error"
+    skip = "skip"
+
+
 TracebackOption = Annotated[
     bool,
     typer.Option(
@@ -37,12 +44,32 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe; may be given again."),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 DtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Dtype of the frozen weights; trainable ones are fp32.")
 ]
 
+BadSampleOption = Annotated[
+    BadSample | None,
+    typer.Option("--on-bad-sample", help="Stop at rows that cannot be used (default), or skip and count them."),
+]
+CheckImagesOption = Annotated[
+    bool, typer.Option("--check-images/--no-check-images", help="Decode every image once, not its header alone.")
+]
+OutsideImagesOption = Annotated[
+    bool, typer.Option("--allow-outside-images", help="Allow image files outside the data file's folder.")
+]
 
-def overrides(assignments: list[str] | None, preset: str | None, max_steps: int | None = None) -> dict[str, Any]:
+
+def data_assignments(on_bad_sample: BadSample | None, allow_outside_images: bool) -> list[str]:
+    """Return the recipe's assignments that the two options stand for."""
+    bad = [] if on_bad_sample is None else [f"data.on_bad_sample={on_bad_sample.value}"]
+    return [*bad, *(["data.allow_outside_images=true"] if allow_outside_images else [])]
+
+
+def overrides(
+    assignments: list[str] | None, preset: str | None, max_steps: int | None = None, metric: str | None = None
+) -> dict[str, Any]:
     """Return the document that the command line lays over the recipe; an option wins over ``--set``.
 
     Raises:
@@ -51,7 +78,8 @@ def overrides(assignments: list[str] | None, preset: str | None, max_steps: int 
     from vlm_lora_plugin.recipe import parse_assignments
 
     steps = [] if max_steps is None else [f"training.max_steps={max_steps}"]
-    document = parse_assignments([*(assignments or ()), *steps])
+    measured = [] if metric is None else [f"evaluation.metric={metric}"]
+    document = parse_assignments([*(assignments or ()), *steps, *measured])
     return document if preset is None else {**document, "preset": preset}
 
 

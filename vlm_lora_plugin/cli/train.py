@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_lora_plugin.cli.options import (
+    BadSampleOption,
+    CheckImagesOption,
     DtypeOption,
+    OutsideImagesOption,
     PresetOption,
     RecipeOption,
     SetOption,
     TracebackOption,
+    data_assignments,
     name_of,
     overrides,
 )
@@ -36,16 +40,21 @@ def train(
     assignments: SetOption = None,
     dtype: DtypeOption = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many steps.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="With --val-data: exact_match, or package.module:function of yours."),
+    ] = None,
+    on_bad_sample: BadSampleOption = None,
+    allow_outside_images: OutsideImagesOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder holds.")] = False,
-    check_images: Annotated[
-        bool, typer.Option("--check-images/--no-check-images", help="Decode every image once before training.")
-    ] = True,
+    check_images: CheckImagesOption = True,
     demo: Annotated[bool, typer.Option("--demo", help="Train a tiny model on handwritten digits instead.")] = False,
     traceback: TracebackOption = False,
 ) -> None:
     """Train an adapter. Everything is checked and shown before the first step; nothing is written until it is done."""
     if demo:
-        if (model, data, val_data, recipe, preset, assignments, dtype, max_steps) != (None,) * 8:
+        given = (model, data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample)
+        if any(value is not None for value in given) or allow_outside_images:
             raise typer.BadParameter("--demo takes no model, data or recipe; it brings its own", param_hint="--demo")
         from vlm_lora_plugin.demo import run_demo
 
@@ -54,6 +63,8 @@ def train(
     if model is None or data is None or output is None:
         missing = [name for name, value in (("MODEL", model), ("--data", data), ("--output", output)) if value is None]
         raise typer.BadParameter("needed, unless --demo is given", param_hint=" and ".join(missing))
+    if metric is not None and val_data is None:
+        raise typer.BadParameter("needs --val-data", param_hint="--metric")
     from vlm_lora_plugin.job.settings import TrainJob
     from vlm_lora_plugin.reporting.console import make_console
 
@@ -63,7 +74,9 @@ def train(
         output=output,
         val_data=val_data,
         recipe=recipe,
-        overrides=overrides(assignments, preset, max_steps),
+        overrides=overrides(
+            [*(assignments or ()), *data_assignments(on_bad_sample, allow_outside_images)], preset, max_steps, metric
+        ),
         dtype=name_of(dtype),
         overwrite=overwrite,
         check_images=check_images,
@@ -79,8 +92,11 @@ def _report(job: TrainJob, result: TrainResult, console: Console) -> None:
     losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.last_loss is not None else ""
     if result.eval_loss is not None:
         losses += f", validation {result.eval_loss:.4f}"
+    losses += "".join(f", {name.removeprefix('eval_')} {value:.4f}" for name, value in result.metrics.items())
     size = sum(file.stat().st_size for file in result.adapter.rglob("*")) / 2**20
     console.print(f"{result.steps} steps, {losses}", highlight=False)
+    for name, count in result.skipped.items():
+        console.print(f"skipped {count} rows of the {name} data", style="yellow", highlight=False)
     for text, path in (("adapter", f"{result.adapter} ({size:.1f} MiB)"), ("results", str(job.output))):
         console.print(f"{text}  {path}", highlight=False, soft_wrap=True, markup=False)
     console.print("Reload it:", highlight=False)

@@ -7,48 +7,83 @@ from typing import TYPE_CHECKING
 
 from torch.utils.data import Dataset
 
-from vlm_lora_plugin.data.preflight import DataStatistics, check_examples
-from vlm_lora_plugin.data.reading import read_examples
+from vlm_lora_plugin.data.files import ExampleFile, unreadable_rows
+from vlm_lora_plugin.data.preflight import DataStatistics, DataSurvey, Progress
+from vlm_lora_plugin.data.reading import raise_for_rows
+from vlm_lora_plugin.data.survey import image_sizes, survey
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.errors import DataError
     from vlm_lora_plugin.recipe import DataSettings
     from vlm_lora_plugin.types import Family, Processor
 
 
 class ConversationDataset(Dataset["dict[str, torch.Tensor]"]):
-    """The rows of a data file, encoded when they are fetched.
+    """The rows of a data file, read from disk and encoded when they are fetched.
 
     Items hold ``input_ids`` [T], ``labels`` [T] and, with images, ``pixel_values``; batch them with the
-    processor's ``collate``. Nothing is cached, so that memory stays flat over epochs.
+    processor's ``collate``. Neither rows nor images are kept, so that memory stays flat over rows and epochs.
+
+    Rows that cannot be used are an error or, with ``settings.on_bad_sample`` ``skip``, left out when the dataset
+    is made and by :meth:`check`. Its length and order are fixed from then on: a row that fails when it is
+    fetched raises, and never is another one given in its place.
 
     Args:
-        path: See :func:`vlm_lora_plugin.data.reading.read_examples`.
+        path: See :class:`vlm_lora_plugin.data.files.ExampleFile`.
         processor: The model's processor.
-        settings: Length limit and what happens beyond it.
+        settings: Limits of length and image size, and what happens beyond them.
         family: The model's family, whose own row format is read too.
 
+    Attributes:
+        examples: The rows.
+        skipped: What is wrong with the rows that were left out.
+
     Raises:
-        DataError: The file or some of its rows cannot be read.
+        DataError: The file cannot be read, or some of its rows and they are not to be skipped.
     """
 
     def __init__(self, path: str | Path, processor: Processor, settings: DataSettings, family: Family) -> None:
-        self.examples: list[Example] = read_examples(path, family)
+        self.examples = ExampleFile(path, family, allow_outside_images=settings.allow_outside_images)
         self.processor = processor
         self.settings = settings
+        self.skipped: list[DataError] = []
+        self._leave_out(unreadable_rows(self.examples))
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        example = self.examples[index]
+        image_sizes(example, self.settings)
         return self.processor.encode(
-            self.examples[index],
+            example,
             max_length=self.settings.max_length,
             truncation_strategy=self.settings.truncation_strategy,
         )
 
-    def check(self) -> DataStatistics:
-        """Check every row before training; see :func:`vlm_lora_plugin.data.preflight.check_examples`."""
-        return check_examples(self.examples, self.processor, self.settings)
+    def check(self, *, decode: bool = False, progress: Progress | None = None) -> DataStatistics:
+        """Check every row before training, and leave out the unusable ones if the settings say so.
+
+        Args:
+            decode: Decode every image rather than read its header alone.
+            progress: Told how many rows are done.
+
+        Raises:
+            DataError: Rows cannot be used and are not to be skipped, or not one can be used.
+        """
+        rows = survey(self.examples, self.processor, self.settings, decode=decode)
+        found = DataSurvey().add(rows, progress)
+        self._leave_out(found.bad)
+        return found.statistics(skipped=len(self.skipped))
+
+    def _leave_out(self, bad: Mapping[int, DataError]) -> None:
+        total = len(self.examples)
+        if self.settings.on_bad_sample == "error" or len(bad) == total:
+            raise_for_rows(list(bad.values()), total)
+        if bad:
+            self.examples.keep([index for index in range(total) if index not in bad])
+            self.skipped += bad.values()

@@ -13,29 +13,36 @@ from vlm_lora_plugin.errors import DataError
 
 
 @contextmanager
-def open_image(image: Path | bytes | Image.Image, *, origin: str = "image") -> Iterator[Image.Image]:
+def open_image(
+    image: Path | bytes | Image.Image, *, origin: str = "image", max_pixels: int | None = None
+) -> Iterator[Image.Image]:
     """Open an image; what fails on opening it, or on decoding it inside the ``with``, becomes a DataError.
 
     Args:
         image: A file, the bytes of an encoded image, or an open Pillow image, which is given back as it is.
         origin: Where the image was named, ``data.jsonl:17``, for error messages.
+        max_pixels: Most pixels (width x height) allowed, checked before any is decoded; None for Pillow's limit.
 
     Yields:
         The image, its header read and its pixels not yet decoded, with 8 bits a channel or fewer.
 
     Raises:
         DataError: The image is missing, empty, broken, cut short, more than twice Pillow's safety limit
-            (``PIL.Image.MAX_IMAGE_PIXELS``) large, or has more than 8 bits a channel.
+            (``PIL.Image.MAX_IMAGE_PIXELS``) or ``max_pixels`` large, or has more than 8 bits a channel.
     """
     name = _describe(image)
     try:
         if isinstance(image, Image.Image):
             _refuse_unusable(image)
+            _refuse_oversize(image, name, origin, max_pixels)
             yield image
             return
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             _refuse_unusable(opened)
+            _refuse_oversize(opened, name, origin, max_pixels)
             yield opened
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(
             f"{origin}: there is no image {name}",
@@ -64,6 +71,17 @@ def _refuse_unusable(image: Image.Image) -> None:
     if image.mode == "F" or image.mode.startswith("I"):
         # Pillow's conversion to RGB clips these to 0..255, which leaves a white picture.
         raise ValueError(f"it has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8 bits")
+
+
+def _refuse_oversize(image: Image.Image, name: str, origin: str, max_pixels: int | None) -> None:
+    pixels = image.width * image.height
+    if max_pixels is not None and pixels > max_pixels:
+        raise DataError(
+            f"{origin}: {name} has {image.width} x {image.height} = {pixels:,} pixels, "
+            f"data.max_image_pixels is {max_pixels:,}",
+            why="Decoding it could exhaust the host's memory.",
+            fix="Make the image smaller (the model sees far fewer pixels), or raise data.max_image_pixels.",
+        )
 
 
 def _describe(image: Path | bytes | Image.Image) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.data.collation import IGNORE_INDEX
-from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.data.reading import raise_for_rows
+from vlm_lora_plugin.data.survey import RowFacts, survey
 from vlm_lora_plugin.errors import DataError
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.example import Example
     from vlm_lora_plugin.recipe import DataSettings
     from vlm_lora_plugin.types import Processor
+
+Progress = Callable[[int], None]
+"""Called with the number of rows done so far."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class DataStatistics:
         longest: Tokens of the longest row.
         supervised_tokens: Tokens that are learnt from.
         truncated: Rows whose end is cut off.
+        skipped: Rows left out because they cannot be used.
     """
 
     rows: int
@@ -36,6 +40,7 @@ class DataStatistics:
     longest: int
     supervised_tokens: int
     truncated: int
+    skipped: int = 0
 
     @property
     def mean_tokens(self) -> float:
@@ -43,46 +48,77 @@ class DataStatistics:
         return self.tokens / self.rows
 
 
-def check_examples(examples: Sequence[Example], processor: Processor, settings: DataSettings) -> DataStatistics:
-    """Check every row without decoding pixels: turns, marks, length, and that each image opens.
+@dataclass
+class DataSurvey:
+    """Every row's numbers, 8 bytes a row and 8 an image, and what is wrong with the unusable ones.
 
-    Only an image's header is read, except in rows that are to be truncated: those are encoded as in training.
+    Attributes:
+        tokens: Of each usable row, image positions included.
+        supervised: Of each usable row, tokens that are learnt from.
+        widths: Of each image, in pixels.
+        heights: Of each image, in pixels.
+        truncated: Rows whose end is cut off.
+        bad: What is wrong, by the row's index.
+    """
+
+    tokens: array[int] = field(default_factory=lambda: array("I"))
+    supervised: array[int] = field(default_factory=lambda: array("I"))
+    widths: array[int] = field(default_factory=lambda: array("I"))
+    heights: array[int] = field(default_factory=lambda: array("I"))
+    truncated: int = 0
+    bad: dict[int, DataError] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows looked at."""
+        return len(self.tokens) + len(self.bad)
+
+    def add(self, rows: Iterable[RowFacts | DataError], progress: Progress | None = None) -> DataSurvey:
+        """Take up rows, and return this survey."""
+        for row in rows:
+            if isinstance(row, DataError):
+                self.bad[self.rows] = row
+            else:
+                self.tokens.append(row.tokens)
+                self.supervised.append(row.supervised)
+                self.truncated += row.truncated
+                for width, height in row.image_sizes:
+                    self.widths.append(width)
+                    self.heights.append(height)
+            if progress is not None:
+                progress(self.rows)
+        return self
+
+    def statistics(self, *, skipped: int = 0) -> DataStatistics:
+        """Return the totals of the usable rows.
+
+        Raises:
+            DataError: Not one row can be used.
+        """
+        if not self.tokens:
+            raise_for_rows(list(self.bad.values()), self.rows)
+        return DataStatistics(
+            rows=len(self.tokens),
+            images=len(self.widths),
+            tokens=sum(self.tokens),
+            longest=max(self.tokens),
+            supervised_tokens=sum(self.supervised),
+            truncated=self.truncated,
+            skipped=skipped,
+        )
+
+
+def check_examples(examples: Sequence[Example], processor: Processor, settings: DataSettings) -> DataStatistics:
+    """Check every row without decoding pixels; see :func:`vlm_lora_plugin.data.survey.survey`.
 
     Args:
         examples: The rows; not empty.
         processor: Counts their tokens.
-        settings: Length limit and what happens beyond it.
+        settings: Limits of length and image size, and what happens beyond them.
 
     Raises:
         DataError: Names the first unusable rows with file and line, and their number.
     """
-    problems: list[DataError] = []
-    lengths: list[int] = []
-    supervised = truncated = 0
-    for example in examples:
-        try:
-            for image in example.images:
-                with open_image(image, origin=example.origin):
-                    pass
-            length, learnt = processor.count_tokens(example)
-            if length > settings.max_length:
-                # Raises what training would raise: too long, an image cut, no answer left.
-                row = processor.encode(
-                    example, max_length=settings.max_length, truncation_strategy=settings.truncation_strategy
-                )
-                length, learnt = len(row["labels"]), int((row["labels"] != IGNORE_INDEX).sum())
-                truncated += 1
-        except DataError as error:
-            problems.append(error)
-            continue
-        lengths.append(length)
-        supervised += learnt
-    raise_for_rows(problems, len(examples))
-    return DataStatistics(
-        rows=len(examples),
-        images=sum(len(example.images) for example in examples),
-        tokens=sum(lengths),
-        longest=max(lengths),
-        supervised_tokens=supervised,
-        truncated=truncated,
-    )
+    found = DataSurvey().add(survey(examples, processor, settings))
+    raise_for_rows(list(found.bad.values()), len(examples))
+    return found.statistics()

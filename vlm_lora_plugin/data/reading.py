@@ -1,21 +1,17 @@
-"""Data files: JSONL or a JSON list, in the common ``messages`` form or in the family's own."""
+"""One row of a data file, in the common ``messages`` form or in the family's own, to an Example."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Protocol, get_args
 
 from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.errors import DataError, nearest
 
-if TYPE_CHECKING:
-    from vlm_lora_plugin.types import Family
-
-_LIKE_THIS = (
+LIKE_THIS = (
     'A row looks like this: {"messages": [{"role": "user", "content": "<image>What is this?"}, '
     '{"role": "assistant", "content": "A cat."}], "images": ["cat.png"]}'
 )
@@ -27,36 +23,21 @@ _UNSUPPORTED = ("videos", "audios", "objects", "tools", "rejected_response", "re
 _MISNAMED = {"image": "images", "image_path": "images", "img": "images", "message": "messages"}
 
 
-def read_examples(path: str | Path, family: Family) -> list[Example]:
-    """Read every row of a data file.
+class RowFormat(Protocol):
+    """What reading asks of a family."""
 
-    A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` as ms-swift users have it, or a row of
-    the family's own format (``Family.parse_record``). An image is a path, ``{"path": ...}`` or
-    ``{"bytes": base64}``; a relative path starts at the data file's folder. Where a row has images and no
-    ``<image>`` mark, the marks are put in front of the first user message.
+    @property
+    def title(self) -> str:
+        """The family's title."""
+        ...
 
-    Args:
-        path: A JSONL file, or a JSON file that holds one list.
-        family: Whose own format is tried on rows without ``messages``.
-
-    Raises:
-        DataError: The file is missing or empty, or rows are unusable; names the first of them with file and line.
-    """
-    file = Path(path)
-    examples: list[Example] = []
-    problems: list[DataError] = []
-    for origin, record in _records(file, problems):
-        try:
-            examples.append(parse_row(record, file.parent, origin, family))
-        except DataError as error:
-            problems.append(error)
-    raise_for_rows(problems, len(examples) + len(problems))
-    if not examples:
-        raise DataError(f"{file} holds no rows", fix=f"Write one JSON object a line. {_LIKE_THIS}")
-    return examples
+    @property
+    def parse_record(self) -> Callable[[Mapping[str, Any], Path, str], Example | None] | None:
+        """See :class:`vlm_lora_plugin.types.Family`."""
+        ...
 
 
-def parse_row(record: object, folder: Path, origin: str, family: Family) -> Example:
+def parse_row(record: object, folder: Path, origin: str, family: RowFormat) -> Example:
     """Turn one row into an Example.
 
     Args:
@@ -69,7 +50,7 @@ def parse_row(record: object, folder: Path, origin: str, family: Family) -> Exam
         DataError: The row is in neither form.
     """
     if not isinstance(record, Mapping):
-        raise DataError(f"{origin}: a row must be an object, this is a {type(record).__name__}", fix=_LIKE_THIS)
+        raise DataError(f"{origin}: a row must be an object, this is a {type(record).__name__}", fix=LIKE_THIS)
     if "messages" in record:
         return _parse_messages(record, folder, origin)
     example = family.parse_record(record, folder, origin) if family.parse_record else None
@@ -77,7 +58,7 @@ def parse_row(record: object, folder: Path, origin: str, family: Family) -> Exam
         keys = ", ".join(map(str, record)) or "none"
         raise DataError(
             f"{origin}: the row has no `messages` and is not in {family.title}'s own format; its keys: {keys}",
-            fix=_LIKE_THIS,
+            fix=LIKE_THIS,
         )
     return example
 
@@ -116,40 +97,10 @@ def raise_for_rows(problems: list[DataError], rows: int, *, most: int = 5) -> No
         raise DataError(f"{len(problems)} of {rows} rows cannot be used:{shown}{more}", fix="\n".join(fixes))
 
 
-def _records(file: Path, problems: list[DataError]) -> Iterator[tuple[str, object]]:
-    """Yield (origin, decoded row); a line that is no JSON goes to ``problems``."""
-    try:
-        with file.open("rb") as stream:
-            if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-                stream.seek(0)
-                yield from _list_items(file, stream.read())
-                return
-            stream.seek(0)
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except ValueError as error:  # not JSON, or not UTF-8
-                        problems.append(DataError(f"{file}:{number}: not valid JSON: {error}", fix=_LIKE_THIS))
-                    else:
-                        yield f"{file}:{number}", row
-    except OSError as error:
-        raise DataError(f"The data file {file} cannot be read: {error.strerror}", fix="Check the path.") from None
-
-
-def _list_items(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
-    try:
-        rows = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{file}: the list is not valid JSON: {error}", fix=_LIKE_THIS) from None
-    for number, row in enumerate(rows, 1):
-        yield f"{file} item {number}", row
-
-
 def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Example:
     for wrong, right in _MISNAMED.items():
         if wrong in record and right not in record:
-            raise DataError(f"{origin}: unknown key `{wrong}`", fix=f"Write `{right}`. {_LIKE_THIS}")
+            raise DataError(f"{origin}: unknown key `{wrong}`", fix=f"Write `{right}`. {LIKE_THIS}")
     for key in _UNSUPPORTED:
         if record.get(key):
             raise DataError(
@@ -159,13 +110,13 @@ def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Exa
             )
     rows = record["messages"]
     if not isinstance(rows, list) or not rows:
-        raise DataError(f"{origin}: `messages` must be a list of messages", fix=_LIKE_THIS)
+        raise DataError(f"{origin}: `messages` must be a list of messages", fix=LIKE_THIS)
     messages = [_parse_message(row, number, origin) for number, row in enumerate(rows, 1)]
     images = record.get("images") or []
     if isinstance(images, (str, Mapping)):
         images = [images]
     if not isinstance(images, list):
-        raise DataError(f"{origin}: `images` must be a list, not {type(images).__name__}", fix=_LIKE_THIS)
+        raise DataError(f"{origin}: `images` must be a list, not {type(images).__name__}", fix=LIKE_THIS)
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
     if images and not marks:
         first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
@@ -185,7 +136,7 @@ def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Exa
 def _parse_message(row: object, number: int, origin: str) -> Message:
     where = f"{origin}: message {number}"
     if not isinstance(row, Mapping) or not {"role", "content"} <= set(row):
-        raise DataError(f"{where} needs `role` and `content`", fix=_LIKE_THIS)
+        raise DataError(f"{where} needs `role` and `content`", fix=LIKE_THIS)
     role, content = row["role"], row["content"]
     if not isinstance(role, str) or role not in _ROLES:
         hint = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}.get(str(role).lower())

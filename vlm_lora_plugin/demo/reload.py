@@ -8,7 +8,7 @@ import sys
 import torch
 
 from vlm_lora_plugin.checkpoint import load_adapter
-from vlm_lora_plugin.data.reading import read_examples
+from vlm_lora_plugin.data.files import read_examples
 from vlm_lora_plugin.demo.run import ANSWER_TOKENS, BATCH
 from vlm_lora_plugin.evaluation import generate_answers
 from vlm_lora_plugin.loading import load

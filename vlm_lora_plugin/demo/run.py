@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vlm_lora_plugin.data.reading import read_examples
+from vlm_lora_plugin.data.files import read_examples
 from vlm_lora_plugin.demo.digits import write_digits
 from vlm_lora_plugin.errors import AdapterError, TrainingError
 from vlm_lora_plugin.evaluation import exact_match, generate_answers

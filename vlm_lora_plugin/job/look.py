@@ -1,38 +1,50 @@
-"""What a recipe would train in a model folder. Imports neither PEFT nor the Trainer, which take seconds."""
+"""What a recipe would train in a model. Imports neither PEFT nor the Trainer, which take seconds."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from vlm_lora_plugin.job.settings import DtypeName
-from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.reporting.summary import ModelSummary, summarise
-from vlm_lora_plugin.selection.resolve import resolve_selection
+from vlm_lora_plugin.selection.resolve import trace_selection
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import Family, Processor
+    from vlm_lora_plugin.selection.trace import SelectionTrace
+    from vlm_lora_plugin.types import Family
 
 DTYPES: dict[DtypeName, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def look_at(
-    folder: Path, family: Family, recipe: Recipe, dtype: DtypeName | None = None
-) -> tuple[ModelSummary, Processor]:
-    """Work out what a recipe trains in a model folder, without loading its weights.
+@dataclass(frozen=True)
+class Look:
+    """What a recipe trains in a model.
+
+    Attributes:
+        summary: In numbers.
+        selection: By name, with what became of each rule.
+    """
+
+    summary: ModelSummary
+    selection: SelectionTrace
+
+
+def look_at(model: nn.Module, name: str, family: Family, recipe: Recipe) -> Look:
+    """Work out what a recipe trains in a model, which may be on the meta device.
 
     Args:
-        folder: The model folder.
+        model: The base model.
+        name: What to call it, its folder usually.
         family: Whose model it is.
         recipe: The resolved recipe.
-        dtype: Dtype of the frozen weights, or None for the one the folder's config names.
 
     Raises:
         SelectionError: The recipe does not fit the model.
     """
-    model, processor = load(folder, dtype=DTYPES[dtype] if dtype else None, device="meta")
-    trainables = resolve_selection(model, family, recipe)
-    return summarise(model, str(folder), family, recipe, trainables), processor
+    selection = trace_selection(model, family, recipe)
+    return Look(summarise(model, name, family, recipe, selection.trainables), selection)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +12,16 @@ import torch
 from transformers import TrainingArguments
 
 from vlm_lora_plugin.data.dataset import ConversationDataset
-from vlm_lora_plugin.data.images import open_image
-from vlm_lora_plugin.data.preflight import DataStatistics
-from vlm_lora_plugin.data.reading import raise_for_rows
+from vlm_lora_plugin.data.preflight import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.look import DTYPES, look_at
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.settings import DtypeName, TrainJob
+from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.metrics import Metric, load_metric
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.data.example import Example
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.reporting.summary import ModelSummary
     from vlm_lora_plugin.types import Family
@@ -43,6 +42,7 @@ class Plan:
         statistics: By the name of the data set.
         arguments: The Trainer's, checkpoints going to the output folder.
         output: Where results go.
+        metric: What is made of answers to the validation data, or None.
     """
 
     job: TrainJob
@@ -55,10 +55,24 @@ class Plan:
     statistics: Mapping[str, DataStatistics]
     arguments: TrainingArguments
     output: OutputFolder
+    metric: Metric | None
+
+    def skipped(self) -> dict[str, list[DataError]]:
+        """Return what is wrong with each row that was left out, by the name of the data set."""
+        sets = {"training": self.training, "validation": self.validation}
+        return {name: data.skipped for name, data in sets.items() if data is not None}
 
 
-def preflight(job: TrainJob) -> Plan:
+Checking = Callable[[str, int], AbstractContextManager[Progress | None]]
+"""Given a data set's name and number of rows, shows how far its check is."""
+
+
+def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext()) -> Plan:
     """Check a job: output folder, model, recipe, precision, every row and image. Writes nothing.
+
+    Args:
+        job: What to do.
+        checking: Shows progress; nothing by default.
 
     Raises:
         VlmLoraError: The first thing found wrong.
@@ -68,15 +82,17 @@ def preflight(job: TrainJob) -> Plan:
     dtype = job.dtype or default_dtype()
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
-    summary, processor = look_at(job.model, family, recipe, dtype)
+    metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
+    outline, processor = load(job.model, dtype=DTYPES[dtype], device="meta")
+    summary = look_at(outline, str(job.model), family, recipe).summary
     arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], evaluate=job.val_data is not None)
     sets = {"training": ConversationDataset(job.data, processor, recipe.data, family)}
     if job.val_data is not None:
         sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family)
-    statistics = {name: data.check() for name, data in sets.items()}
-    if job.check_images:
-        for data in sets.values():
-            decode_images(data.examples)
+    statistics = {}
+    for name, data in sets.items():
+        with checking(name, len(data)) as progress:
+            statistics[name] = data.check(decode=job.check_images, progress=progress)
     return Plan(
         job=job,
         family=family,
@@ -88,6 +104,7 @@ def preflight(job: TrainJob) -> Plan:
         statistics=statistics,
         arguments=arguments,
         output=output,
+        metric=metric,
     )
 
 
@@ -109,24 +126,3 @@ def default_dtype() -> DtypeName:
     if not torch.cuda.is_available():
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def decode_images(examples: Sequence[Example]) -> None:
-    """Decode every image once, several at a time.
-
-    Raises:
-        DataError: Names the rows whose images are broken or cut short.
-    """
-
-    def problem(example: Example) -> DataError | None:
-        try:
-            for image in example.images:
-                with open_image(image, origin=example.origin) as opened:
-                    opened.load()
-        except DataError as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        problems = [error for error in pool.map(problem, examples) if error is not None]
-    raise_for_rows(problems, len(examples))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
+from vlm_lora_plugin.reporting.checking import checking_bar
 from vlm_lora_plugin.reporting.console import make_console
-from vlm_lora_plugin.reporting.data_table import data_table
-from vlm_lora_plugin.reporting.log import JsonlLog, read_log
+from vlm_lora_plugin.reporting.data_table import data_table, skipped_lines
+from vlm_lora_plugin.reporting.log import JsonlLog, is_result, read_log
 from vlm_lora_plugin.reporting.loss_picture import draw_loss
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
 from vlm_lora_plugin.reporting.tree import component_tree
@@ -36,6 +40,8 @@ class TrainResult:
         first_loss: Of the first logged step, nats per supervised token.
         last_loss: Of the last logged step.
         eval_loss: Of the last evaluation, or None.
+        metrics: Of the last evaluation, by name, ``eval_exact_match``.
+        skipped: Rows left out, by the name of the data set; empty when none was.
         model: The trained model, still in memory.
     """
 
@@ -44,6 +50,8 @@ class TrainResult:
     first_loss: float | None
     last_loss: float | None
     eval_loss: float | None
+    metrics: Mapping[str, float]
+    skipped: Mapping[str, int]
     model: VlmLoraPeftModel
 
 
@@ -69,9 +77,12 @@ def run(job: TrainJob, console: Console | None = None) -> TrainResult:
         VlmLoraError: The job cannot be done. Before the first step is done the output folder stays as it was.
     """
     console = console or make_console()
-    plan = preflight(job)
+    plan = preflight(job, partial(checking_bar, console))
     console.print(component_tree(plan.summary))
     console.print(data_table(plan.statistics))
+    skipped = skipped_lines(plan.skipped(), {name: data.rows for name, data in plan.statistics.items()})
+    if skipped:
+        console.print(skipped, style="yellow", highlight=False, markup=False)
     try:
         return _train(plan, console)
     except BaseException:
@@ -92,6 +103,12 @@ def _train(plan: Plan, console: Console) -> TrainResult:
         data_collator=processor.collate,
         callbacks=[_Begin(output, recipe.to_yaml()), VlmLoraCallback(recipe), JsonlLog(output.log), progress],
     )
+    if plan.metric is not None and plan.validation is not None:
+        rows = plan.validation.examples[: recipe.evaluation.max_rows]
+        limit = recipe.evaluation.max_new_tokens
+        answers = AnswerMetric(trainer, processor, rows, plan.metric, max_new_tokens=limit)
+        answers.rehearse()
+        trainer.add_callback(answers)
     trainer.remove_callback(PrinterCallback)  # its lines are the same numbers once more
     try:
         trainer.train()
@@ -101,12 +118,14 @@ def _train(plan: Plan, console: Console) -> TrainResult:
     lines = read_log(output.log)
     draw_loss(lines, output.picture, title=f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}")
     losses = [line["loss"] for line in lines if "loss" in line]
-    evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    results = {key: value for line in lines for key, value in line.items() if is_result(key)}  # the last of each
     return TrainResult(
         adapter=output.adapter,
         steps=trainer.state.global_step,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
-        eval_loss=evaluations[-1] if evaluations else None,
+        eval_loss=results.pop("eval_loss", None),
+        metrics=results,
+        skipped={name: len(problems) for name, problems in plan.skipped().items() if problems},
         model=model,
     )

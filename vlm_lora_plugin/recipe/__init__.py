@@ -7,6 +7,7 @@ names a preset starts from it; what the recipe says comes after and wins.
 from vlm_lora_plugin.recipe.resolve import parse_assignments, read_recipe, resolve_recipe
 from vlm_lora_plugin.recipe.schema import (
     DataSettings,
+    EvaluationSettings,
     LoraSettings,
     OptimizerSettings,
     Recipe,
@@ -16,6 +17,7 @@ from vlm_lora_plugin.recipe.schema import (
 
 __all__ = [
     "DataSettings",
+    "EvaluationSettings",
     "LoraSettings",
     "OptimizerSettings",
     "Recipe",

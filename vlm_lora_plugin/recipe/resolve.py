@@ -65,8 +65,8 @@ def resolve_recipe(
     """
     document = {"preset": family.default_preset} if source is None else read_recipe(source)
     label = str(source) if isinstance(source, (str, Path)) else "recipe"
-    user = Recipe.parse(document, source=label)
-    over = Recipe.parse(overrides or {}, source="override")
+    user = Recipe.parse(document, source=label, partial=True)
+    over = Recipe.parse(overrides or {}, source="override", partial=True)
     for recipe in (user, over):
         if recipe.family not in (None, family.name):
             raise RecipeError(
@@ -81,7 +81,7 @@ def resolve_recipe(
                 f"{family.title} has no preset '{preset}'",
                 fix=nearest(preset, list(family.presets)),
             )
-        base = Recipe.parse(family.presets[preset], source=f"preset {preset}")
+        base = Recipe.parse(family.presets[preset], source=f"preset {preset}", partial=True)
         layers.insert(0, base.model_dump(exclude_unset=True))
     merged: dict[str, Any] = {}
     rules: list[dict[str, Any]] = []

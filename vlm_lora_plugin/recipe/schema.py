@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from vlm_lora_plugin.errors import RecipeError, nearest
 from vlm_lora_plugin.recipe.explain import explain
@@ -20,6 +21,26 @@ def _as_list(value: object) -> object:
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
 
 
+def _as_ranges(value: object) -> object:
+    parts = [value] if isinstance(value, (int, str)) and not isinstance(value, bool) else value
+    if not isinstance(parts, (list, tuple)):
+        return value
+    ranges = [text.strip() for part in parts for text in str(part).split(",")]
+    for text in ranges:
+        found = LAYER_RANGE.fullmatch(text)
+        if found is None:
+            raise ValueError(f"'{text}' is no range of layers; write 3, 0-3 or 10-, joined by commas")
+        if found["last"] and int(found["last"]) < int(found["first"]):
+            raise ValueError(f"the range of layers '{text}' ends before it begins")
+    return ranges
+
+
+LAYER_RANGE = re.compile(r"(?P<first>\d+)(?P<open>-(?P<last>\d+)?)?")
+"""``3``, ``0-3`` or ``10-``."""
+
+Layers = Annotated[tuple[str, ...], BeforeValidator(_as_ranges, json_schema_input_type=int | str | tuple[str, ...])]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -29,21 +50,37 @@ class Rule(_Strict):
 
     ``pattern`` is a regular expression that must match the *whole* name of a parameter or module (PEFT's
     convention for ``target_modules`` given as a string); a matched module stands for everything below it.
-    With ``component`` and ``pattern`` both given, both must hold.
+    Of several conditions (``component``, ``pattern``, ``layers``, ``module_types``) all must hold. One that
+    matches nothing together with the others is an error.
     """
 
     component: ComponentName | None = Field(None, description="All parameters of this component.")
     pattern: Names = Field((), description="Regular expressions for whole names; any of them may match.")
     exclude: Names = Field((), description="Regular expressions for whole names that this rule leaves alone.")
+    layers: Layers = Field(
+        (),
+        description="The component's repeating blocks, counted from 0: `3`, `0-3` (both included), `10-` "
+        "(to the last), joined by commas. Needs `component`.",
+    )
+    module_types: Names = Field(
+        (),
+        description="Class names of modules, their own or a base class's: `Linear`, `LayerNorm`; any may match. A "
+        "matched module stands for everything below it. Layers inside a model's own LoRA do not count.",
+    )
     means: Means = Field(description="frozen, lora or full.")
     group: str | None = Field(
-        None, description="Learning-rate group; the default joins component and means: `vision.lora`."
+        None,
+        min_length=1,
+        description="Learning-rate group, a key of `optimizer.learning_rate` and `optimizer.weight_decay`; the "
+        "default joins component and means: `vision.lora`.",
     )
 
     @model_validator(mode="after")
     def _names_something(self) -> Rule:
-        if self.component is None and not self.pattern:
-            raise ValueError("a rule needs a component, a pattern, or both")
+        if self.component is None and not self.pattern and not self.module_types:
+            raise ValueError("a rule needs a component, a pattern or module_types")
+        if self.layers and self.component is None:
+            raise ValueError("`layers` counts the blocks of a component, so the rule needs a `component`")
         return self
 
 
@@ -69,13 +106,14 @@ def _as_rates(value: object) -> object:
     return {"default": value} if isinstance(value, (int, float, str)) else value
 
 
-def _check_rates(name: str, rates: Rates) -> None:
-    known = ["default", *MEANS[1:], *COMPONENT_NAMES, *(f"{c}.{m}" for c in COMPONENT_NAMES for m in MEANS[1:])]
-    for key, rate in rates.items():
-        if key not in known:
-            raise ValueError(f"{name} has no key '{key}'. {nearest(key, known)}")
-        if rate < 0:
-            raise ValueError(f"{name}.{key} is negative: {rate}")
+COMMON_RATE_KEYS = (
+    "default",
+    *MEANS[1:],
+    *COMPONENT_NAMES,
+    *(f"{component}.{means}" for component in COMPONENT_NAMES for means in MEANS[1:]),
+)
+PARTIAL = "partial"
+"""Key of the validation context that marks a document whose groups another document may define."""
 
 
 RateTable = Annotated[Rates, BeforeValidator(_as_rates, json_schema_input_type=float | Rates)]
@@ -89,8 +127,9 @@ class OptimizerSettings(_Strict):
     """AdamW and its schedule.
 
     ``learning_rate`` and ``weight_decay`` are one number, or numbers by ``default``, means (``lora``,
-    ``full``), component (``vision``) or both (``vision.lora``); the most specific one applies. A table with
-    ``default`` replaces the preset's table, one without it changes only the keys it names.
+    ``full``), component (``vision``), both (``vision.lora``) or a rule's ``group``; the most specific one
+    applies, a group before all others. A table with ``default`` replaces the preset's table, one without it
+    changes only the keys it names.
     """
 
     learning_rate: RateTable = Field(DEFAULT_LEARNING_RATE, description="Per step, at the peak.")
@@ -103,23 +142,25 @@ class OptimizerSettings(_Strict):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: never.")
 
     @model_validator(mode="after")
-    def _rates_are_known(self) -> OptimizerSettings:
+    def _rates_are_not_negative(self) -> OptimizerSettings:
         for name in RATE_KEYS:
-            _check_rates(name, getattr(self, name))
+            for key, rate in getattr(self, name).items():
+                if rate < 0:
+                    raise ValueError(f"{name}.{key} is negative: {rate}")
         return self
 
-    def rate(self, component: str, means: str) -> float:
-        """Return the learning rate of (component, means)."""
-        return _most_specific(self.learning_rate, DEFAULT_LEARNING_RATE, component, means)
+    def rate(self, component: str, means: str, group: str | None = None) -> float:
+        """Return the learning rate of (component, means), or of the group that a rule puts it in."""
+        return _most_specific(self.learning_rate, DEFAULT_LEARNING_RATE, component, means, group)
 
-    def decay(self, component: str, means: str) -> float:
-        """Return the weight decay of (component, means)."""
-        return _most_specific(self.weight_decay, DEFAULT_WEIGHT_DECAY, component, means)
+    def decay(self, component: str, means: str, group: str | None = None) -> float:
+        """Return the weight decay of (component, means), or of the group that a rule puts it in."""
+        return _most_specific(self.weight_decay, DEFAULT_WEIGHT_DECAY, component, means, group)
 
 
-def _most_specific(table: Rates, fallback: Rates, component: str, means: str) -> float:
+def _most_specific(table: Rates, fallback: Rates, component: str, means: str, group: str | None) -> float:
     whole = table if "default" in table else {**fallback, **table}
-    return next(whole[key] for key in (f"{component}.{means}", component, means, "default") if key in whole)
+    return next(whole[key] for key in (group, f"{component}.{means}", component, means, "default") if key in whole)
 
 
 class TrainingSettings(_Strict):
@@ -145,6 +186,27 @@ class DataSettings(_Strict):
         "raise",
         description="raise: an example that is too long is an error. right: cut its end, never inside an image.",
     )
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error", description="error: a row that cannot be used stops the job. skip: leave it out, and count it."
+    )
+    allow_outside_images: bool = Field(
+        False, description="Whether image files may lie outside the data file's folder, links followed."
+    )
+    max_image_pixels: int | None = Field(
+        50_000_000, ge=1, description="Width x height beyond which an image is a bad sample; null: Pillow's limit."
+    )
+
+
+class EvaluationSettings(_Strict):
+    """What is measured on validation data, besides the loss."""
+
+    metric: str | None = Field(
+        "exact_match",
+        description="`exact_match` of greedy answers, or `package.module:function`, which is given the answers and "
+        "the examples and returns a number or numbers by name; null: the loss alone.",
+    )
+    max_rows: int | None = Field(100, ge=1, description="Rows that are answered, the first ones; null: all.")
+    max_new_tokens: int = Field(32, ge=1, description="Longest answer in tokens.")
 
 
 class Recipe(_Strict):
@@ -167,13 +229,37 @@ class Recipe(_Strict):
         default_factory=dict, description="Recompute this component's blocks in the backward pass; saves memory."
     )
     data: DataSettings = Field(default_factory=DataSettings, description="How examples become tokens.")
+    evaluation: EvaluationSettings = Field(
+        default_factory=EvaluationSettings, description="What is measured on validation data."
+    )
     seed: int = Field(42, ge=0, description="Seed of the LoRA initialisation, the data order and dropout.")
 
+    @model_validator(mode="after")
+    def _rates_have_a_place(self, info: ValidationInfo) -> Recipe:
+        known = [*COMMON_RATE_KEYS, *(rule.group for rule in self.rules if rule.group)]
+        partial = bool(info.context and info.context.get(PARTIAL))
+        for name in () if partial else RATE_KEYS:
+            for key in getattr(self.optimizer, name):
+                if key not in known:
+                    raise ValueError(
+                        f"optimizer.{name} has the key '{key}', which no rule has as its group. {nearest(key, known)}"
+                    )
+        return self
+
     @classmethod
-    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
-        """Validate a mapping. Raises RecipeError naming the key, what is wrong with it and the nearest key."""
+    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe", partial: bool = False) -> Recipe:
+        """Validate a mapping.
+
+        Args:
+            document: The mapping.
+            source: Where it comes from, for messages.
+            partial: Another document will be merged with it, and may define the groups that its rates name.
+
+        Raises:
+            RecipeError: Names the key, what is wrong with it and the nearest key.
+        """
         try:
-            return cls.model_validate(dict(document))
+            return cls.model_validate(dict(document), context={PARTIAL: partial})
         except ValidationError as error:
             raise RecipeError(
                 f"{source}: {explain(error, cls)}",

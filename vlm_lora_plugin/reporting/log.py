@@ -13,15 +13,16 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 _TRAIN_KEYS = ("loss", "grad_norm")
-_EVAL_KEYS = ("eval_loss",)
+# What the Trainer adds to an evaluation of its own accord.
+_TIMINGS = ("_runtime", "_per_second", "_preparation_time", "_compilation_time")
 
 
 class JsonlLog(TrainerCallback):
     """Writes ``step``, ``epoch``, ``seconds`` since the start, and what the trainer logged at that step.
 
     A training line has ``loss`` (mean over the steps since the last line, in nats per supervised token),
-    ``grad_norm`` and ``learning_rate`` (by group, as used in that step); an evaluation line has ``eval_loss``.
-    A value that is not finite is written as null.
+    ``grad_norm`` and ``learning_rate`` (by group, as used in that step); an evaluation line has ``eval_loss``,
+    another one ``eval_<name>`` of a metric. A value that is not finite is written as null.
 
     Args:
         file: Where to write. Created with the first line; its folder must exist by then.
@@ -60,7 +61,7 @@ class JsonlLog(TrainerCallback):
     ) -> None:
         """Write one line for a training or evaluation log; the trainer's closing summary is left out."""
         line: dict[str, Any] = {"step": state.global_step, "epoch": state.epoch}
-        values = {key: _finite(logs[key]) for key in (*_TRAIN_KEYS, *_EVAL_KEYS) if logs and key in logs}
+        values = {key: _finite(value) for key, value in (logs or {}).items() if key in _TRAIN_KEYS or is_result(key)}
         if not values or not state.is_world_process_zero:
             return
         line.update(values)
@@ -69,6 +70,11 @@ class JsonlLog(TrainerCallback):
         line["seconds"] = round(time.monotonic() - self._start, 3)
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def is_result(key: str) -> bool:
+    """Return whether a logged value is a result of an evaluation: its loss, or a metric."""
+    return key.startswith("eval_") and not key.endswith(_TIMINGS)
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

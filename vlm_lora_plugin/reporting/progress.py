@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlm_lora_plugin.reporting.log import is_result
+
 _LINES = 20  # printed in all, where there is no terminal to draw a bar on
 
 
@@ -23,7 +25,7 @@ class ConsoleProgress(TrainerCallback):
         self._console = console
         self._bar: Progress | None = None
         self._printed = 0
-        self._shown = {"loss": float("nan"), "eval_loss": float("nan")}
+        self._shown = {"loss": float("nan")}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -50,7 +52,7 @@ class ConsoleProgress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the latest losses."""
-        new = {key: float(logs[key]) for key in self._shown if logs and key in logs}
+        new = {key: float(value) for key, value in (logs or {}).items() if key == "loss" or is_result(key)}
         if not new or not state.is_world_process_zero:
             return
         self._shown.update(new)
@@ -58,7 +60,7 @@ class ConsoleProgress(TrainerCallback):
         if self._bar is not None:
             text = "  ".join(f"{key} {value:.4f}" for key, value in known.items())
             self._bar.update(self._bar.task_ids[0], description=text)
-        elif "eval_loss" in new or state.global_step - self._printed >= state.max_steps / _LINES:
+        elif any(map(is_result, new)) or state.global_step - self._printed >= state.max_steps / _LINES:
             if "loss" in new:
                 self._printed = state.global_step
             text = "  ".join(f"{key} {value:.4f}" for key, value in new.items())

@@ -31,12 +31,14 @@ class Layout:
         layers: Name -> linear layer whose weight is one of ``parameters``.
         dead_layers: Linear layers of ``nn.MultiheadAttention``, which reads their weight and never calls them.
         builtin: Names of parameters that are LoRA inside the base model.
+        types: Name of a module with parameters -> class names of the module and of its bases below ``nn.Module``.
 
     Raises:
         SelectionError: A parameter belongs to no component of the family.
     """
 
     def __init__(self, model: nn.Module, family: Family) -> None:
+        self._components = family.components
         self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
         self.component_of: dict[str, Component] = {}
         self.members: dict[ComponentName, list[str]] = {component.name: [] for component in family.components}
@@ -64,6 +66,11 @@ class Layout:
             name for name in self.layers if isinstance(modules[name.rpartition(".")[0]], nn.MultiheadAttention)
         }
         self.paths: set[str] = set(self.parameters).union(*(ancestors(name) for name in self.parameters))
+        self.types: dict[str, frozenset[str]] = {
+            name: frozenset(base.__name__ for base in type(module).__mro__ if base not in (nn.Module, object))
+            for name, module in modules.items()
+            if name in self.paths
+        }
         self.builtin = {
             name
             for name, component in self.component_of.items()
@@ -94,6 +101,47 @@ class Layout:
         """Return the last one and two parts of the names of a component's linear layers."""
         layers = [layer.split(".") for layer in self.layers_named([ALL_LINEAR], component)]
         return sorted({".".join(parts[-count:]) for parts in layers for count in (1, 2)})
+
+    def of_type(self, name: str) -> set[str]:
+        """Return the modules whose class, or a base of it, has this name.
+
+        Linear layers that built-in LoRA is made of are left out: they belong to it, as in ``all-linear``.
+
+        Raises:
+            SelectionError: There are none.
+        """
+        own = {path for path in self.layers if f"{path}.weight" in self.builtin}
+        found = {path for path, types in self.types.items() if name in types} - own
+        if not found:
+            raise SelectionError(
+                f"No module of this model is of the type {name}",
+                fix=nearest(name, sorted(set().union(*self.types.values()))),
+            )
+        return found
+
+    def blocks_in(self, layers: str, component: ComponentName) -> list[str]:
+        """Return a component's repeating blocks within a range, ``3``, ``0-3`` or ``10-``, in the model's order.
+
+        Raises:
+            SelectionError: The component has no such blocks.
+        """
+        pattern = next((part.blocks for part in self._components if part.name == component), None)
+        blocks = [path for path in self.types if pattern and re.fullmatch(pattern, path)]
+        if not blocks:
+            raise SelectionError(
+                f"`layers: {layers}` counts blocks, and the component {component} has no repeating ones",
+                fix="Remove `layers`, or write a pattern.",
+            )
+        first, dash, last = layers.partition("-")
+        start, stop = int(first), int(last or (len(blocks) - 1 if dash else first))
+        if max(start, stop) >= len(blocks):
+            raise SelectionError(
+                f"`layers: {layers}` goes beyond the {len(blocks)} blocks of the component {component}",
+                fix=f"They are counted from 0 to {len(blocks) - 1}: {listed(blocks, most=2)}. To the last: {start}-."
+                if start < len(blocks)
+                else f"They are counted from 0 to {len(blocks) - 1}: {listed(blocks, most=2)}.",
+            )
+        return blocks[start : stop + 1]
 
     def hits(self, pattern: str) -> set[str]:
         """Return the paths that a regular expression matches as a whole.

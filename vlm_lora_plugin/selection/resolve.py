@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.errors import ModelError, SelectionError, listed, nearest
 from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
-from vlm_lora_plugin.selection.names import ancestors, is_injected
+from vlm_lora_plugin.selection.matching import Match, describe, match_rule
+from vlm_lora_plugin.selection.names import is_injected
+from vlm_lora_plugin.selection.trace import RuleTrace, SelectionTrace
 from vlm_lora_plugin.selection.trainables import Trainable, TrainableSet
 from vlm_lora_plugin.types import Component, Family, Kind
 
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 
 
 def resolve_selection(model: nn.Module, family: Family, recipe: Recipe) -> TrainableSet:
+    """Work out which parameters learn; see :func:`trace_selection`, which also tells what became of each rule."""
+    return trace_selection(model, family, recipe).trainables
+
+
+def trace_selection(model: nn.Module, family: Family, recipe: Recipe) -> SelectionTrace:
     """Work out which parameters learn, by asking the family's adapter for its rules.
 
     Of all rules that match a parameter the last one decides; what no rule matches is frozen. ``full`` trains
     a parameter. ``lora`` trains LoRA that the base model carries itself; it puts PEFT LoRA on a linear layer
-    that (a) a rule's pattern matches by the layer's own name, (b) ``lora.target_modules`` names for its
+    that (a) a rule's ``pattern`` or ``module_types`` matches itself, (b) ``lora.target_modules`` names for its
     component, or (c) the family's list names, in a component without LoRA of its own; it leaves everything
     else frozen. A parameter shared by two modules counts under its first name.
 
@@ -38,11 +44,11 @@ def resolve_selection(model: nn.Module, family: Family, recipe: Recipe) -> Train
         recipe: The resolved recipe.
 
     Returns:
-        Every parameter that will learn, PEFT's that do not exist yet included.
+        Every parameter that will learn, PEFT's that do not exist yet included, and what each rule did.
 
     Raises:
         ModelError: The model already has PEFT layers.
-        SelectionError: A pattern, rule or target matches nothing or nothing that can learn that way, a
+        SelectionError: A condition, rule or target matches nothing or nothing that can learn that way, a
             parameter belongs to no component, or nothing learns at all.
     """
     if is_injected(model):
@@ -50,18 +56,8 @@ def resolve_selection(model: nn.Module, family: Family, recipe: Recipe) -> Train
             "The model already has PEFT layers, so its parameters no longer have their published names",
             fix="Give the freshly loaded model.",
         )
-    layout = Layout(model, family)
     rules = get_manager().select_trainable(family, model, recipe).rules
-    return _Resolution(layout, family, recipe, rules).result()
-
-
-@dataclass(frozen=True)
-class _Match:
-    """A rule, the parameters that it matches, and the linear layers that it would put PEFT LoRA on."""
-
-    rule: Rule
-    parameters: frozenset[str]
-    layers: frozenset[str]
+    return _Resolution(Layout(model, family), family, recipe, rules).trace()
 
 
 class _Resolution:
@@ -71,26 +67,51 @@ class _Resolution:
         self._layout, self._family, self._recipe = layout, family, recipe
         self._targets = self._listed_targets()
         self._matches = [self._match(rule) for rule in rules]
+        self._winners = {
+            name: index for index, match in enumerate(self._matches) for name in match.parameters
+        }  # later rules overwrite earlier ones
 
-    def result(self) -> TrainableSet:
-        parameters: list[Trainable] = []
+    def trace(self) -> SelectionTrace:
+        trained: list[tuple[int, Trainable]] = []
         targets: list[str] = []
         for name, tensor in self._layout.parameters.items():
-            match = next((match for match in reversed(self._matches) if name in match.parameters), None)
-            if match is None or match.rule.means == "frozen" or self._is_fixed(name):
+            index = self._winners.get(name)
+            if index is None or self._matches[index].rule.means == "frozen" or self._is_fixed(name):
                 continue
-            rule, component = match.rule, self._layout.component_of[name]
+            rule, component = self._matches[index].rule, self._layout.component_of[name]
             layer = name.removesuffix(".weight")
             if name in self._layout.builtin:
-                parameters.append(self._trainable(name, tuple(tensor.shape), component, rule, "builtin_lora"))
+                trained.append((index, self._trainable(name, tuple(tensor.shape), component, rule, "builtin_lora")))
             elif rule.means == "full":
                 self._check_floating(name)
-                parameters.append(self._trainable(name, tuple(tensor.shape), component, rule, "full"))
-            elif layer in match.layers and layer != name:
+                trained.append((index, self._trainable(name, tuple(tensor.shape), component, rule, "full")))
+            elif layer != name and layer in self._layers(self._matches[index]):
                 targets.append(layer)
                 for part, shape in self._lora_shapes(layer):
-                    parameters.append(self._trainable(f"{layer}.{part}", shape, component, rule, "peft_lora"))
-        if not parameters:
+                    trained.append((index, self._trainable(f"{layer}.{part}", shape, component, rule, "peft_lora")))
+        self._check_result(trained, targets)
+        totals = tuple(
+            (component, sum(self._layout.parameters[name].numel() for name in names))
+            for component, names in self._layout.members.items()
+        )
+        trainables = TrainableSet(self._family.name, tuple(entry for _, entry in trained), tuple(targets), totals)
+        return SelectionTrace(
+            trainables, tuple(self._rule_trace(index, trained) for index in range(len(self._matches)))
+        )
+
+    def _rule_trace(self, index: int, trained: Sequence[tuple[int, Trainable]]) -> RuleTrace:
+        match = self._matches[index]
+        matched = [name for name in self._layout.parameters if name in match.parameters]
+        return RuleTrace(
+            rule=match.rule,
+            of_recipe=match.rule in self._recipe.rules,
+            matched=tuple(matched),
+            lost=tuple((name, self._winners[name]) for name in matched if self._winners[name] != index),
+            trains=tuple(entry.name for at, entry in trained if at == index),
+        )
+
+    def _check_result(self, trained: Sequence[object], targets: Sequence[str]) -> None:
+        if not trained:
             raise SelectionError(
                 "The recipe trains nothing at all",
                 fix="Give at least one component lora or full, for example components: {language: lora}.",
@@ -102,44 +123,27 @@ class _Resolution:
                 why="That module reads the weight and never calls the layer, so the LoRA would never learn.",
                 fix=f"Leave it out (exclude: {re.escape(dead[0])}), or train the component with full.",
             )
-        totals = tuple(
-            (component, sum(self._layout.parameters[name].numel() for name in names))
-            for component, names in self._layout.members.items()
-        )
-        return TrainableSet(self._family.name, tuple(parameters), tuple(targets), totals)
 
-    def _match(self, rule: Rule) -> _Match:
-        layout = self._layout
-        hits = set().union(*(layout.hits(pattern) for pattern in rule.pattern))
-        excluded = set().union(*(layout.hits(pattern) for pattern in rule.exclude))
-        names = set(layout.parameters) if rule.component is None else set(layout.members.get(rule.component, ()))
-        if rule.pattern:
-            names = {name for name in names if not hits.isdisjoint((name, *ancestors(name)))}
-        names = {name for name in names if excluded.isdisjoint((name, *ancestors(name)))}
-        weights = {name.removesuffix(".weight") for name in names - layout.builtin if name.endswith(".weight")}
-        layers = weights & set(layout.layers) & (hits | self._targets)
-        match = _Match(rule, frozenset(names), frozenset(layers))
-        self._check(match)
-        return match
-
-    def _check(self, match: _Match) -> None:
-        layout, rule, what = self._layout, match.rule, _describe(match.rule)
-        if not match.parameters and (rule.means != "frozen" or rule.pattern):
-            populated = [name for name, members in layout.members.items() if members]
+    def _match(self, rule: Rule) -> Match:
+        match = match_rule(self._layout, rule)
+        if not match.parameters:
+            return match
+        if rule.means == "lora" and not self._layers(match) and self._layout.builtin.isdisjoint(match.parameters):
             raise SelectionError(
-                f"The rule {what} matches no parameter of this model",
-                fix=f"Components with parameters: {', '.join(populated)}.",
-            )
-        if rule.means == "lora" and not match.layers and layout.builtin.isdisjoint(match.parameters):
-            raise SelectionError(
-                f"The rule {what} finds no LoRA and no linear layer to put it on",
+                f"The rule {describe(rule)} finds no LoRA and no linear layer to put it on",
                 fix="Name linear layers: lora: {target_modules: {<component>: [<suffix>, ...]}}, or all-linear.",
             )
         if rule.means == "full" and all(self._is_fixed(name) for name in match.parameters):
             raise SelectionError(
-                f"The rule {what} matches only computed tables: {listed(sorted(match.parameters))}",
+                f"The rule {describe(rule)} matches only computed tables: {listed(sorted(match.parameters))}",
                 fix="Set train_fixed_tables: true if they are really to be trained.",
             )
+        return match
+
+    def _layers(self, match: Match) -> set[str]:
+        """Return the linear layers that a rule with ``lora`` puts PEFT LoRA on, if no later rule decides."""
+        own = match.parameters - self._layout.builtin
+        return {layer for layer in match.named_layers | self._targets if f"{layer}.weight" in own}
 
     def _listed_targets(self) -> set[str]:
         """Linear layers that the recipe's or the family's lists name."""
@@ -189,12 +193,6 @@ class _Resolution:
             means=rule.means,
             kind=kind,
             group=rule.group or f"{component.name}.{rule.means}",
-            learning_rate=optimizer.rate(component.name, rule.means),
-            weight_decay=optimizer.decay(component.name, rule.means) if len(shape) > 1 else 0.0,
+            learning_rate=optimizer.rate(component.name, rule.means, rule.group),
+            weight_decay=optimizer.decay(component.name, rule.means, rule.group) if len(shape) > 1 else 0.0,
         )
-
-
-def _describe(rule: Rule) -> str:
-    parts = {"component": rule.component, "pattern": list(rule.pattern), "exclude": list(rule.exclude)}
-    inside = ", ".join(f"{key}: {value}" for key, value in parts.items() if value)
-    return f"{{{inside}, means: {rule.means}}}"

@@ -135,3 +135,80 @@ def test_a_check_finds_a_row_that_cutting_would_leave_without_an_answer(dataset,
     data = dataset({"messages": turns("q" * 30, "a")}, max_length=20, truncation_strategy="right")
     with pytest.raises(DataError, match=r"data\.jsonl:1: .*no token of an answer is left"):
         check_examples(data.examples, data.processor, data.settings)
+
+
+@pytest.fixture
+def mixed(turns, picture):
+    """Good rows, and one of each kind of bad ones between them."""
+    path = picture("cut.png")
+    path.write_bytes(path.read_bytes()[:45])  # the header is whole, the pixels are not
+
+    def row(text, *images):
+        return {"messages": turns("<image>" * len(images) + text, "a"), "images": list(images)}
+
+    picture("small.png")
+    return [
+        row("first", "small.png"),
+        {"messages": []},
+        row("second"),
+        row("q", "nowhere.png"),
+        row("q", "cut.png"),
+        row("q" * 200),
+        row("third", "small.png"),
+    ]
+
+
+def texts(data):
+    return [example.messages[0].content for example in data.examples]
+
+
+def test_bad_rows_are_skipped_and_counted_when_the_settings_say_so(dataset, mixed):
+    data = dataset(*mixed, on_bad_sample="skip", max_length=60)
+    assert len(data) == 6  # what is wrong with a row's text is known at once
+    statistics = data.check(decode=True)
+    assert (statistics.rows, statistics.skipped) == (3, 4)
+    assert texts(data) == ["<image>first", "second", "<image>third"]
+    assert [problem.what.split(":")[1] for problem in data.skipped] == ["2", "4", "5", "6"]
+    assert data.check(decode=True) == statistics
+
+
+def test_bad_rows_stop_a_job_otherwise(dataset, mixed):
+    with pytest.raises(DataError, match=r"data\.jsonl:2: `messages`"):
+        dataset(*mixed)
+    del mixed[1]
+    with pytest.raises(DataError, match=r"3 of 6 rows cannot be used"):
+        dataset(*mixed, max_length=60).check(decode=True)
+
+
+def test_a_row_that_goes_bad_later_raises_and_is_not_replaced_by_another(dataset, mixed, tmp_path):
+    data = dataset(*mixed, on_bad_sample="skip", max_length=60)
+    data.check(decode=True)
+    (tmp_path / "small.png").unlink()
+    assert len(data) == 3
+    with pytest.raises(DataError, match=r"data\.jsonl:7: there is no image"):
+        data[2]
+
+
+def test_it_is_an_error_when_no_row_is_left(dataset, mixed):
+    with pytest.raises(DataError, match="cannot be used"):
+        dataset(mixed[3], mixed[4], on_bad_sample="skip").check(decode=True)
+
+
+def test_an_oversize_image_is_refused_before_it_is_decoded(dataset, turns, tmp_path):
+    from PIL import Image
+
+    Image.new("1", (4000, 3000)).save(tmp_path / "huge.png")
+    row = {"messages": turns("<image>q", "a"), "images": ["huge.png"]}
+    data = dataset(row, max_image_pixels=1_000_000)
+    message = r"data\.jsonl:1: .*huge\.png has 4000 x 3000 = 12,000,000 pixels, data\.max_image_pixels is 1,000,000"
+    with pytest.raises(DataError, match=message):
+        data.check()
+    with pytest.raises(DataError, match=message):
+        data[0]
+    assert dataset(row, max_image_pixels=None).check().images == 1
+
+
+def test_a_check_tells_how_far_it_is(dataset, rows):
+    seen = []
+    dataset(*rows).check(progress=seen.append)
+    assert seen == [1, 2, 3, 4]

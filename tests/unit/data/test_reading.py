@@ -6,13 +6,13 @@ import json
 import pytest
 
 from vlm_lora_plugin.data.example import Example, Message
-from vlm_lora_plugin.data.reading import read_examples
+from vlm_lora_plugin.data.files import read_examples
 from vlm_lora_plugin.errors import DataError
 
 
 @pytest.fixture
 def read(family, data_file):
-    return lambda *rows: read_examples(data_file(*rows), family)
+    return lambda *rows, **options: read_examples(data_file(*rows), family, **options)
 
 
 def test_a_row_of_messages_and_images(read, turns, tmp_path):
@@ -28,7 +28,7 @@ def test_a_row_of_messages_and_images(read, turns, tmp_path):
 
 def test_an_absolute_path_stays(read, turns, tmp_path):
     path = tmp_path.parent / "elsewhere.png"
-    (row,) = read({"messages": turns("<image>", "a"), "images": [str(path)]})
+    (row,) = read({"messages": turns("<image>", "a"), "images": [str(path)]}, allow_outside_images=True)
     assert row.images == (path,)
 
 

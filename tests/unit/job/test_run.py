@@ -5,11 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from vlm_lora_plugin.data.example import Example
-from vlm_lora_plugin.errors import DataError, TrainingError
+from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.job import TrainJob
 from vlm_lora_plugin.job import run as job_run
-from vlm_lora_plugin.job.preflight import decode_images, preflight
+from vlm_lora_plugin.job.preflight import preflight
 
 
 @pytest.fixture
@@ -78,11 +77,3 @@ def test_preflight_writes_nothing(job, tmp_path):
     assert plan.statistics["training"].rows == 1
     assert plan.summary.trainable > 0
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_every_broken_image_is_named_with_its_row(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).write_bytes(b"no image")
-    examples = [Example((), (tmp_path / name,), origin=f"data.jsonl:{name}") for name in ("a", "b")]
-    with pytest.raises(DataError, match=r"2 of 2 rows(.|\n)*data\.jsonl:a(.|\n)*data\.jsonl:b"):
-        decode_images(examples)

@@ -8,7 +8,7 @@ from toy_family import toy_model
 
 from vlm_lora_plugin.errors import ModelError, SelectionError
 from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.selection.resolve import resolve_selection
+from vlm_lora_plugin.selection.resolve import resolve_selection, trace_selection
 
 OWN_LORA = {
     f"tower.blocks.{block}.fc_lora.{part}"
@@ -125,6 +125,108 @@ def test_component_and_pattern_must_both_hold(toy):
     assert chosen.names == {f"tower.blocks.{b}.norm.{p}" for b in (0, 1) for p in ("weight", "bias")}
 
 
+def test_layers_narrow_a_component_to_a_range_of_its_blocks(toy):
+    rule = {"component": "language", "layers": "1-3,5-", "pattern": r".*\.mlp\..*", "means": "full"}
+    model = toy_model(num_hidden_layers=7)
+    blocks = {name.split(".")[2] for name in resolve(toy, {"rules": [rule]}, model).names}
+    assert blocks == {"1", "2", "3", "5", "6"}
+
+
+def test_a_single_layer_may_be_a_number(toy):
+    chosen = resolve(toy, {"rules": [{"component": "language", "layers": 1, "means": "lora"}]})
+    assert chosen.lora_targets == ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
+
+
+def test_layers_are_counted_in_the_models_order(toy):
+    model = toy_model(num_hidden_layers=12)
+    chosen = resolve(toy, {"rules": [{"component": "language", "layers": "9-10", "means": "lora"}]}, model)
+    assert {target.split(".")[2] for target in chosen.lora_targets} == {"9", "10"}
+
+
+def test_module_types_train_modules_of_a_class_or_of_one_derived_from_it(toy):
+    norms = resolve(toy, {"rules": [{"component": "language", "module_types": "LlamaRMSNorm", "means": "full"}]})
+    assert norms.names == {
+        "model.norm.weight",
+        *(f"model.layers.{b}.{n}_layernorm.weight" for b in (0, 1) for n in ("input", "post_attention")),
+    }
+    # nn.MultiheadAttention's projection is a class derived from nn.Linear.
+    linear = resolve(toy, {"rules": [{"component": "aligner", "module_types": "Linear", "means": "full"}]})
+    assert linear.names == {"aligner.kv_proj.weight", "aligner.attn.out_proj.weight", "aligner.attn.out_proj.bias"}
+
+
+def test_module_types_name_the_layers_that_get_lora(toy):
+    rule = {"component": "language", "layers": "0", "module_types": ["Linear"], "exclude": r".*\.mlp", "means": "lora"}
+    names = [f"model.layers.0.self_attn.{part}_proj" for part in "qkvo"]
+    assert resolve(toy, {"rules": [rule]}).lora_targets == tuple(names)
+
+
+def test_linear_layers_inside_own_lora_are_not_meant_by_their_type(toy):
+    chosen = resolve(toy, {"rules": [{"component": "vision", "module_types": "Linear", "means": "full"}]})
+    layers = ("stem", "blocks.0.fc", "blocks.1.fc")
+    assert chosen.names == {f"tower.{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    blocks = resolve(toy, {"rules": [{"component": "vision", "module_types": "OwnLora", "means": "lora"}]})
+    assert blocks.names == OWN_LORA
+
+
+def test_all_conditions_of_a_rule_must_hold(toy):
+    rule = {
+        "component": "language",
+        "pattern": [r".*self_attn.*", r".*layernorm.*"],
+        "layers": "1",
+        "module_types": ["Linear", "LlamaRMSNorm"],
+        "exclude": r".*\.(k|o)_proj",
+        "means": "full",
+        "group": "top",
+    }
+    chosen = resolve(toy, {"rules": [rule]})
+    block = "model.layers.1"
+    assert chosen.names == {
+        f"{block}.self_attn.q_proj.weight",
+        f"{block}.self_attn.v_proj.weight",
+        f"{block}.input_layernorm.weight",
+        f"{block}.post_attention_layernorm.weight",
+    }
+    assert {parameter.group for parameter in chosen.parameters} == {"top"}
+
+
+def test_a_group_has_rates_of_its_own(toy):
+    document = {
+        "rules": [
+            {"component": "aligner", "means": "full", "group": "bridge"},
+            {"component": "head", "means": "full"},
+        ],
+        "optimizer": {
+            "learning_rate": {"default": 1e-5, "aligner.full": 3e-5, "bridge": 7e-4},
+            "weight_decay": {"default": 0.1, "bridge": 0.5},
+        },
+    }
+    by_name = {p.name: p for p in resolve(toy, document).parameters}
+    assert (by_name["aligner.query"].learning_rate, by_name["aligner.query"].weight_decay) == (7e-4, 0.5)
+    assert (by_name["lm_head.weight"].learning_rate, by_name["lm_head.weight"].weight_decay) == (1e-5, 0.1)
+
+
+def test_the_trace_tells_what_each_rule_matched_lost_and_trains(toy):
+    document = {
+        "rules": [
+            {"component": "aligner", "means": "full"},
+            {"pattern": r"aligner\.attn", "means": "frozen"},
+            {"pattern": r"aligner\.attn\.in_proj_bias", "means": "full", "group": "bias"},
+        ]
+    }
+    trace = trace_selection(toy_model(), toy, resolve_recipe(document, toy))
+    first, second, third = trace.rules
+    assert set(first.matched) == ALIGNER | {"aligner.table"}
+    assert dict(first.lost) == {
+        **{f"aligner.attn.{name}": 1 for name in ("in_proj_weight", "out_proj.weight", "out_proj.bias")},
+        "aligner.attn.in_proj_bias": 2,
+    }
+    assert set(first.trains) == {"aligner.kv_proj.weight", "aligner.query"}
+    assert (second.trains, dict(second.lost)) == ((), {"aligner.attn.in_proj_bias": 2})
+    assert third.trains == ("aligner.attn.in_proj_bias",)
+    assert all(rule.of_recipe for rule in trace.rules)
+    assert trace.trainables == resolve(toy, document)
+
+
 def test_full_trains_own_lora_too(toy):
     chosen = resolve(toy, {"components": {"vision": "full"}})
     assert chosen.names >= OWN_LORA
@@ -186,6 +288,32 @@ def test_longest_prefix_owns_a_parameter(toy):
         ),
         ({"rules": [{"component": "vision", "exclude": "nothing", "means": "full"}]}, ["'nothing'"]),
         ({"rules": [{"pattern": "tower(", "means": "full"}]}, ["no regular expression"]),
+        (
+            {"rules": [{"component": "vision", "module_types": "LayrNorm", "means": "full"}]},
+            ["No module", "LayrNorm", "Did you mean LayerNorm"],
+        ),
+        (
+            {"rules": [{"component": "head", "module_types": ["Linear", "LayerNorm"], "means": "full"}]},
+            ["The module type LayerNorm matches nothing of the rule", "tower.blocks.0.norm.weight"],
+        ),
+        (
+            {"rules": [{"component": "vision", "pattern": [r".*norm", r"aligner.*"], "means": "full"}]},
+            ["The pattern 'aligner.*' matches nothing of the rule", "It matches only aligner."],
+        ),
+        (
+            {"rules": [{"component": "vision", "exclude": r"aligner\.query", "means": "full"}]},
+            ["The exclusion 'aligner\\.query' matches nothing", "aligner.query"],
+        ),
+        ({"rules": [{"component": "head", "exclude": ".*", "means": "full"}]}, ["exclusions leave nothing"]),
+        (
+            {"rules": [{"component": "language", "layers": "0-5", "means": "lora"}]},
+            ["0-5", "beyond the 2 blocks", "0 to 1", "To the last: 0-."],
+        ),
+        ({"rules": [{"component": "aligner", "layers": "0", "means": "full"}]}, ["aligner has no repeating"]),
+        (
+            {"rules": [{"component": "language", "layers": "0", "pattern": r".*layers\.1.*", "means": "lora"}]},
+            ["matches no parameter", "The range of layers 0 alone matches", "none that fulfils all"],
+        ),
         ({"rules": [{"component": "vision", "pattern": r"aligner.*", "means": "frozen"}]}, ["matches no parameter"]),
         ({"rules": [{"pattern": r"tower\..*\.norm", "means": "lora"}]}, ["finds no LoRA"]),
         ({"components": {"embeddings": "lora"}}, ["embeddings", "finds no LoRA"]),

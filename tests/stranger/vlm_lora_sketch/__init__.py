@@ -1,0 +1,1 @@
+"""The Sketch family: a Llama that sees small images as four patches."""

@@ -1,0 +1,75 @@
+"""Sketch's answers to the hooks of vlm-lora-plugin."""
+
+import json
+
+from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.recipe import Rule
+from vlm_lora_plugin.types import Component, Family, TrainableSelection
+
+COMPONENTS = (
+    Component("vision", ("eyes",), target_modules=("proj",)),
+    Component("aligner", ("bridge",), target_modules=("bridge",)),
+    Component("language", ("model",), target_modules=("q_proj", "v_proj"), blocks=r"model\.layers\.\d+"),
+    Component("embeddings", ("model.embed_tokens",)),
+    Component("head", ("lm_head",), target_modules=("lm_head",)),
+)
+
+PRESETS = {
+    "lora": {
+        "components": {"aligner": "full"},
+        "rules": [{"component": "language", "layers": "1-", "means": "lora", "group": "upper"}],
+        "lora": {"r": 4, "lora_alpha": 8},
+        "optimizer": {"learning_rate": {"default": 1e-3, "upper": 5e-3}},
+        "gradient_checkpointing": {"language": True},
+    },
+    "eyes": {"components": {"vision": "full", "aligner": "full"}},
+}
+
+
+@hookimpl
+def describe_family():
+    return Family(
+        name="sketch",
+        title="Sketch",
+        model_types=("sketch_vlm",),
+        components=COMPONENTS,
+        presets=PRESETS,
+        default_preset="lora",
+        recognises=recognises,
+        load=load,
+    )
+
+
+@hookimpl
+def select_trainable(model, recipe):
+    # The norms of the language model always learn with its LoRA.
+    norms = Rule(component="language", module_types="LlamaRMSNorm", means="full", group="norms")
+    trained = any(rule.component == "language" and rule.means == "lora" for rule in recipe.rules)
+    return TrainableSelection((*recipe.rules, norms) if trained else recipe.rules)
+
+
+@hookimpl
+def wrap_forward(model, recipe):
+    from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
+
+    return [checkpoint_blocks(part) for part in COMPONENTS if recipe.gradient_checkpointing.get(part.name)]
+
+
+def recognises(folder):
+    return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") == "sketch_vlm"
+
+
+def load(request):
+    import torch
+
+    from vlm_lora_sketch.modeling import SketchConfig, SketchForCausalLM
+    from vlm_lora_sketch.processing import SketchProcessor
+
+    config = SketchConfig.from_pretrained(request.folder)
+    if request.device == "meta":
+        with torch.device("meta"):
+            model = SketchForCausalLM(config).to(request.dtype or torch.float32)
+    else:
+        model = SketchForCausalLM.from_pretrained(request.folder, dtype=request.dtype or torch.float32)
+        model.to(request.device)
+    return model.eval(), SketchProcessor(config) if request.with_processor else None

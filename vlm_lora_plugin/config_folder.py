@@ -1,0 +1,29 @@
+"""A model's config on its own, where no weights are needed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+CONFIG = "config.json"
+
+
+@contextmanager
+def config_folder(path: Path) -> Iterator[Path]:
+    """Give a folder that holds a ``config.json``, for as long as the ``with`` lasts.
+
+    Args:
+        path: A folder, which is given back as it is, or a config file: one named ``config.json`` stands for its
+            folder, one of another name is copied into a temporary folder under that name.
+    """
+    if not path.is_file():
+        yield path
+    elif path.name == CONFIG:
+        yield path.parent
+    else:
+        with TemporaryDirectory() as temporary:
+            shutil.copyfile(path, Path(temporary) / CONFIG)
+            yield Path(temporary)

@@ -1,0 +1,116 @@
+"""Looking at every row of a data set before training: what it holds, and which rows cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlm_lora_plugin.data.collation import IGNORE_INDEX
+from vlm_lora_plugin.data.images import open_image
+from vlm_lora_plugin.errors import DataError
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.recipe import DataSettings
+    from vlm_lora_plugin.types import Processor
+
+_CHUNK = 64  # rows whose images are opened at a time; bounds what waits in memory
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """One usable row.
+
+    Attributes:
+        tokens: Its length, image positions included, after truncation.
+        supervised: Tokens that are learnt from.
+        truncated: Whether its end is cut off.
+        image_sizes: (width, height) in pixels of each image.
+    """
+
+    tokens: int
+    supervised: int
+    truncated: bool
+    image_sizes: tuple[tuple[int, int], ...]
+
+
+def survey(
+    examples: Sequence[Example], processor: Processor, settings: DataSettings, *, decode: bool = False
+) -> Iterator[RowFacts | DataError]:
+    """Look at each row in turn: turns, marks, length, and that each image opens and is not too large.
+
+    Args:
+        examples: The rows; reading one may raise a DataError, which counts as its answer.
+        processor: Counts their tokens.
+        settings: Limits of length and image size, and what happens beyond them.
+        decode: Decode every image, several at a time. If not, only headers are read, except in rows that are
+            to be truncated: those are encoded as in training.
+
+    Yields:
+        For each row what it holds, or what is wrong with it.
+    """
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(examples), _CHUNK):
+            rows = [_read(examples, index) for index in range(start, min(start + _CHUNK, len(examples)))]
+            looked = pool.map(lambda row: _look(row, settings, decode=decode), rows)
+            for row, sizes in zip(rows, looked, strict=True):
+                if isinstance(row, DataError):
+                    yield row
+                elif isinstance(sizes, DataError):
+                    yield sizes
+                else:
+                    yield _measure(row, sizes, processor, settings)
+
+
+def image_sizes(example: Example, settings: DataSettings, *, decode: bool = False) -> tuple[tuple[int, int], ...]:
+    """Open the images of a row and return their sizes, (width, height) in pixels.
+
+    Args:
+        example: The row.
+        settings: Its ``max_image_pixels`` is checked before any pixel is decoded.
+        decode: Decode the pixels too.
+
+    Raises:
+        DataError: An image is missing, broken, or too large; names row and file.
+    """
+    sizes = []
+    for image in example.images:
+        with open_image(image, origin=example.origin, max_pixels=settings.max_image_pixels) as opened:
+            sizes.append(opened.size)
+            if decode:
+                opened.load()
+    return tuple(sizes)
+
+
+def _read(examples: Sequence[Example], index: int) -> Example | DataError:
+    try:
+        return examples[index]
+    except DataError as error:
+        return error
+
+
+def _look(row: Example | DataError, settings: DataSettings, *, decode: bool) -> tuple[tuple[int, int], ...] | DataError:
+    if isinstance(row, DataError):
+        return row
+    try:
+        return image_sizes(row, settings, decode=decode)
+    except DataError as error:
+        return error
+
+
+def _measure(
+    example: Example, sizes: tuple[tuple[int, int], ...], processor: Processor, settings: DataSettings
+) -> RowFacts | DataError:
+    try:
+        length, learnt = processor.count_tokens(example)
+        if length <= settings.max_length:
+            return RowFacts(length, learnt, False, sizes)
+        # Raises what training would raise: too long, an image cut, no answer left.
+        row = processor.encode(
+            example, max_length=settings.max_length, truncation_strategy=settings.truncation_strategy
+        )
+        return RowFacts(len(row["labels"]), int((row["labels"] != IGNORE_INDEX).sum()), True, sizes)
+    except DataError as error:
+        return error
