@@ -25,7 +25,10 @@ BASE_WEIGHTS = "base_trainables.safetensors"
 """The base model's own trained parameters under their published names; absent when there are none."""
 
 MANIFEST = "vlm_lora_manifest.json"
-"""Written last: a folder without it is incomplete."""
+"""Written last of what was trained: a folder without it is incomplete."""
+
+COMPLETION = "vlm_lora_complete.json"
+"""Written last of a Trainer's checkpoint, after optimizer and state; what was saved by itself has none."""
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ from vlm_lora_plugin.checkpoint.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_WEIGHTS,
+    COMPLETION,
     MANIFEST,
     write_file,
     write_tensors,
@@ -52,7 +53,7 @@ def save_adapter(
     tensors = _collect(model, state_dict)
     trainable = model.vlm_lora.trainable
     path.mkdir(parents=True, exist_ok=True)
-    for stale in (MANIFEST, BASE_WEIGHTS):
+    for stale in (COMPLETION, MANIFEST, BASE_WEIGHTS):
         (path / stale).unlink(missing_ok=True)
     if trainable.of_base():
         write_tensors(path / BASE_WEIGHTS, {p.name: tensors[p.name] for p in trainable.of_base()})
