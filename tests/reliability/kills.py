@@ -182,7 +182,7 @@ def main(folder, kills, seed):
             report["runs"].append({"preset": preset, "limit": limit, "equal": same})
         report["incomplete"] += len(list(output.glob("incomplete-*")))
         shutil.rmtree(output, ignore_errors=True)
-    print(json.dumps(report))
+    sys.stdout.write(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

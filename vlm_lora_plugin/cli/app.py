@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from vlm_lora_plugin import __version__
 from vlm_lora_plugin.cli.failure import exit_code, show, wants_traceback
 from vlm_lora_plugin.cli.inspect import inspect
+from vlm_lora_plugin.cli.merge import merge
 from vlm_lora_plugin.cli.options import TracebackOption
 from vlm_lora_plugin.cli.train import train
 from vlm_lora_plugin.errors import VlmLoraError
@@ -58,4 +59,5 @@ def vlm_lora(
 
 
 app.command()(inspect)
+app.command()(merge)
 app.command()(train)

@@ -86,13 +86,13 @@ def _check_resumed(trainer: Trainer, wanted: str | bool) -> None:
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    output = trainer.args.output_dir
+    output = Path(str(trainer.args.output_dir))
     if wanted is True:
         if trainer.args.should_save:
             for path, problem in set_aside_incomplete(output).items():
                 _logger.warning("%s is an incomplete checkpoint (%s) and is passed over", path, problem)
         _wait()
-        last = get_last_checkpoint(output) if Path(output).is_dir() else None
+        last = get_last_checkpoint(output) if output.is_dir() else None
     else:
         last = str(wanted)
         check_complete(last)

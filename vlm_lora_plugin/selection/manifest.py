@@ -164,13 +164,14 @@ def trainable_differences(left: Manifest, right: Manifest) -> list[str]:
     First the settings that differ, ``lora.r: 8 / 16``, then the parameters. Empty when a checkpoint of one
     can be loaded into a model of the other.
     """
-    settings = differences(*({key: manifest.recipe.get(key) for key in _SELECTING} for manifest in (left, right)))
-    ours, theirs = (
-        {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in manifest.parameters} for manifest in (left, right)
-    )
-    parameters = differences(ours, theirs)
+    settings = [line for key in _SELECTING for line in differences(left.recipe.get(key), right.recipe.get(key), key)]
+    parameters = differences(_described(left), _described(right))
     scaled = any(line.startswith(_SCALING) for line in settings) and any(p.kind == "peft_lora" for p in left.parameters)
     return settings + parameters if parameters or scaled else []
+
+
+def _described(manifest: Manifest) -> dict[str, str]:
+    return {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in manifest.parameters}
 
 
 def differences(left: Any, right: Any, path: str = "") -> list[str]:
