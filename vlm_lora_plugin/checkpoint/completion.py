@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.checkpoint.files import COMPLETION, write_file
+from vlm_lora_plugin.checkpoint.files import CHECKPOINT_NAME, COMPLETION, write_file
 from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.errors import CheckpointError
 
 FORMAT_VERSION = 1
 INCOMPLETE_PREFIX = "incomplete-"
 """Put before the name of a folder that is set aside; the Trainer no longer takes it for a checkpoint."""
-
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def record_completion(folder: str | os.PathLike[str]) -> None:
@@ -77,7 +74,7 @@ def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     numbered = [
         (int(match[1]), entry)
         for entry in path.iterdir()
-        if (match := _CHECKPOINT.fullmatch(entry.name)) and entry.is_dir()
+        if (match := CHECKPOINT_NAME.fullmatch(entry.name)) and entry.is_dir()
     ]
     return [entry for _, entry in sorted(numbered, reverse=True)]
 

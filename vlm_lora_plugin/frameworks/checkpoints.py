@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_lora_plugin.checkpoint.completion import check_complete, record_completion, set_aside_incomplete
+from vlm_lora_plugin.checkpoint.files import TRAINER_WEIGHTS
 from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
+from vlm_lora_plugin.errors import CheckpointError
 from vlm_lora_plugin.frameworks.groups import find_prepared
 
 if TYPE_CHECKING:
@@ -97,8 +99,15 @@ def _check_resumed(trainer: Trainer, wanted: str | bool) -> None:
         last = str(wanted)
         check_complete(last)
     prepared = find_prepared(trainer.model)
-    if last is not None and prepared is not None:
-        check_fits(prepared, read_manifest(last), last)
+    if last is None or prepared is None:
+        return
+    check_fits(prepared, read_manifest(last), last)
+    if trainer.model is not prepared and not (Path(last) / TRAINER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{last} has no {TRAINER_WEIGHTS}: it was saved by a model that prepare returned",
+            why="The Trainer cannot load it into the plain model that the callback prepared in place.",
+            fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer.",
+        )
 
 
 def _wait() -> None:
