@@ -162,6 +162,12 @@ class MonkeyConfig(PreTrainedConfig):
             )
         if self.vision.output_dim != self.hidden_size:
             raise ModelError(f"visual.output_dim {self.vision.output_dim} is not hidden_size {self.hidden_size}")
+        if self.tie_word_embeddings:
+            raise ModelError(
+                "The config sets tie_word_embeddings",
+                why="No Monkey was published with a head that shares the embeddings' weight.",
+                fix="Set it to false; the checkpoint then holds lm_head.weight.",
+            )
 
     @property
     def vision(self) -> VisionSettings:

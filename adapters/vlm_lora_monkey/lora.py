@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.selection.keyed_init import keyed_lora_down
 
 # Upstream hard-codes the ranks: monkey_model/visual.py and modeling_qwen_nvdia3090.py.
 ATTENTION_RANK = 16
@@ -34,22 +31,3 @@ class LoraAdapter(nn.Module):
         low = self.lora_a(to_weight_dtype(self.lora_dropout(x), self.lora_a.weight)) * self.lora_scale
         update: torch.Tensor = self.lora_b(low)
         return base + update.to(base.dtype)
-
-
-def draw_lora(model: nn.Module, names: Iterable[str], seed: int) -> None:
-    """Give LoRA parameters their starting values: a keyed random down projection, no update, scale one.
-
-    Args:
-        model: The model that has the parameters, in any dtype.
-        names: Names of :class:`LoraAdapter` parameters.
-        seed: The recipe's seed; see :mod:`vlm_lora_plugin.selection.keyed_init`.
-    """
-    with torch.no_grad():
-        for name in names:
-            parameter = model.get_parameter(name)
-            if name.endswith(".lora_a.weight"):
-                parameter.copy_(keyed_lora_down(name, parameter.shape, seed))
-            elif name.endswith(".lora_b.weight"):
-                parameter.zero_()
-            else:
-                parameter.fill_(1.0)

@@ -21,13 +21,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
 from vlm_lora_monkey.language import MonkeyBlock, MonkeyRMSNorm, log_n_scale, ntk_factor, rotary_tables
-from vlm_lora_monkey.lora import draw_lora
 from vlm_lora_monkey.names import LORA_NAME
-from vlm_lora_monkey.splicing import find_image_blocks, put_images
+from vlm_lora_monkey.splicing import check_pixels, find_image_blocks, put_images
 from vlm_lora_monkey.visual import MonkeyVisionTower, PoolAttention, Resampler, sincos_table
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
 from vlm_lora_plugin.models.loss import causal_lm_loss
+from vlm_lora_plugin.selection.keyed_init import draw_builtin
 
 DEFAULT_SEED = 42
 
@@ -62,7 +62,7 @@ class MonkeyModel(nn.Module):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        hidden = self.drop(self._embed(input_ids, inputs_embeds, pixel_values, is_prompt=seen == 0))
+        hidden = self._embed(input_ids, inputs_embeds, pixel_values, is_prompt=seen == 0)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
@@ -89,7 +89,7 @@ class MonkeyModel(nn.Module):
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values,
-            hidden_states=(*states, hidden) if output_hidden_states else None,
+            hidden_states=cast(tuple[torch.FloatTensor, ...], (*states, hidden)) if output_hidden_states else None,
         )
 
     def _embed(
@@ -105,14 +105,14 @@ class MonkeyModel(nn.Module):
         if input_ids is None:
             if pixel_values is not None:
                 raise ModelError("With inputs_embeds the image places are unknown", fix="Give input_ids instead.")
-            return cast(torch.Tensor, inputs_embeds)
-        embeds = self.wte(input_ids)
+            return cast(torch.Tensor, self.drop(inputs_embeds))
+        embeds = self.drop(self.wte(input_ids))  # image tokens, which come after, are not dropped
         if not is_prompt and pixel_values is None:
             return cast(torch.Tensor, embeds)
         blocks = find_image_blocks(input_ids, self.config, 0 if pixel_values is None else len(pixel_values))
         if blocks is None or pixel_values is None:
             return cast(torch.Tensor, embeds)
-        return put_images(embeds, blocks, self.visual.encode(_checked(pixel_values, self.config)))
+        return put_images(embeds, blocks, self.visual.encode(check_pixels(pixel_values, self.config)))
 
     def _ntk_factor(self, length: int, seen: int, cache: Cache | None) -> float:
         """Return the factor of this forward: 1 in training, else by the prompt's length.
@@ -186,10 +186,10 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
             labels: ``[B, T]`` integers, -100 where nothing is supervised; shifted here.
             num_items_in_batch: What the summed loss is divided by; see
                 :func:`vlm_lora_plugin.models.loss.causal_lm_loss`.
-            position_ids: ``[B, T]``; by default each row counts its tokens from 0.
+            position_ids: ``[B, T]``; by default each row counts its places from its first token.
             past_key_values: Cache of the tokens before these.
             inputs_embeds: ``[B, T, C]`` in place of ``input_ids``, for text alone.
-            use_cache: Return a cache; the default is the config's, and off in training.
+            use_cache: Return a cache; the default is the config's, and off with labels or in training.
             output_attentions: Not available; must be false.
             output_hidden_states: Also return the hidden states before every layer and after the last norm.
             return_dict: False returns the outputs as a tuple; the default is the config's.
@@ -205,7 +205,7 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
         if output_attentions:
             raise ModelError("Monkey computes no attention maps", fix="Leave output_attentions out.")
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+            use_cache = self.config.use_cache and labels is None and not self.training
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
         outputs = self.transformer(
@@ -227,8 +227,8 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
-        as_tuple = return_dict is False or (return_dict is None and self.config.return_dict is False)
-        return result.to_tuple() if as_tuple else result
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if wants_dict else result.to_tuple()
 
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
         """Give the images with the prompt alone where a cache holds what came of them."""
@@ -264,8 +264,9 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
             for name, parameter in self.named_parameters()
             if re.fullmatch(LORA_NAME, name) and not getattr(parameter, "_is_hf_initialized", False)
         ]
-        draw_lora(self, fresh, DEFAULT_SEED)
+        draw_builtin(dict(self.named_parameters()), fresh, DEFAULT_SEED)
         self.fresh_lora_names = tuple(fresh)
+        self.transformer.visual.attn_pool.pos_embed.requires_grad_(False)  # the library's loader forgets it
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -288,22 +289,13 @@ def _forget_loaded_lora(model: MonkeyForCausalLM, keys: Any) -> None:
 
 
 def _positions(attention_mask: torch.Tensor | None, seen: int, hidden: torch.Tensor) -> torch.Tensor:
-    """Count each row's tokens, so that padding on the left changes nothing; ``[B or 1, T]``."""
+    """Number each row's places from its first token, so that padding on the left changes nothing; ``[B or 1, T]``."""
     length = hidden.shape[1]
     if attention_mask is None or attention_mask.ndim != 2:
         return torch.arange(seen, seen + length, device=hidden.device)[None]
-    counted = attention_mask.to(hidden.device).long().cumsum(-1) - 1
-    return counted[:, -length:].clamp(min=0)
-
-
-def _checked(pixel_values: torch.Tensor, config: MonkeyConfig) -> torch.Tensor:
-    size = config.vision.image_size
-    if pixel_values.shape[1:] != (3, size, size):
-        raise ModelError(
-            f"pixel_values has the shape {tuple(pixel_values.shape)}, not [N, 3, {size}, {size}]",
-            fix="Use the model's own processor.",
-        )
-    return pixel_values
+    first = attention_mask.to(hidden.device).long().argmax(-1, keepdim=True)
+    places = torch.arange(attention_mask.shape[1], device=hidden.device) - first
+    return places[:, -length:].clamp(min=0)
 
 
 AutoConfig.register(MonkeyConfig.model_type, MonkeyConfig, exist_ok=True)

@@ -45,6 +45,21 @@ def find_image_blocks(input_ids: torch.Tensor, config: MonkeyConfig, images: int
     return rows[:, None], starts[:, None] + 1 + torch.arange(span, device=input_ids.device)
 
 
+def check_pixels(pixel_values: torch.Tensor, config: MonkeyConfig) -> torch.Tensor:
+    """Return the images as they are, if they have the size that the tower takes.
+
+    Raises:
+        ModelError: They do not.
+    """
+    size = config.vision.image_size
+    if pixel_values.shape[1:] != (3, size, size):
+        raise ModelError(
+            f"pixel_values has the shape {tuple(pixel_values.shape)}, not [N, 3, {size}, {size}]",
+            fix="Use the model's own processor.",
+        )
+    return pixel_values
+
+
 def put_images(embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
     """Return ``embeds`` [B, T, C] with image tokens ``[N, span, C]`` in the blocks; nothing is changed in place."""
     return embeds.index_put(blocks, tokens.to(embeds.device, embeds.dtype))

@@ -119,7 +119,8 @@ class Resampler(nn.Module):
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
         dim = settings.output_dim
-        self.pos_embed = nn.Parameter(sincos_table(settings.n_queries, dim), requires_grad=False)
+        table = sincos_table(settings.n_queries, dim).to(torch.get_default_dtype())
+        self.pos_embed = nn.Parameter(table, requires_grad=False)
         self.query = nn.Parameter(torch.empty(settings.n_queries, dim))
         self.kv_proj = nn.Linear(settings.width, dim, bias=False) if settings.width != dim else nn.Identity()
         self.attn = PoolAttention(dim, settings.pool_heads)

@@ -9,10 +9,10 @@ from transformers import GenerationConfig
 
 from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
 from vlm_lora_monkey.folder import monkey_document, read_config
-from vlm_lora_monkey.lora import draw_lora
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, VISION_LORA_NAME
 from vlm_lora_plugin.models.weights import has_weights, load_weights
+from vlm_lora_plugin.selection.keyed_init import draw_builtin
 from vlm_lora_plugin.types import LoadRequest
 
 GENERATION_FILE = "generation_config.json"
@@ -50,7 +50,7 @@ def load_model(request: LoadRequest) -> MonkeyForCausalLM:
         ignore=IGNORED_TENSORS,
         optional=(VISION_LORA_NAME, LANGUAGE_LORA_NAME),
     )
-    draw_lora(model, fresh, request.seed)
+    draw_builtin(dict(model.named_parameters()), fresh, request.seed)
     model.fresh_lora_names = fresh
     return model
 

@@ -15,6 +15,8 @@ from vlm_lora_plugin.testing.golden import check_case, find_cases, main
 
 FOLDER = Path(__file__).parent / "monkey"
 CASES = ("base", "llm_lora", "text_only", "two_images")
+MORE = Path(__file__).parent / "monkey_more"
+MORE_CASES = ("eval_long", "llm_lora_eval", "rotary_half_spare_lora")
 
 
 @pytest.fixture
@@ -59,6 +61,16 @@ def test_case_agrees_with_upstream(case):
     assert sum(name.startswith("recipe ") for name in names) == 9
     assert sum(name.startswith("gradients, ") for name in names) == (8 if case == "text_only" else 10)
     assert expected["dropout"] == 0.0
+
+
+@pytest.mark.parametrize("case", MORE_CASES)
+def test_case_of_other_sizes_and_lengths_agrees_with_upstream(case):
+    report = check_case(MORE / case)
+
+    assert not missed(report)
+    names = {finding.what for finding in report.findings}
+    assert {"loss", "view0.visual", "view1.visual", "logits", "last_hidden_state", "inputs_embeds_spliced"} <= names
+    assert sum(name.startswith("recipe ") for name in names) == 9
 
 
 @pytest.mark.parametrize(
@@ -114,6 +126,21 @@ def test_an_image_that_differs_is_a_miss(copied):
     shutil.copy(FOLDER / "base" / "img1.png", folder / "img0.png")
 
     assert "view0.visual" in missed(check_case(folder))
+
+
+@pytest.mark.parametrize("name", ["img0.png", "inputs.json", "inputs.safetensors", "expected.safetensors"])
+def test_a_case_without_one_of_its_files_is_a_miss(copied, name):
+    folder = copied("llm_lora")
+    (folder / name).unlink()
+
+    assert missed(check_case(folder)) == ["case"]
+
+
+def test_dropout_of_the_config_is_off_as_it_was_for_the_reference(copied):
+    folder = copied("llm_lora")
+    edit_json(folder / "config.json", lambda config: config.update(emb_dropout_prob=0.1, attn_dropout_prob=0.1))
+
+    assert not missed(check_case(folder))
 
 
 def test_a_case_of_no_family_is_a_miss(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+import torch
+
 from vlm_lora_plugin.checkpoint import load_adapter
 from vlm_lora_plugin.data.reading import read_examples
 from vlm_lora_plugin.demo.run import ANSWER_TOKENS, BATCH
@@ -14,6 +16,7 @@ from vlm_lora_plugin.loading import load
 
 def main(base: str, adapter: str, data: str) -> None:
     """Print the list of answers."""
+    torch.set_num_threads(1)  # as in the process that trained
     plain, processor = load(base)
     model = load_adapter(plain, adapter)
     examples = read_examples(data, model.vlm_lora.family)

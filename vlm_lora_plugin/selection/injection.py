@@ -6,7 +6,7 @@ Every LoRA tensor depends on the seed and its canonical name alone; the process'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from vlm_lora_plugin.errors import ModelError, listed
-from vlm_lora_plugin.selection.keyed_init import keyed_lora_down
+from vlm_lora_plugin.selection.keyed_init import draw_builtin, keyed_lora_down
 from vlm_lora_plugin.selection.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
 
 if TYPE_CHECKING:
@@ -107,32 +107,3 @@ def _draw_peft(layers: Mapping[str, LoraLayer], parameters: Mapping[str, nn.Para
         if magnitude is not None:
             # PEFT takes the norm in the base's dtype; in fp32 the first step is the base model's own.
             magnitude.data = torch.linalg.norm(layer.get_base_layer().weight.float(), dim=1)
-
-
-@torch.no_grad()
-def draw_builtin(parameters: Mapping[str, torch.Tensor], names: Iterable[str], seed: int) -> None:
-    """Initialise LoRA that a base model carries itself: down drawn by key, up zero, scale one.
-
-    Args:
-        parameters: Canonical name -> tensor, changed in place in its own dtype.
-        names: Which of them to draw. The ending tells the part: ``lora_a``, ``lora_b`` (each with or
-            without ``.weight``, in any case) or ``lora_scale``.
-        seed: The recipe's seed.
-
-    Raises:
-        ModelError: A name is not in the model, or its ending tells no part.
-    """
-    for name in names:
-        part = re.search(r"lora_(a|b|scale)(\.weight)?$", name, re.IGNORECASE)
-        if name not in parameters or part is None:
-            raise ModelError(
-                f"{name} is named as LoRA to initialise, but "
-                + ("the model has no such parameter" if part else "its ending is none of lora_a, lora_b, lora_scale")
-            )
-        tensor = parameters[name]
-        if part[1].lower() == "a":
-            tensor.copy_(keyed_lora_down(name, tensor.shape, seed))
-        elif part[1].lower() == "b":
-            tensor.zero_()
-        else:
-            tensor.fill_(1.0)

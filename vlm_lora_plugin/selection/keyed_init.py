@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+
+from vlm_lora_plugin.errors import ModelError
 
 
 def keyed_generator(seed: int, name: str) -> torch.Generator:
@@ -34,3 +37,32 @@ def keyed_lora_down(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
     """
     bound = 1.0 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(tuple(shape), dtype=torch.float32).uniform_(-bound, bound, generator=keyed_generator(seed, name))
+
+
+@torch.no_grad()
+def draw_builtin(parameters: Mapping[str, torch.Tensor], names: Iterable[str], seed: int) -> None:
+    """Initialise LoRA that a base model carries itself: down drawn by key, up zero, scale one.
+
+    Args:
+        parameters: Canonical name -> tensor, changed in place in its own dtype.
+        names: Which of them to draw. The ending tells the part: ``lora_a``, ``lora_b`` (each with or
+            without ``.weight``, in any case) or ``lora_scale``.
+        seed: The recipe's seed.
+
+    Raises:
+        ModelError: A name is not in the model, or its ending tells no part.
+    """
+    for name in names:
+        part = re.search(r"lora_(a|b|scale)(\.weight)?$", name, re.IGNORECASE)
+        if name not in parameters or part is None:
+            raise ModelError(
+                f"{name} is named as LoRA to initialise, but "
+                + ("the model has no such parameter" if part else "its ending is none of lora_a, lora_b, lora_scale")
+            )
+        tensor = parameters[name]
+        if part[1].lower() == "a":
+            tensor.copy_(keyed_lora_down(name, tensor.shape, seed))
+        elif part[1].lower() == "b":
+            tensor.zero_()
+        else:
+            tensor.fill_(1.0)

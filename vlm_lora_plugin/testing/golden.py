@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vlm_lora_plugin.errors import VlmLoraError, listed
+from vlm_lora_plugin.errors import ModelError, VlmLoraError, listed
 from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.names import canonical_name
@@ -70,13 +71,13 @@ def find_cases(folders: Iterable[Path]) -> list[Path]:
 
 
 def check_case(folder: Path) -> CaseReport:
-    """Run one case and compare everything that it stores."""
+    """Run one case and compare everything that it stores; a case that cannot be read or run is a miss."""
     family = None
     try:
         family, case = _read_case(folder)
         findings = tuple(_compare(folder, family, case))
-    except VlmLoraError as error:
-        findings = (miss("case", str(error)),)
+    except (VlmLoraError, SafetensorError, OSError, KeyError, ValueError) as error:
+        findings = (miss("case", f"{type(error).__name__}: {error}"),)
     return CaseReport(folder, family.name if family else "", findings)
 
 
@@ -85,7 +86,7 @@ def _read_case(folder: Path) -> tuple[Family, GoldenCase]:
         case = family.read_golden_case(folder) if family.read_golden_case else None
         if case is not None:
             return family, case
-    raise VlmLoraError(f"No family reads {folder}", fix="Is its adapter installed? See vlm-lora doctor.")
+    raise ModelError(f"No family reads {folder}", fix="Install the adapter of the family that the case is for.")
 
 
 def _compare(folder: Path, family: Family, case: GoldenCase) -> Iterator[Finding]:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
+import torch
 
 from vlm_lora_monkey.configuration import MonkeyConfig
+from vlm_lora_monkey.modeling import MonkeyForCausalLM
+from vlm_lora_monkey.names import LORA_NAME
 from vlm_lora_monkey.tiny import tiny_config
 from vlm_lora_plugin.errors import ModelError
 
@@ -67,6 +72,7 @@ def test_own_end_of_text_id_is_kept():
         ({"visual": {"output_dim": 64}}, "output_dim 64"),
         ({"kv_channels": 16}, "do not make hidden_size"),
         ({"hidden_size": 256, "kv_channels": 64}, "is not hidden_size"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
     ],
 )
 def test_impossible_sizes_are_refused(overrides, what):
@@ -77,3 +83,13 @@ def test_impossible_sizes_are_refused(overrides, what):
 def test_incomplete_visual_names_the_missing_key():
     with pytest.raises(ModelError, match="patch_size"):
         MonkeyConfig(visual={key: value for key, value in PUBLISHED["visual"].items() if key != "patch_size"})
+
+
+def test_published_model_has_the_published_parameters():
+    with torch.device("meta"):
+        sizes = {name: p.numel() for name, p in MonkeyForCausalLM(MonkeyConfig(**PUBLISHED)).named_parameters()}
+
+    assert len(sizes) == 2581
+    assert sum(sizes.values()) == 9_708_053_824
+    assert sum(size for name, size in sizes.items() if re.fullmatch(LORA_NAME, name)) == 51_118_656
+    assert sum(size for name, size in sizes.items() if ".attn_pool." in name) == 76_054_528

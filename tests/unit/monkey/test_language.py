@@ -46,6 +46,18 @@ def test_padding_on_either_side_changes_no_token(lively, prompts, side, training
         torch.testing.assert_close(together[index][both["attention_mask"][index].bool()], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_masked_token_inside_a_row_keeps_its_place(lively, prompts):
+    """Upstream numbers places, not attended tokens; padding on the left is counted out here alone."""
+    row = torch.tensor([prompts.row(9)])
+    mask = torch.ones_like(row)
+    mask[0, 4] = 0
+
+    implied = lively(input_ids=row, attention_mask=mask).logits
+    explicit = lively(input_ids=row, attention_mask=mask, position_ids=torch.arange(9)[None]).logits
+
+    assert torch.equal(implied, explicit)
+
+
 def test_fully_masked_queries_give_no_nan(lively, prompts):
     lively.train()
     inputs = prompts.batch(prompts.row(2), prompts.row(9), side="left")

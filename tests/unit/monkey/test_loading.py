@@ -44,6 +44,16 @@ def edit_weights(folder, keep):
     return kept
 
 
+def split_into_pickles(folder, count):
+    weights = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    files = {name: f"pytorch_model-{index % count + 1:05d}-of-{count:05d}.bin" for index, name in enumerate(weights)}
+    for file in set(files.values()):
+        torch.save({name: tensor for name, tensor in weights.items() if files[name] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index), "utf-8")
+
+
 def without_lora(name):
     return not re.fullmatch(LORA_NAME, name)
 
@@ -100,6 +110,20 @@ def test_wanted_dtype_wins(folder):
 
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.config.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shards", ["safetensors", "bin"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_librarys_loader_gives_the_same_model(folder, shards, dtype):
+    if shards == "bin":
+        split_into_pickles(folder, 3)
+    ours = load_model(LoadRequest(folder, dtype=dtype))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+    assert {name: (p.dtype, p.requires_grad) for name, p in theirs.named_parameters()} == {
+        name: (p.dtype, p.requires_grad) for name, p in ours.named_parameters()
+    }
+    assert all(torch.equal(theirs.get_parameter(name), p) for name, p in ours.named_parameters())
 
 
 def test_meta_model_has_shapes_and_no_weights(folder):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from vlm_lora_monkey.tiny import tiny_model
 from vlm_lora_plugin.errors import ModelError
 
 
@@ -44,6 +45,20 @@ def test_path_bytes_between_the_markers_have_no_influence(lively, prompts):
     assert torch.equal(
         lively(input_ids=row, pixel_values=pixels).logits, lively(input_ids=other, pixel_values=pixels).logits
     )
+
+
+def test_embedding_dropout_spares_image_tokens(prompts):
+    """Upstream drops before it puts the images in (modeling_qwen.py)."""
+    model = tiny_model(emb_dropout_prob=0.9, visual={"lora_dropout": 0.0}).train()
+    inputs = {"input_ids": torch.tensor([prompts.row("I", 40)]), "pixel_values": prompts.images(1)}
+    seen = []
+    model.transformer.h[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    model(**inputs)
+
+    span = model.config.image_token_span
+    torch.testing.assert_close(seen[0][:, 1 : span + 1], model.transformer.visual.encode(inputs["pixel_values"]))
+    assert (seen[0][:, span + 1 :] == 0).float().mean() > 0.5
 
 
 @pytest.mark.parametrize(("images", "rows"), [(0, ["I"]), (1, [4]), (1, ["I", "I"]), (2, ["I"])])
