@@ -11,7 +11,7 @@ from toy_family import ToyDataset, toy_model
 from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
-from vlm_lora_plugin import prepare, training_arguments
+from vlm_lora_plugin import VlmLoraCallback, prepare, training_arguments
 from vlm_lora_plugin.checkpoint.completion import (
     check_complete,
     record_completion,
@@ -19,17 +19,17 @@ from vlm_lora_plugin.checkpoint.completion import (
     why_incomplete,
 )
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, COMPLETION, MANIFEST
-from vlm_lora_plugin.errors import CheckpointError
+from vlm_lora_plugin.errors import CheckpointError, TrainingError
 from vlm_lora_plugin.frameworks.checkpoints import install_checkpoints
 
 PRESET = "lora+llm-lora"
 
 
-def trainer(folder, cls=Trainer, *, preset=PRESET, lora=None, steps=4, limit=None, **overrides):
+def trainer(folder, cls=Trainer, *, preset=PRESET, lora=None, rate=1e-2, steps=4, limit=None, **overrides):
     document = {
         "preset": preset,
         "lora": {"r": 2, **(lora or {})},
-        "optimizer": {"learning_rate": 1e-2, "warmup_ratio": 0.0},
+        "optimizer": {"learning_rate": rate, "warmup_ratio": 0.0},
         "training": {
             "max_steps": steps,
             "save_steps": 2,
@@ -213,6 +213,14 @@ def test_resuming_with_another_rank_shows_the_difference_before_anything_is_load
     _, folder = trained
     with pytest.raises(CheckpointError, match=r"lora\.r: 2 / 4"):
         trainer(folder, lora={"r": 4}).train(resume_from_checkpoint=True)
+
+
+def test_resuming_with_another_learning_rate_is_refused_on_the_first_step(trained):
+    _, folder = trained
+    run = trainer(folder, rate=1e-3, steps=6)
+    run.add_callback(VlmLoraCallback())
+    with pytest.raises(TrainingError, match=r"another learning_rate.*0\.01 instead of 0\.001"):
+        run.train(resume_from_checkpoint=True)
 
 
 def test_a_model_that_was_not_prepared_keeps_the_trainers_own_saving(toy, tmp_path):
