@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from vlm_lora_plugin.errors import ModelError, listed
+from vlm_lora_plugin.frameworks.checkpoints import install_checkpoints
 from vlm_lora_plugin.frameworks.groups import install_groups
 from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.prepared_model import Preparation, VlmLoraPeftModel
@@ -70,6 +71,7 @@ def prepare(
     prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)
     _patch(prepared, family, resolved)
     install_groups()
+    install_checkpoints()
     return prepared
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.selection.trainables import TrainableSet
     from vlm_lora_plugin.types import Family
 
+PREPARED_ATTRIBUTE = "_vlm_lora_prepared"
+"""Attribute of a base model that a Trainer trains by itself: the prepared model around it."""
+
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -78,12 +81,12 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
 
     @wraps(PeftModelForCausalLM.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self._autocast():
+        with self.autocast():
             return super().forward(*args, **kwargs)
 
     @wraps(PeftModelForCausalLM.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        with self._autocast():
+        with self.autocast():
             return super().generate(*args, **kwargs)
 
     def named_trainables(self) -> dict[str, nn.Parameter]:
@@ -199,6 +202,16 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
             self.eval()
         return LoadResult()
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load as the class does; without ``strict``, also by the names that a model without PEFT's wrapper has.
+
+        So the Trainer resumes here what it saved of a model that the callback prepared in place.
+        """
+        if not strict:
+            own = {canonical_name(name): name for name in self.state_dict()}
+            state_dict = {own.get(canonical_name(name), name): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
     def add_adapter(self, adapter_name: str, *_: Any, **__: Any) -> NoReturn:
         """Refuse: the manifest describes exactly one adapter."""
         raise ModelError(
@@ -207,7 +220,7 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
         )
 
     @contextmanager
-    def _autocast(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
         """Compute in the base's 16-bit dtype where no autocast is active; trained parameters are fp32."""
         device = next(self.parameters()).device.type
         if self.vlm_lora.dtype in HALF_DTYPES and not torch.is_autocast_enabled(device):

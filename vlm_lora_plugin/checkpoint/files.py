@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,17 @@ BASE_WEIGHTS = "base_trainables.safetensors"
 """The base model's own trained parameters under their published names; absent when there are none."""
 
 MANIFEST = "vlm_lora_manifest.json"
-"""Written last: a folder without it is incomplete."""
+"""Written last of what was trained: a folder without it is incomplete."""
+
+COMPLETION = "vlm_lora_complete.json"
+"""Written last of a Trainer's checkpoint, after optimizer and state; what was saved by itself has none."""
+
+TRAINER_WEIGHTS = "model.safetensors"
+"""In a Trainer's checkpoint of a model that it holds without PEFT's wrapper: all that was trained once more, by
+the names in memory, because the Trainer resumes such a model from nothing else."""
+
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+"""Name of a Trainer's checkpoint folder; the number is its step."""
 
 
 def write_file(path: Path, content: bytes) -> None:

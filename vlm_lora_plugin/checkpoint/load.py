@@ -11,16 +11,13 @@ import torch
 
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST, read_tensors
 from vlm_lora_plugin.errors import CheckpointError, ModelError, listed
-from vlm_lora_plugin.selection.manifest import Manifest, config_digest
+from vlm_lora_plugin.selection.manifest import Manifest, architecture, differences, trainable_differences
 from vlm_lora_plugin.selection.names import PEFT_PREFIX
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
-
-_LORA_KEYS = ("lora_alpha", "use_rslora", "use_dora")
-"""Settings of LoRA that change what its tensors mean without changing their shapes."""
 
 
 def load_adapter(
@@ -61,7 +58,7 @@ def load_adapter(
     family = get_manager().family_of_model(model).name
     if family != manifest.family:
         raise CheckpointError(f"{folder} belongs to the family {manifest.family}, the base model is {family}")
-    _check_base(manifest, config_digest(model.config), folder)
+    check_base(manifest, model.config, folder)
     prepared = prepare(model, dict(manifest.recipe))
     prepared.load_adapter(folder, is_trainable=is_trainable)
     if not is_trainable:
@@ -77,24 +74,8 @@ def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: The folder is incomplete, broken, or of another recipe or base model.
     """
-    stored, own = read_manifest(folder), model.vlm_lora.manifest
-    _check_base(stored, own.base_digest, folder)
-    if stored.digest != own.digest:
-        names, here = {p.name for p in stored.parameters}, {p.name for p in own.parameters}
-        changed = listed(sorted(names ^ here)) if names != here else "the same names, other shapes or means"
-        raise CheckpointError(
-            f"{folder} holds another trainable set than the model was prepared for: {changed}",
-            fix="Prepare the model with the recipe in the checkpoint's manifest.",
-        )
-    if model.vlm_lora.trainable.of_peft():
-        lora, wanted = stored.recipe["lora"], own.recipe["lora"]
-        other = [f"{key} {lora[key]} / {wanted[key]}" for key in _LORA_KEYS if lora[key] != wanted[key]]
-        if other:
-            raise CheckpointError(
-                f"{folder} was trained with other LoRA settings (checkpoint / model): {', '.join(other)}",
-                why="The same tensors would give other results.",
-                fix="Prepare the model with the recipe in the checkpoint's manifest.",
-            )
+    stored = read_manifest(folder)
+    check_fits(model, stored, folder)
     tensors = _read_all(Path(folder), stored)
     parameters = model.named_trainables()
     with torch.no_grad():
@@ -120,10 +101,33 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return Manifest.from_json(path.read_text("utf-8"), source=str(path))
 
 
-def _check_base(manifest: Manifest, digest: str, folder: str | os.PathLike[str]) -> None:
-    if manifest.base_digest != digest:
+def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathLike[str]) -> None:
+    """Check that a checkpoint belongs to a prepared model: the same base, trainable set and meaning of LoRA.
+
+    Raises:
+        CheckpointError: It does not; the message shows the difference key by key.
+    """
+    own = model.vlm_lora.manifest
+    check_base(stored, model.get_base_model().config, folder)
+    different = trainable_differences(stored, own)
+    if different:
         raise CheckpointError(
-            f"{folder} was trained on another base model: the configs differ",
+            f"{folder} was trained with another recipe (checkpoint / model): {listed(different)}",
+            why="It holds other parameters than the model trains, or the same ones with another meaning.",
+            fix="Prepare the model with the recipe in the checkpoint's manifest.",
+        )
+
+
+def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:
+    """Check that a checkpoint was trained on a base of the same architecture.
+
+    Raises:
+        CheckpointError: It was not; the message shows the difference key by key.
+    """
+    different = differences(stored.base_config, architecture(config))
+    if different:
+        raise CheckpointError(
+            f"{folder} was trained on another base model (checkpoint / model): {listed(different)}",
             fix="Load the base model that the adapter was trained on.",
         )
 

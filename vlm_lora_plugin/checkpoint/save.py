@@ -15,7 +15,10 @@ from vlm_lora_plugin.checkpoint.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_WEIGHTS,
+    CHECKPOINT_NAME,
+    COMPLETION,
     MANIFEST,
+    TRAINER_WEIGHTS,
     write_file,
     write_tensors,
 )
@@ -52,7 +55,8 @@ def save_adapter(
     tensors = _collect(model, state_dict)
     trainable = model.vlm_lora.trainable
     path.mkdir(parents=True, exist_ok=True)
-    for stale in (MANIFEST, BASE_WEIGHTS):
+    of_trainer = (TRAINER_WEIGHTS,) if CHECKPOINT_NAME.fullmatch(path.name) else ()  # elsewhere it is a whole model
+    for stale in (COMPLETION, MANIFEST, BASE_WEIGHTS, *of_trainer):
         (path / stale).unlink(missing_ok=True)
     if trainable.of_base():
         write_tensors(path / BASE_WEIGHTS, {p.name: tensors[p.name] for p in trainable.of_base()})

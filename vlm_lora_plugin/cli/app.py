@@ -12,6 +12,7 @@ from vlm_lora_plugin.cli.adapters import adapters
 from vlm_lora_plugin.cli.data_check import data_check
 from vlm_lora_plugin.cli.failure import exit_code, show, wants_traceback
 from vlm_lora_plugin.cli.inspect import inspect
+from vlm_lora_plugin.cli.merge import merge
 from vlm_lora_plugin.cli.options import TracebackOption
 from vlm_lora_plugin.cli.presets import presets
 from vlm_lora_plugin.cli.train import train
@@ -60,5 +61,5 @@ def vlm_lora(
     """
 
 
-for command in (inspect, data_check, train, adapters, presets):
+for command in (inspect, data_check, train, merge, adapters, presets):
     app.command()(command)

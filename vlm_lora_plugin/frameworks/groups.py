@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_lora_plugin.errors import TrainingError, listed
-from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+from vlm_lora_plugin.prepared_model import PREPARED_ATTRIBUTE, VlmLoraPeftModel
 from vlm_lora_plugin.selection.names import canonical_name
 
 if TYPE_CHECKING:
@@ -50,11 +50,14 @@ def install_groups() -> None:
 
 
 def find_prepared(model: nn.Module | None) -> VlmLoraPeftModel | None:
-    """Return the prepared model inside what a framework wrapped around it, or None."""
+    """Return the prepared model inside what a framework wrapped around it, or beside its base; or None."""
     from accelerate.utils import extract_model_from_parallel
 
-    inner = model if model is None else extract_model_from_parallel(model, keep_torch_compile=False)
-    return inner if isinstance(inner, VlmLoraPeftModel) else None
+    if model is None:
+        return None
+    inner = extract_model_from_parallel(model, keep_torch_compile=False)
+    prepared = inner if isinstance(inner, VlmLoraPeftModel) else vars(inner).get(PREPARED_ATTRIBUTE)
+    return prepared if isinstance(prepared, VlmLoraPeftModel) else None
 
 
 def parameter_groups(model: VlmLoraPeftModel) -> list[dict[str, Any]]:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlm_lora_plugin.diagnostics.learning import LearningProbe, step_was_skipped
 from vlm_lora_plugin.errors import TrainingError, listed
 from vlm_lora_plugin.frameworks.groups import ANY, find_prepared, verify_optimizer
+from vlm_lora_plugin.frameworks.in_place import prepare_in_place
 from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe, resolve_recipe
 from vlm_lora_plugin.selection.manifest import differences
@@ -24,26 +26,50 @@ class VlmLoraCallback(TrainerCallback):
     """Checks that a Trainer trains what ``prepare`` decided, and stops the run otherwise.
 
     When the Trainer is built it checks the model; on the first step it checks that the optimizer holds exactly
-    the parameters of the manifest, in fp32, at the recipe's rates. It changes nothing.
+    the parameters of the manifest, in fp32, at the recipe's rates. It changes nothing in a prepared model.
+
+    Then it watches that everything really learns: gradients over the first steps with an image, movement after
+    some more (:class:`~vlm_lora_plugin.diagnostics.learning.LearningProbe`).
+
+    A plain model it prepares itself, in place, when it has a recipe: the Trainer trains, saves and resumes the
+    same as with the model that ``prepare`` returns. Where that cannot be right (DeepSpeed, FSDP, ``model_init``,
+    several GPUs in one process, a quantised or wrapped model) it says to call ``prepare`` first.
 
     Args:
-        recipe: Optional: the recipe that the model should have been prepared with.
+        recipe: The recipe that the model was, or is to be, prepared with; optional for a prepared model.
+        check_learning: False leaves the watching out.
     """
 
-    def __init__(self, recipe: Recipe | Mapping[str, Any] | str | Path | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, check_learning: bool = True
+    ) -> None:
         self._recipe = recipe
+        self._check_learning = check_learning
         self._verified = False
+        self._probe: LearningProbe | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Check the model and the arguments as soon as the Trainer is built."""
-        self._check(args, kwargs["model"])
+        """Check the model and the arguments as soon as the Trainer is built; prepare a plain model."""
+        model = kwargs["model"]
+        if self._recipe is not None and find_prepared(model) is None:
+            prepare_in_place(model, self._recipe, args)
+        self._check(args, model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check again: ``model_init`` makes another model for each run."""
-        self._check(args, kwargs["model"])
+        if self._recipe is not None and find_prepared(kwargs["model"]) is None:
+            raise TrainingError(
+                "The Trainer's model_init made a model that was not prepared",
+                why="The callback prepares the model a Trainer is built with; model_init makes another for each run.",
+                fix="Let model_init return vlm_lora_plugin.prepare(model, recipe).",
+            )
+        prepared = self._check(args, kwargs["model"])
         self._verified = False
+        self._stop_watching()  # what an earlier run that failed has left
+        if self._check_learning:
+            self._probe = LearningProbe(prepared, kwargs["model"])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -53,13 +79,41 @@ class VlmLoraCallback(TrainerCallback):
             verify_optimizer(self._check(args, kwargs["model"]), kwargs["optimizer"])
             self._verified = True
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note what the step starts from."""
+        if self._probe is not None:
+            self._probe.before_step(kwargs["optimizer"])
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check that everything learns, until it has been seen to."""
+        if self._probe is not None:
+            self._probe.after_step(skipped=step_was_skipped(kwargs["optimizer"]))
+            if self._probe.done:
+                self._probe = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the model without hooks."""
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
     def _check(self, args: TrainingArguments, model: nn.Module | None) -> VlmLoraPeftModel:
         prepared = find_prepared(model)
         if prepared is None:
             raise TrainingError(
                 f"The Trainer's model is a {type(model).__name__} that was not prepared",
                 why="No LoRA is in it and nothing says what should learn.",
-                fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer.",
+                fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer, "
+                "or give the callback a recipe.",
             )
         own = prepared.vlm_lora
         if self._recipe is not None:

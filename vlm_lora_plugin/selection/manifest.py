@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Set by loading, saving or generating rather than by the architecture.
 _VOLATILE = {"attn_implementation", "auto_map", "torch_dtype", "use_cache"}
+
+
+# Keys of a recipe that decide what is trained.
+_SELECTING = ("origin", "components", "rules", "train_fixed_tables", "lora")
+
+# Settings of LoRA that change what its tensors mean without changing their shapes.
+_SCALING = ("lora.lora_alpha", "lora.use_rslora", "lora.use_dora")
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Manifest:
         format_version: Version of this format.
         plugin_version: Version of this package that wrote it.
         family: Name of the model's family.
-        base_digest: :func:`config_digest` of the base model.
+        base_config: :func:`architecture` of the base model.
         dtype: Dtype the base was loaded in, ``bfloat16``.
         seed: Seed of the LoRA initialisation.
         recipe: The resolved recipe's document.
@@ -56,7 +63,7 @@ class Manifest:
     format_version: int
     plugin_version: str
     family: str
-    base_digest: str
+    base_config: Mapping[str, Any]
     dtype: str
     seed: int
     recipe: Mapping[str, Any]
@@ -123,7 +130,7 @@ def make_manifest(selection: TrainableSet, recipe: Recipe, config: PreTrainedCon
         format_version=FORMAT_VERSION,
         plugin_version=__version__,
         family=selection.family,
-        base_digest=config_digest(config),
+        base_config=architecture(config),
         dtype=dtype,
         seed=recipe.seed,
         recipe=recipe.document(),
@@ -137,16 +144,34 @@ def parameters_digest(parameters: tuple[ManifestParameter, ...]) -> str:
     return _sha256([asdict(parameter) for parameter in parameters])
 
 
-def config_digest(config: PreTrainedConfig) -> str:
-    """Return the SHA-256 of what a config says about the architecture, as hex.
+def architecture(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what a config says about the architecture, as plain data.
 
-    Keys that every config of transformers has, and those that loading or generating sets, do not count, so
-    that the digest survives saving, another dtype and another version of transformers.
+    Keys that every config of transformers has, and those that loading or generating sets, are left out, so
+    that it survives saving, another dtype and another version of transformers.
     """
     from transformers import PreTrainedConfig
 
     ignored = _VOLATILE.union(PreTrainedConfig().to_dict())
-    return _sha256({"model_type": config.model_type, **_without(config.to_dict(), ignored)})
+    document = {"model_type": config.model_type, **_without(config.to_dict(), ignored)}
+    plain: dict[str, Any] = json.loads(json.dumps(document, default=str))
+    return plain
+
+
+def trainable_differences(left: Manifest, right: Manifest) -> list[str]:
+    """Return where two manifests train other parameters or mean something else by them.
+
+    First the settings that differ, ``lora.r: 8 / 16``, then the parameters. Empty when a checkpoint of one
+    can be loaded into a model of the other.
+    """
+    settings = [line for key in _SELECTING for line in differences(left.recipe.get(key), right.recipe.get(key), key)]
+    parameters = differences(_described(left), _described(right))
+    scaled = any(line.startswith(_SCALING) for line in settings) and any(p.kind == "peft_lora" for p in left.parameters)
+    return settings + parameters if parameters or scaled else []
+
+
+def _described(manifest: Manifest) -> dict[str, str]:
+    return {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in manifest.parameters}
 
 
 def differences(left: Any, right: Any, path: str = "") -> list[str]:
@@ -161,6 +186,8 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
         for key in dict.fromkeys((*left, *right)):
             found += differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
         return found
+    if isinstance(left, list) and isinstance(right, list):
+        return differences(dict(enumerate(left)), dict(enumerate(right)), path)
     return [] if left == right else [f"{path}: {left} / {right}"]
 
 

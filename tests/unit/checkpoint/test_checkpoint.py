@@ -268,10 +268,24 @@ def test_wrong_tensors_are_an_error_and_change_nothing(saved, change, words):
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_trainables().items())
 
 
-def test_another_base_model_is_an_error(saved):
+def test_another_base_model_is_an_error_that_shows_the_difference(saved):
     _, folder = saved
-    with pytest.raises(CheckpointError, match="another base model"):
+    with pytest.raises(CheckpointError, match=r"another base model.*: rms_norm_eps: 1e-06 / 0\.001\n"):
         load_adapter(toy_model(rms_norm_eps=1e-3), folder)
+
+
+def test_a_checkpoint_of_another_rank_is_an_error_that_shows_the_difference(saved):
+    _, folder = saved
+    words = r"lora\.r: 16 / 4, .*q_proj\.lora_A\.weight: lora \(peft_lora\) \[16, 16\] / lora \(peft_lora\) \[4, 16\]"
+    with pytest.raises(CheckpointError, match=words):
+        prepare(toy_model(), {"preset": WITH_PEFT, "lora": {"r": 4}}).load_adapter(folder)
+
+
+def test_a_checkpoint_of_another_learning_rate_is_loaded(saved):
+    model, folder = saved
+    again = prepare(toy_model(), {"preset": WITH_PEFT, "optimizer": {"learning_rate": 0.5}})
+    again.load_adapter(folder)
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_a_prepared_base_is_an_error(saved):
@@ -282,13 +296,15 @@ def test_a_prepared_base_is_an_error(saved):
 
 def test_a_checkpoint_of_another_recipe_is_an_error(saved):
     _, folder = saved
-    with pytest.raises(CheckpointError, match=r"another trainable set.*q_proj"):
+    with pytest.raises(
+        CheckpointError, match=r"another recipe.*q_proj.lora_A.weight: lora \(peft_lora\) \[16, 16\] / None"
+    ):
         prepare(toy_model(), WITHOUT_PEFT).load_adapter(folder)
 
 
 def test_a_checkpoint_of_another_lora_scale_is_an_error(saved):
     _, folder = saved
-    with pytest.raises(CheckpointError, match=r"lora_alpha 32\.0 / 64\.0"):
+    with pytest.raises(CheckpointError, match=r"lora_alpha: 32\.0 / 64\.0"):
         prepare(toy_model(), {"preset": WITH_PEFT, "lora": {"lora_alpha": 64}}).load_adapter(folder)
 
 
@@ -326,13 +342,13 @@ def test_a_manifest_that_is_no_object_is_an_error(saved, text):
         load_adapter(toy_model(), folder)
 
 
-def test_the_base_digest_survives_saving_dtype_and_use(toy, tmp_path):
-    from vlm_lora_plugin.selection.manifest import config_digest
+def test_the_architecture_survives_saving_dtype_and_use(toy, tmp_path):
+    from vlm_lora_plugin.selection.manifest import architecture
 
     base = toy_model()
-    digest = config_digest(base.config)
+    before = architecture(base.config)
     base.save_pretrained(tmp_path)
     again = type(base).from_pretrained(tmp_path, dtype=torch.bfloat16)
     again.config.use_cache = not again.config.use_cache
-    assert config_digest(again.config) == digest
-    assert config_digest(toy_config(rope_theta=5e5)) != digest
+    assert architecture(again.config) == before
+    assert architecture(toy_config(rope_theta=5e5)) != before

@@ -302,16 +302,8 @@ def test_a_float16_model_without_loss_scaling_stops_the_run(toy, tmp_path):
         Trainer(model=model, args=arguments, callbacks=[VlmLoraCallback()])
 
 
-def test_an_incomplete_checkpoint_stops_resuming(toy, tmp_path):
-    trainer(prepare(toy_model(), recipe(WITHOUT_PEFT)), tmp_path, max_steps=3).train()
-    (tmp_path / "checkpoint-3" / MANIFEST).unlink()
-    run = trainer(prepare(toy_model(), recipe(WITHOUT_PEFT)), tmp_path)
-    with pytest.raises(CheckpointError, match="interrupted"):
-        run.train(resume_from_checkpoint=True)
-
-
 def test_a_checkpoint_of_another_recipe_stops_resuming(toy, tmp_path):
     trainer(prepare(toy_model(), recipe(WITHOUT_PEFT)), tmp_path, max_steps=3).train()
     run = trainer(prepare(toy_model(), recipe(WITH_PEFT)), tmp_path)
-    with pytest.raises(CheckpointError, match="another trainable set"):
+    with pytest.raises(CheckpointError, match="another recipe"):
         run.train(resume_from_checkpoint=True)

@@ -1,0 +1,1 @@
+"""Does a run do what it should: probes that watch it while it trains."""

@@ -1,0 +1,115 @@
+"""A Trainer's checkpoints: complete, or recognised as incomplete and never resumed from.
+
+No callback runs between ``Trainer.train`` and its choice of a checkpoint, and old checkpoints are deleted
+before ``on_save``. So ``train`` and ``_save_checkpoint`` are wrapped once for the whole process, and act only
+on models that ``prepare`` returned.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlm_lora_plugin.checkpoint.completion import check_complete, record_completion, set_aside_incomplete
+from vlm_lora_plugin.checkpoint.files import TRAINER_WEIGHTS
+from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
+from vlm_lora_plugin.errors import CheckpointError
+from vlm_lora_plugin.frameworks.groups import find_prepared
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer
+
+_MARK = "_vlm_lora_checkpoints"
+_logger = logging.getLogger(__name__)
+
+
+def install_checkpoints() -> None:
+    """Wrap ``transformers.Trainer``'s saving and the start of its ``train``; a second call changes nothing."""
+    from transformers import Trainer
+
+    save, train = Trainer._save_checkpoint, Trainer.train
+    if getattr(save, _MARK, False):
+        return
+
+    @wraps(save)
+    def _save_checkpoint(self: Trainer, model: nn.Module, trial: Any) -> None:
+        if find_prepared(self.model) is None:
+            save(self, model, trial)
+            return
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None  # the last complete checkpoint is needed until this one is
+        try:
+            save(self, model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        _complete(self, trial)
+
+    @wraps(train)
+    def train_from_complete(
+        self: Trainer, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if resume_from_checkpoint and find_prepared(self.model) is not None:
+            _check_resumed(self, resume_from_checkpoint)
+        return train(self, resume_from_checkpoint, *args, **kwargs)
+
+    setattr(_save_checkpoint, _MARK, True)
+    Trainer._save_checkpoint = _save_checkpoint  # type: ignore[method-assign]
+    Trainer.train = train_from_complete  # type: ignore[method-assign]
+
+
+def _complete(trainer: Trainer, trial: Any) -> None:
+    """Record that a checkpoint is complete, then delete those beyond the limit."""
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+    _wait()  # other processes write their random states into the same folder
+    if not trainer.args.should_save:
+        return
+    folder = trainer._get_output_dir(trial=trial)
+    record_completion(Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
+    rotate_checkpoints(
+        output_dir=folder,
+        save_total_limit=trainer.args.save_total_limit,
+        best_model_checkpoint=trainer.state.best_model_checkpoint,
+        use_mtime=True,
+    )
+
+
+def _check_resumed(trainer: Trainer, wanted: str | bool) -> None:
+    """Set incomplete checkpoints aside, and refuse a checkpoint that cannot be resumed from.
+
+    Raises:
+        CheckpointError: The checkpoint that was named is incomplete, or the one that will be resumed from
+            belongs to another base model or recipe.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    output = Path(str(trainer.args.output_dir))
+    if wanted is True:
+        if trainer.args.should_save:
+            for path, problem in set_aside_incomplete(output).items():
+                _logger.warning("%s is an incomplete checkpoint (%s) and is passed over", path, problem)
+        _wait()
+        last = get_last_checkpoint(output) if output.is_dir() else None
+    else:
+        last = str(wanted)
+        check_complete(last)
+    prepared = find_prepared(trainer.model)
+    if last is None or prepared is None:
+        return
+    check_fits(prepared, read_manifest(last), last)
+    if trainer.model is not prepared and not (Path(last) / TRAINER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{last} has no {TRAINER_WEIGHTS}: it was saved by a model that prepare returned",
+            why="The Trainer cannot load it into the plain model that the callback prepared in place.",
+            fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer.",
+        )
+
+
+def _wait() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
