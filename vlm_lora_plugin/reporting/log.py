@@ -12,7 +12,18 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_TRAIN_KEYS = ("loss", "grad_norm")
+_TRAIN_KEYS = (
+    "loss",
+    "grad_norm",
+    "tokens_per_second",
+    "supervised_tokens_per_second",
+    "images_per_second",
+    "data_wait_share",
+    "device_memory_gib",
+    "device_memory_peak_gib",
+    "host_memory_gib",
+    "host_memory_peak_gib",
+)
 # What the Trainer adds to an evaluation of its own accord.
 _TIMINGS = ("_runtime", "_per_second", "_preparation_time", "_compilation_time")
 
@@ -21,7 +32,8 @@ class JsonlLog(TrainerCallback):
     """Writes ``step``, ``epoch``, ``seconds`` since the start, and what the trainer logged at that step.
 
     A training line has ``loss`` (mean over the steps since the last line, in nats per supervised token),
-    ``grad_norm`` and ``learning_rate`` (by group, as used in that step); an evaluation line has ``eval_loss``,
+    ``grad_norm``, ``learning_rate`` (by group, as used in that step) and, of a Trainer with a
+    :class:`~vlm_lora_plugin.frameworks.resources.ResourceMonitor`, its numbers; an evaluation line has ``eval_loss``,
     another one ``eval_<name>`` of a metric. A value that is not finite is written as null.
 
     Args:

@@ -1,0 +1,118 @@
+"""What the meter measures, and what it makes of it."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vlm_lora_plugin.diagnostics.resources import GIB, ResourceMeter, ResourceSummary
+
+BATCH = {
+    "input_ids": torch.ones(2, 5, dtype=torch.long),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    "labels": torch.tensor([[7, -100, 3, 4, -100], [-100, -100, 5, -100, -100]]),
+    "pixel_values": torch.zeros(3, 3, 4, 4),
+}
+SUMMARY = ResourceSummary(
+    data_wait_share=0.03,
+    images=10,
+    workers=1,
+    checkpointed=(),
+    device_memory_peak_gib=20.0,
+    device_memory_total_gib=80.0,
+    host_memory_peak_gib=4.0,
+)
+
+
+def step(meter, *, wait=0.0, compute=0.05, batches=(BATCH,)):
+    with meter.fetching():
+        time.sleep(wait)
+    meter.count(batches)
+    time.sleep(compute)
+    meter.step_done()
+
+
+def test_counts_are_tokens_without_padding_tokens_that_are_learnt_and_images():
+    meter = ResourceMeter(torch.device("cpu"))
+    step(meter)
+    read = meter.read()
+    # 8 tokens; labels count where a position predicts them, so not the first of a row: 3, 4 and 5.
+    assert read["supervised_tokens_per_second"] / read["tokens_per_second"] == pytest.approx(3 / 8)
+    assert read["images_per_second"] / read["tokens_per_second"] == pytest.approx(3 / 8)
+    assert 0 < read["tokens_per_second"] <= 8 / 0.05
+
+
+def test_counts_of_all_processes_are_added_up():
+    meter = ResourceMeter(torch.device("cpu"))
+    step(meter)
+    read = meter.read(lambda counts: counts * torch.tensor([1, 1, 10]))
+    assert read["images_per_second"] / read["tokens_per_second"] == pytest.approx(30 / 8)
+
+
+def test_waiting_for_data_is_told_from_computing():
+    meter = ResourceMeter(torch.device("cpu"))
+    step(meter)  # the first fetch does not count
+    meter.read()
+    step(meter, wait=0.15, compute=0.05)
+    assert 0.5 < meter.read()["data_wait_share"] < 0.9
+    step(meter, wait=0.0, compute=0.1)
+    assert meter.read()["data_wait_share"] < 0.2
+
+
+def test_the_first_fetch_which_starts_the_workers_is_left_out():
+    meter = ResourceMeter(torch.device("cpu"))
+    step(meter, wait=0.2, compute=0.02)
+    assert meter.read()["data_wait_share"] == 0
+
+
+def test_time_of_an_evaluation_is_left_out():
+    meter = ResourceMeter(torch.device("cpu"))
+    step(meter)
+    meter.interrupted()
+    time.sleep(0.5)
+    step(meter)
+    assert meter.read()["tokens_per_second"] > 16 / 0.5
+
+
+def test_memory_is_in_gib_and_the_peak_outlives_what_was_freed():
+    meter = ResourceMeter(torch.device("cpu"))
+    block = torch.ones(GIB // 16)  # a quarter of a GiB in fp32
+    step(meter)
+    held = meter.read()
+    del block
+    step(meter)
+    freed = meter.read()
+    assert held["host_memory_gib"] - freed["host_memory_gib"] == pytest.approx(0.25, abs=0.1)
+    assert freed["host_memory_peak_gib"] >= held["host_memory_gib"]
+    assert "device_memory_gib" not in freed
+
+
+def test_the_summary_says_that_compute_limited_a_run():
+    assert SUMMARY.lines()[0] == "limited by compute: 3% of the time went into waiting for data"
+
+
+def test_the_summary_says_that_images_starved_a_run():
+    text = replace(SUMMARY, data_wait_share=0.6, workers=2).lines()[0]
+    assert "limited by data: 60%" in text
+    assert "reading images is too slow" in text
+    assert "dataloader_num_workers (now 2)" in text
+
+
+def test_text_that_starves_a_run_is_not_called_images():
+    assert "reading rows" in replace(SUMMARY, data_wait_share=0.6, images=0).lines()[0]
+
+
+def test_the_summary_says_that_checkpointing_was_on_without_need():
+    summary = replace(SUMMARY, checkpointed=("vision", "language"))
+    assert "checkpointing of vision, language may be without need: 60.0 GiB" in summary.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"checkpointed": ()}, {"device_memory_peak_gib": 70.0}, {"device_memory_total_gib": None}],
+    ids=["off", "full", "no device"],
+)
+def test_checkpointing_is_not_blamed(change):
+    summary = replace(SUMMARY, **{"checkpointed": ("vision",), **change})
+    assert not any("without need" in line for line in summary.lines())
