@@ -43,6 +43,8 @@ def test_it_leaves_adapter_recipe_log_picture_and_checkpoints(finished):
         "checkpoints",
         "log.jsonl",
         "loss.png",
+        "memory.png",
+        "rates.png",
         "recipe.yaml",
     }
     assert {"checkpoint-2", "checkpoint-3"} <= {path.name for path in (output / "checkpoints").iterdir()}
@@ -68,6 +70,24 @@ def test_the_log_has_a_line_for_each_step_and_each_evaluation(finished):
     assert seconds == sorted(seconds)
 
 
+def test_each_step_logs_memory_rates_and_waiting_with_their_units(finished):
+    output, _ = finished
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "loss" not in line:
+            assert "tokens_per_second" not in line
+            continue
+        assert line["tokens_per_second"] > line["supervised_tokens_per_second"] > line["images_per_second"] > 0
+        assert 0 <= line["data_wait_share"] <= 1
+        assert 0 < line["host_memory_gib"] <= line["host_memory_peak_gib"] < 64
+
+
+def test_it_says_what_limited_the_run(finished):
+    _, outcome = finished
+    assert re.search(r"limited by (data|compute): \d+% of the time went into waiting for data", outcome.out)
+    assert re.search(r"memory: .*host \d+\.\d GiB at the peak", outcome.out)
+
+
 def test_the_logged_rates_are_those_of_the_step_itself(finished):
     output, _ = finished
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
@@ -87,9 +107,10 @@ def test_the_recipe_is_resolved_and_whole(finished):
     assert recipe["lora"]["r"] == 16
 
 
-def test_the_picture_is_one(finished):
+@pytest.mark.parametrize("name", ["loss.png", "rates.png", "memory.png"])
+def test_each_picture_is_one(finished, name):
     output, _ = finished
-    with Image.open(output / "loss.png") as picture:
+    with Image.open(output / name) as picture:
         picture.load()
         assert picture.width > 400
         assert len(picture.convert("RGB").getcolors(2**24)) > 10

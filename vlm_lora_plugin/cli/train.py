@@ -47,6 +47,12 @@ def train(
     on_bad_sample: BadSampleOption = None,
     allow_outside_images: OutsideImagesOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the job in the folder from its newest complete checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and show everything, and the resolved recipe; write nothing.")
+    ] = False,
     check_images: CheckImagesOption = True,
     demo: Annotated[bool, typer.Option("--demo", help="Train a tiny model on handwritten digits instead.")] = False,
     traceback: TracebackOption = False,
@@ -54,8 +60,10 @@ def train(
     """Train an adapter. Everything is checked and shown before the first step; nothing is written until it is done."""
     if demo:
         given = (model, data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample)
-        if any(value is not None for value in given) or allow_outside_images:
-            raise typer.BadParameter("--demo takes no model, data or recipe; it brings its own", param_hint="--demo")
+        if any(value is not None for value in given) or allow_outside_images or resume or dry_run:
+            raise typer.BadParameter(
+                "--demo takes no model, data, recipe or job to resume; it brings its own", param_hint="--demo"
+            )
         from vlm_lora_plugin.demo import run_demo
 
         run_demo(output or DEMO_OUTPUT)
@@ -65,6 +73,8 @@ def train(
         raise typer.BadParameter("needed, unless --demo is given", param_hint=" and ".join(missing))
     if metric is not None and val_data is None:
         raise typer.BadParameter("needs --val-data", param_hint="--metric")
+    if resume and overwrite:
+        raise typer.BadParameter("goes on with the results that --overwrite replaces", param_hint="--resume")
     from vlm_lora_plugin.job.settings import TrainJob
     from vlm_lora_plugin.reporting.console import make_console
 
@@ -79,12 +89,18 @@ def train(
         ),
         dtype=name_of(dtype),
         overwrite=overwrite,
+        resume=resume,
         check_images=check_images,
     )
-    job.check()
-    from vlm_lora_plugin.job.run import run  # imports torch: after what can be refused without it
+    _, resolved = job.check()
+    from vlm_lora_plugin.job.run import check_and_show, run  # imports torch: after what can be refused without it
 
     console = make_console()
+    if dry_run:
+        check_and_show(job, console)
+        console.print(f"\n{resolved.to_yaml()}", highlight=False, soft_wrap=True, markup=False)
+        console.print("Everything is in order; nothing was trained or written.", highlight=False)
+        return
     _report(job, run(job, console), console)
 
 
@@ -95,6 +111,8 @@ def _report(job: TrainJob, result: TrainResult, console: Console) -> None:
     losses += "".join(f", {name.removeprefix('eval_')} {value:.4f}" for name, value in result.metrics.items())
     size = sum(file.stat().st_size for file in result.adapter.rglob("*")) / 2**20
     console.print(f"{result.steps} steps, {losses}", highlight=False)
+    for text in result.resources.lines() if result.resources is not None else ():
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
     for name, count in result.skipped.items():
         console.print(f"skipped {count} rows of the {name} data", style="yellow", highlight=False)
     for text, path in (("adapter", f"{result.adapter} ({size:.1f} MiB)"), ("results", str(job.output))):

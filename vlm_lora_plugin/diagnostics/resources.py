@@ -226,7 +226,7 @@ class ResourceMeter:
         """Return a point in time of what computes: the device's queue, or this process."""
         if not self._on_cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 

@@ -18,7 +18,9 @@ class OutputFolder:
         checkpoints: The trainer's ``checkpoint-N`` folders.
         recipe: The resolved recipe.
         log: The log, one JSON object a line.
-        picture: The picture of the loss.
+        loss_picture: The loss over the steps, as PNG.
+        rates_picture: Learning rates, tokens and images a second.
+        memory_picture: Memory of device and host.
 
     Args:
         folder: May exist; files of other names in it are left alone.
@@ -30,12 +32,14 @@ class OutputFolder:
         self.checkpoints = folder / "checkpoints"
         self.recipe = folder / "recipe.yaml"
         self.log = folder / "log.jsonl"
-        self.picture = folder / "loss.png"
+        self.loss_picture = folder / "loss.png"
+        self.rates_picture = folder / "rates.png"
+        self.memory_picture = folder / "memory.png"
         self.begun = False
         self._missing = [path for path in (self.checkpoints, folder, *folder.parents) if not path.exists()]
 
-    def check(self, *, overwrite: bool) -> None:
-        """Refuse a folder that cannot be written to or, without ``overwrite``, holds results.
+    def check(self, *, overwrite: bool, resume: bool = False) -> None:
+        """Refuse a folder that cannot be written to or, unless asked to replace or go on with them, holds results.
 
         Raises:
             OutputError: It is a file, not writable, or holds results.
@@ -48,11 +52,11 @@ class OutputFolder:
                 fix="Give another folder.",
             )
         held = [path.name for path in self._results() if path.exists()]
-        if held and not overwrite:
+        if held and not overwrite and not resume:
             raise OutputError(
                 f"{self.folder} already holds results: {listed(held)}",
                 why="They would be lost.",
-                fix="Give another folder, or --overwrite to replace them.",
+                fix="Give another folder, --resume to go on with an interrupted job, or --overwrite to replace them.",
             )
 
     def begin(self, recipe: str) -> None:
@@ -70,8 +74,21 @@ class OutputFolder:
         self.recipe.write_text(recipe, encoding="utf-8")
         self.begun = True
 
+    def begin_again(self, log: str) -> None:
+        """Go on with a job's results; called when the first step is done.
+
+        Args:
+            log: The log up to the checkpoint that the job goes on from; what was logged later comes once more.
+        """
+        temporary = self.folder / ".log.partial"
+        temporary.write_text(log, encoding="utf-8")
+        os.replace(temporary, self.log)
+        self.begun = True
+
     def save_adapter(self, save: Callable[[Path], None]) -> None:
         """Let ``save`` write the adapter into a temporary folder, then put it in its place in one step.
+
+        The adapter of an earlier end of the same job is replaced.
 
         Raises:
             TrainingError: Nothing was written.
@@ -81,6 +98,7 @@ class OutputFolder:
         save(temporary)
         if not temporary.is_dir() or not any(temporary.iterdir()):
             raise TrainingError("The adapter was not saved: nothing was written")
+        shutil.rmtree(self.adapter, ignore_errors=True)
         os.replace(temporary, self.adapter)
 
     def abandon(self) -> None:
@@ -91,4 +109,7 @@ class OutputFolder:
                     path.rmdir()
 
     def _results(self) -> tuple[Path, ...]:
-        return (self.adapter, self.checkpoints, self.recipe, self.log, self.picture)
+        return (self.adapter, self.checkpoints, self.recipe, self.log, *self._pictures())
+
+    def _pictures(self) -> tuple[Path, ...]:
+        return (self.loss_picture, self.rates_picture, self.memory_picture)

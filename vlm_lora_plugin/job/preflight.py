@@ -17,6 +17,7 @@ from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.look import DTYPES, look_at
 from vlm_lora_plugin.job.output import OutputFolder
+from vlm_lora_plugin.job.resuming import ResumePoint, find_resume_point
 from vlm_lora_plugin.job.settings import DtypeName, TrainJob
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.metrics import Metric, load_metric
@@ -43,6 +44,7 @@ class Plan:
         arguments: The Trainer's, checkpoints going to the output folder.
         output: Where results go.
         metric: What is made of answers to the validation data, or None.
+        resumed: What the job goes on from, or None.
     """
 
     job: TrainJob
@@ -56,6 +58,7 @@ class Plan:
     arguments: TrainingArguments
     output: OutputFolder
     metric: Metric | None
+    resumed: ResumePoint | None
 
     def skipped(self) -> dict[str, list[DataError]]:
         """Return what is wrong with each row that was left out, by the name of the data set."""
@@ -79,6 +82,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     """
     family, recipe = job.check()
     output = OutputFolder(job.output)
+    resumed = find_resume_point(output) if job.resume else None
     dtype = job.dtype or default_dtype()
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
@@ -105,6 +109,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         arguments=arguments,
         output=output,
         metric=metric,
+        resumed=resumed,
     )
 
 

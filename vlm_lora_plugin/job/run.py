@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
+from vlm_lora_plugin.frameworks.resources import ResourceMonitor
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
@@ -22,10 +23,12 @@ from vlm_lora_plugin.reporting.data_table import data_table, skipped_lines
 from vlm_lora_plugin.reporting.log import JsonlLog, is_result, read_log
 from vlm_lora_plugin.reporting.loss_picture import draw_loss
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
+from vlm_lora_plugin.reporting.run_pictures import draw_memory, draw_rates
 from vlm_lora_plugin.reporting.tree import component_tree
+from vlm_lora_plugin.selection.names import ADAPTER_NAME
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.job.output import OutputFolder
+    from vlm_lora_plugin.diagnostics.resources import ResourceSummary
     from vlm_lora_plugin.job.settings import TrainJob
     from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
 
@@ -42,6 +45,7 @@ class TrainResult:
         eval_loss: Of the last evaluation, or None.
         metrics: Of the last evaluation, by name, ``eval_exact_match``.
         skipped: Rows left out, by the name of the data set; empty when none was.
+        resources: What limited the run.
         model: The trained model, still in memory.
     """
 
@@ -52,22 +56,26 @@ class TrainResult:
     eval_loss: float | None
     metrics: Mapping[str, float]
     skipped: Mapping[str, int]
+    resources: ResourceSummary | None
     model: VlmLoraPeftModel
 
 
 class _Begin(TrainerCallback):
     """Opens the output folder when the first step is done, and not before."""
 
-    def __init__(self, output: OutputFolder, recipe: str) -> None:
-        self._output, self._recipe = output, recipe
+    def __init__(self, plan: Plan) -> None:
+        self._output, self._recipe, self._resumed = plan.output, plan.recipe.to_yaml(), plan.resumed
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._output.begun and state.is_world_process_zero:
-            self._output.begin(self._recipe)
+            if self._resumed is None:
+                self._output.begin(self._recipe)
+            else:
+                self._output.begin_again(self._resumed.kept_log)
 
 
 def run(job: TrainJob, console: Console | None = None) -> TrainResult:
-    """Check a job, show what will be trained, train it, and save the adapter, log and picture.
+    """Check a job, show what will be trained, train it, and save the adapter, log and pictures.
 
     Args:
         job: What to do.
@@ -77,12 +85,7 @@ def run(job: TrainJob, console: Console | None = None) -> TrainResult:
         VlmLoraError: The job cannot be done. Before the first step is done the output folder stays as it was.
     """
     console = console or make_console()
-    plan = preflight(job, partial(checking_bar, console))
-    console.print(component_tree(plan.summary))
-    console.print(data_table(plan.statistics))
-    skipped = skipped_lines(plan.skipped(), {name: data.rows for name, data in plan.statistics.items()})
-    if skipped:
-        console.print(skipped, style="yellow", highlight=False, markup=False)
+    plan = check_and_show(job, console)
     try:
         return _train(plan, console)
     except BaseException:
@@ -90,18 +93,46 @@ def run(job: TrainJob, console: Console | None = None) -> TrainResult:
         raise
 
 
+def check_and_show(job: TrainJob, console: Console) -> Plan:
+    """Check a job and show what will be trained on how much data; writes nothing.
+
+    Raises:
+        VlmLoraError: The job cannot be done.
+    """
+    plan = preflight(job, partial(checking_bar, console))
+    console.print(component_tree(plan.summary))
+    console.print(data_table(plan.statistics))
+    skipped = skipped_lines(plan.skipped(), {name: data.rows for name, data in plan.statistics.items()})
+    if skipped:
+        console.print(skipped, style="yellow", highlight=False, markup=False)
+    if plan.resumed is not None:
+        console.print(f"going on from {plan.resumed.checkpoint}", highlight=False, markup=False)
+    return plan
+
+
+def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:
+    if plan.resumed is None:
+        trainer.train()
+    elif plan.resumed.finished:  # the Trainer would take one step more
+        model.load_adapter(str(plan.resumed.checkpoint), ADAPTER_NAME, is_trainable=True)
+        plan.output.begin_again(plan.resumed.kept_log)
+    else:
+        trainer.train(resume_from_checkpoint=True)
+
+
 def _train(plan: Plan, console: Console) -> TrainResult:
     recipe, output = plan.recipe, plan.output
     base, processor = load(plan.job.model, dtype=plan.dtype, seed=recipe.seed)
     model = prepare(base, recipe)
-    progress = ConsoleProgress(console)
+    progress, monitor = ConsoleProgress(console), ResourceMonitor()
+    log = JsonlLog(output.log, elapsed=0.0 if plan.resumed is None else plan.resumed.seconds)
     trainer = Trainer(
         model=model,
         args=plan.arguments,
         train_dataset=plan.training,
         eval_dataset=plan.validation,
         data_collator=processor.collate,
-        callbacks=[_Begin(output, recipe.to_yaml()), VlmLoraCallback(recipe), JsonlLog(output.log), progress],
+        callbacks=[_Begin(plan), VlmLoraCallback(recipe), monitor, log, progress],
     )
     if plan.metric is not None and plan.validation is not None:
         rows = plan.validation.examples[: recipe.evaluation.max_rows]
@@ -111,21 +142,25 @@ def _train(plan: Plan, console: Console) -> TrainResult:
         trainer.add_callback(answers)
     trainer.remove_callback(PrinterCallback)  # its lines are the same numbers once more
     try:
-        trainer.train()
+        _run(trainer, model, plan)
     finally:
         progress.close()
     output.save_adapter(model.save_pretrained)
     lines = read_log(output.log)
-    draw_loss(lines, output.picture, title=f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}")
+    title = f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}"
+    draw_loss(lines, output.loss_picture, title=title)
+    draw_rates(lines, output.rates_picture, title=title)
+    draw_memory(lines, output.memory_picture, title=title)
     losses = [line["loss"] for line in lines if "loss" in line]
     results = {key: value for line in lines for key, value in line.items() if is_result(key)}  # the last of each
     return TrainResult(
         adapter=output.adapter,
-        steps=trainer.state.global_step,
+        steps=plan.resumed.step if plan.resumed is not None and plan.resumed.finished else trainer.state.global_step,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
         eval_loss=results.pop("eval_loss", None),
         metrics=results,
         skipped={name: len(problems) for name, problems in plan.skipped().items() if problems},
+        resources=monitor.summary,
         model=model,
     )

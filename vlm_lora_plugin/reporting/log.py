@@ -38,10 +38,12 @@ class JsonlLog(TrainerCallback):
 
     Args:
         file: Where to write. Created with the first line; its folder must exist by then.
+        elapsed: Seconds that the same job took before it was interrupted.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, elapsed: float = 0.0) -> None:
         self._file = file
+        self._elapsed = elapsed
         self._rates: dict[str, float] = {}
         self._start = time.monotonic()
 
@@ -79,7 +81,7 @@ class JsonlLog(TrainerCallback):
         line.update(values)
         if "loss" in values:
             line["learning_rate"] = self._rates
-        line["seconds"] = round(time.monotonic() - self._start, 3)
+        line["seconds"] = round(self._elapsed + time.monotonic() - self._start, 3)
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
 

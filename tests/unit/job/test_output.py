@@ -18,7 +18,9 @@ def test_a_folder_that_does_not_exist_yet_can_be_used_and_is_not_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["adapter", "checkpoints", "recipe.yaml", "log.jsonl", "loss.png"])
+@pytest.mark.parametrize(
+    "name", ["adapter", "checkpoints", "recipe.yaml", "log.jsonl", "loss.png", "rates.png", "memory.png"]
+)
 def test_a_folder_with_any_result_is_refused(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(OutputError, match=name):

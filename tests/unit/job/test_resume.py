@@ -1,0 +1,150 @@
+"""A job that was interrupted goes on where its newest complete checkpoint was, to the same end."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import yaml
+from PIL import Image
+
+from vlm_lora_plugin.checkpoint.files import COMPLETION
+from vlm_lora_plugin.errors import OutputError, RecipeError, TrainingError
+from vlm_lora_plugin.job import TrainJob
+from vlm_lora_plugin.job import run as job_run
+
+MEASURED = {"seconds", "tokens_per_second", "supervised_tokens_per_second", "images_per_second", "data_wait_share"}
+MEASURED |= {"host_memory_gib", "host_memory_peak_gib"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    from vlm_lora_monkey.tiny import write_tiny_folder
+
+    folder = tmp_path_factory.mktemp("inputs")
+    lines = []
+    for index, colour in enumerate(("red", "green", "blue", "white", "black")):
+        Image.new("RGB", (20, 20), colour).save(folder / f"{index}.png")
+        turns = [{"role": "user", "content": "<image>Which colour?"}, {"role": "assistant", "content": colour}]
+        lines.append(json.dumps({"messages": turns, "images": [f"{index}.png"]}) + "\n")
+    (folder / "train.jsonl").write_text("".join(lines))
+    return write_tiny_folder(folder / "model"), folder / "train.jsonl"
+
+
+@pytest.fixture
+def job(inputs, tmp_path):
+    model, data = inputs
+    training = {"max_steps": 7, "save_steps": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
+    return TrainJob(model=model, data=data, output=tmp_path / "out", overrides={"training": training})
+
+
+@pytest.fixture
+def interrupted(job, monkeypatch):
+    """The job, broken off when three steps were done; its checkpoint is of step 2."""
+    break_off(job, monkeypatch, 3)
+    return replace(job, resume=True)
+
+
+def break_off(job, monkeypatch, step):
+    original = job_run.VlmLoraCallback.on_step_begin
+
+    def failing(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise TrainingError("it broke")
+        return original(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_run.VlmLoraCallback, "on_step_begin", failing)
+        with pytest.raises(TrainingError, match="it broke"):
+            job_run.run(job)
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def lines(job):
+    return [json.loads(line) for line in (job.output / "log.jsonl").read_text().splitlines()]
+
+
+def results(job):
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines(job)]
+
+
+def test_the_result_equals_that_of_the_uninterrupted_job_bit_for_bit(job, interrupted, tmp_path):
+    whole = replace(job, output=tmp_path / "whole")
+    job_run.run(whole)
+    result = job_run.run(interrupted)
+    assert result.steps == 7
+    assert files(interrupted.output / "adapter") == files(whole.output / "adapter")
+    assert results(interrupted) == results(whole)
+
+
+def test_the_log_goes_on_without_what_came_after_the_checkpoint(interrupted):
+    before = lines(interrupted)[:2]
+    with (interrupted.output / "log.jsonl").open("a") as log:
+        log.write('{"step": 4, "lo')  # as a killed job leaves it
+    job_run.run(interrupted)
+    after = lines(interrupted)
+    assert after[:2] == before
+    assert [line["step"] for line in after] == [1, 2, 3, 4, 5, 6, 7]
+    seconds = [line["seconds"] for line in after]
+    assert seconds == sorted(seconds)
+
+
+def test_the_recipe_of_the_job_is_taken_when_none_is_given(interrupted):
+    assert job_run.run(replace(interrupted, overrides={})).steps == 7
+
+
+def test_another_recipe_is_refused_with_the_difference_and_nothing_changes(interrupted):
+    before = files(interrupted.output)
+    other = {"training": {**interrupted.overrides["training"], "max_steps": 9}, "lora": {"r": 4}}
+    with pytest.raises(RecipeError) as caught:
+        job_run.run(replace(interrupted, overrides=other))
+    assert "training.max_steps: 7 / 9" in caught.value.what
+    assert "lora.r: 16 / 4" in caught.value.what
+    assert files(interrupted.output) == before
+
+
+def test_an_incomplete_checkpoint_is_passed_over(job, monkeypatch):
+    break_off(job, monkeypatch, 5)
+    (job.output / "checkpoints" / "checkpoint-4" / COMPLETION).unlink()
+    plan = job_run.preflight(replace(job, resume=True))
+    assert plan.resumed.checkpoint.name == "checkpoint-2"
+    assert [json.loads(line)["step"] for line in plan.resumed.kept_log.splitlines()] == [1, 2]
+    assert job_run.run(replace(job, resume=True)).steps == 7
+
+
+def test_a_folder_without_a_job_is_refused(job):
+    with pytest.raises(OutputError, match="no job to go on with"):
+        job_run.run(replace(job, resume=True))
+    assert not job.output.exists()
+
+
+def test_a_job_without_a_checkpoint_is_refused(job, monkeypatch):
+    break_off(job, monkeypatch, 1)
+    with pytest.raises(OutputError, match="no complete checkpoint"):
+        job_run.run(replace(job, resume=True))
+
+
+def test_a_finished_job_that_is_resumed_has_the_same_adapter(job):
+    job_run.run(job)
+    adapter, log = files(job.output / "adapter"), (job.output / "log.jsonl").read_bytes()
+    assert job_run.run(replace(job, resume=True)).steps == 7
+    assert files(job.output / "adapter") == adapter
+    assert (job.output / "log.jsonl").read_bytes() == log
+
+
+def test_a_job_that_was_killed_before_its_adapter_was_saved_gets_it(job):
+    job_run.run(job)
+    adapter = files(job.output / "adapter")
+    shutil.rmtree(job.output / "adapter")
+    assert job_run.run(replace(job, resume=True)).steps == 7
+    assert files(job.output / "adapter") == adapter
+
+
+def test_the_recipe_on_disk_stays_as_it_was(interrupted):
+    before = (interrupted.output / "recipe.yaml").read_text()
+    job_run.run(interrupted)
+    assert (interrupted.output / "recipe.yaml").read_text() == before
+    assert yaml.safe_load(before)["training"]["max_steps"] == 7

@@ -1,0 +1,69 @@
+"""Where an interrupted job goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm_lora_plugin.checkpoint.completion import checkpoints, why_incomplete
+from vlm_lora_plugin.errors import OutputError, listed
+from vlm_lora_plugin.job.output import OutputFolder
+
+TRAINER_STATE = "trainer_state.json"
+"""What the Trainer writes of its progress into each checkpoint."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The newest complete checkpoint of a job, and its log up to there.
+
+    Attributes:
+        checkpoint: The checkpoint's folder.
+        kept_log: The lines of the log up to the checkpoint's step.
+        seconds: That the job had taken by then.
+        step: Optimizer steps done.
+        finished: Whether that was the job's last step: only the adapter may be missing.
+    """
+
+    checkpoint: Path
+    kept_log: str
+    seconds: float
+    step: int
+    finished: bool
+
+
+def find_resume_point(output: OutputFolder) -> ResumePoint:
+    """Find the newest complete checkpoint in a job's output folder; changes nothing.
+
+    Raises:
+        OutputError: There is none.
+    """
+    problems = []
+    for checkpoint in checkpoints(output.checkpoints):
+        problem = why_incomplete(checkpoint)
+        if problem is None:
+            state = json.loads((checkpoint / TRAINER_STATE).read_text("utf-8"))
+            step, last = int(state["global_step"]), int(state["max_steps"])
+            kept, seconds = _log_until(output.log, step)
+            return ResumePoint(checkpoint, kept, seconds, step, finished=step >= last)
+        problems.append(f"{checkpoint.name}: {problem}")
+    raise OutputError(
+        f"There is no complete checkpoint in {output.checkpoints}" + (f": {listed(problems)}" if problems else ""),
+        why="The job stopped before its first one was saved; they come every training.save_steps steps.",
+        fix="Start it anew with --overwrite.",
+    )
+
+
+def _log_until(log: Path, last: int) -> tuple[str, float]:
+    """Return the lines of a log up to a step, and the seconds of the last one."""
+    kept, seconds = [], 0.0
+    for text in log.read_text("utf-8").splitlines() if log.is_file() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:  # the job was killed while it wrote this line, its last
+            break
+        if line["step"] <= last:
+            kept.append(text + "\n")
+            seconds = float(line["seconds"])
+    return "".join(kept), seconds
