@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_lora_plugin.checkpoint.completion import checkpoints, why_incomplete
+from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.errors import OutputError, listed
 from vlm_lora_plugin.job.output import OutputFolder
 
@@ -33,16 +34,27 @@ class ResumePoint:
     finished: bool
 
 
-def find_resume_point(output: OutputFolder) -> ResumePoint:
+def find_resume_point(output: OutputFolder, dtype: str) -> ResumePoint:
     """Find the newest complete checkpoint in a job's output folder; changes nothing.
 
+    Args:
+        output: The job's folder.
+        dtype: Name of the dtype that the frozen weights are to have, ``bfloat16``.
+
     Raises:
-        OutputError: There is none.
+        OutputError: There is none, or it was trained with frozen weights of another dtype.
     """
     problems = []
     for checkpoint in checkpoints(output.checkpoints):
         problem = why_incomplete(checkpoint)
         if problem is None:
+            trained = read_manifest(checkpoint).dtype
+            if trained != dtype:
+                raise OutputError(
+                    f"The job in {output.folder} was started with frozen weights in {trained}, not {dtype}",
+                    why="In another dtype it would come to another result.",
+                    fix="Give --dtype as it was then.",
+                )
             state = json.loads((checkpoint / TRAINER_STATE).read_text("utf-8"))
             step, last = int(state["global_step"]), int(state["max_steps"])
             kept, seconds = _log_until(output.log, step)

@@ -106,6 +106,11 @@ def test_another_recipe_is_refused_with_the_difference_and_nothing_changes(inter
     assert files(interrupted.output) == before
 
 
+def test_another_dtype_is_refused(interrupted):
+    with pytest.raises(OutputError, match="float32, not bfloat16"):
+        job_run.run(replace(interrupted, dtype="bf16"))
+
+
 def test_an_incomplete_checkpoint_is_passed_over(job, monkeypatch):
     break_off(job, monkeypatch, 5)
     (job.output / "checkpoints" / "checkpoint-4" / COMPLETION).unlink()
