@@ -48,18 +48,24 @@ def load(
     return model, processor
 
 
-def load_outline(
-    folder: str | Path, *, dtype: torch.dtype | None = None, variant: str | None = None
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    variant: str | None = None,
 ) -> PreTrainedModel:
-    """Build a model without its weights, on the meta device; the folder's ``config.json`` alone is enough.
+    """Load a model without its processor; on the meta device the folder's ``config.json`` alone is enough.
 
     Args:
         folder: A model folder.
         dtype: Parameter dtype, or None for the one the config names.
+        device: ``"cpu"``, ``"cuda"``..., or ``"meta"`` for a model without weights.
         variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
 
     Raises:
         ModelError: The folder is of no known family, or its family has no such variant.
+        WeightsError: Tensors are missing, extra or of another shape.
     """
     path = Path(folder)
     family = get_manager().family_of_folder(path)
@@ -68,5 +74,5 @@ def load_outline(
             f"{family.title} has no variant '{variant}'",
             fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
         )
-    request = LoadRequest(folder=path, dtype=dtype, device="meta", variant=variant, with_processor=False)
+    request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant, with_processor=False)
     return family.load(request)[0]

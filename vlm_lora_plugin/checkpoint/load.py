@@ -40,7 +40,7 @@ def load_adapter(
     """
     from peft import PeftModel
 
-    from vlm_lora_plugin.loading import load
+    from vlm_lora_plugin.loading import load_model
     from vlm_lora_plugin.manager import get_manager
     from vlm_lora_plugin.preparation import prepare
 
@@ -50,11 +50,8 @@ def load_adapter(
             "The base of an adapter must be the plain model, not one with PEFT layers",
             fix="Load the base model again, or call load_adapter(folder) of the prepared model.",
         )
-    model: PreTrainedModel
-    if isinstance(base, (str, os.PathLike)):
-        model, _ = load(Path(base), dtype=getattr(torch, manifest.dtype))
-    else:
-        model = base
+    dtype = getattr(torch, manifest.dtype)
+    model = load_model(Path(base), dtype=dtype) if isinstance(base, (str, os.PathLike)) else base
     family = get_manager().family_of_model(model).name
     if family != manifest.family:
         raise CheckpointError(f"{folder} belongs to the family {manifest.family}, the base model is {family}")

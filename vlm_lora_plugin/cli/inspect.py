@@ -48,11 +48,11 @@ def inspect(
     with config_folder(model) as folder:
         family, resolved = recognise(folder, recipe, overrides(assignments, preset))
         from vlm_lora_plugin.job.look import DTYPES, look_at  # imports torch: after what can be refused without it
-        from vlm_lora_plugin.loading import load_outline
+        from vlm_lora_plugin.loading import load_model
         from vlm_lora_plugin.models.weights import has_weights
 
         wanted = name_of(dtype)
-        outline = load_outline(folder, dtype=DTYPES[wanted] if wanted else None, variant=variant)
+        outline = load_model(folder, dtype=DTYPES[wanted] if wanted else None, device="meta", variant=variant)
         look = look_at(outline, str(model), family, resolved)
         if family.variants and variant is None and not has_weights(folder):
             typer.echo(f"No weights: config.json decides, or --variant {'|'.join(family.variants)}.", err=True)

@@ -132,7 +132,7 @@ class LearningProbe:
         self._gradients[name] = size if known is None else torch.maximum(known, size)
 
     def _judge_gradients(self, gradients: Mapping[str, torch.Tensor]) -> None:
-        sizes = dict(zip(gradients, torch.stack([size.cpu() for size in gradients.values()]).tolist(), strict=True))
+        sizes = {name: float(size) for name, size in gradients.items()}
         window = "over the first steps with an image"
         wild = [name for name, size in sizes.items() if not size < float("inf")]
         if wild:

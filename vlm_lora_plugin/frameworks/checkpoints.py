@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_lora_plugin.checkpoint.completion import check_complete, record_completion, set_aside_incomplete
-from vlm_lora_plugin.checkpoint.files import TRAINER_WEIGHTS
+from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
 from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
 from vlm_lora_plugin.errors import CheckpointError
 from vlm_lora_plugin.frameworks.groups import find_prepared
@@ -70,7 +70,14 @@ def _complete(trainer: Trainer, trial: Any) -> None:
     if not trainer.args.should_save:
         return
     folder = trainer._get_output_dir(trial=trial)
-    record_completion(Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
+    checkpoint = Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    if not (checkpoint / MANIFEST).is_file():
+        raise CheckpointError(
+            f"The Trainer wrote {checkpoint} without what was trained",
+            why="It saved the model in a way of its own (FSDP does), from which no adapter can be loaded.",
+            fix="Train with DistributedDataParallel or DeepSpeed, or with FSDP's FULL_STATE_DICT.",
+        )
+    record_completion(checkpoint)
     rotate_checkpoints(
         output_dir=folder,
         save_total_limit=trainer.args.save_total_limit,

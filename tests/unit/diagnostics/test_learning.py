@@ -268,6 +268,16 @@ def test_a_loss_scale_that_skips_for_ever_is_noticed(toy):
         window(model, probe, optimizer, skipped=True, factor=float("inf"))
 
 
+def test_a_step_without_any_gradient_is_named(toy):
+    model = prepared()
+    probe = LearningProbe(model, model)
+    model.train()
+    model(**toy_batch())
+    probe.before_step(SimpleNamespace(param_groups=[]))
+    with pytest.raises(TrainingError, match="Nothing that is trained gets a gradient"):
+        probe.after_step(skipped=False)
+
+
 def test_an_image_without_a_supervised_token_proves_nothing(toy):
     model = prepared()
     probe = LearningProbe(model, model)

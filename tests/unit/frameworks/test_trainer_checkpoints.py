@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,6 +222,16 @@ def test_resuming_with_another_learning_rate_is_refused_on_the_first_step(traine
     run.add_callback(VlmLoraCallback())
     with pytest.raises(TrainingError, match=r"another learning_rate.*0\.01 instead of 0\.001"):
         run.train(resume_from_checkpoint=True)
+
+
+class SavingItsOwnWay(Trainer):
+    def save_model(self, output_dir=None, _internal_call=False):
+        Path(output_dir).mkdir(parents=True)
+
+
+def test_a_checkpoint_without_what_was_trained_stops_the_run(toy, tmp_path):
+    with pytest.raises(CheckpointError, match="without what was trained"):
+        trainer(tmp_path, SavingItsOwnWay).train()
 
 
 def test_a_model_that_was_not_prepared_keeps_the_trainers_own_saving(toy, tmp_path):
