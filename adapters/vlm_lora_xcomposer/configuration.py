@@ -23,9 +23,9 @@ PUBLISHED_VISION: dict[str, Any] = {
     "attention_dropout": 0.0,
 }
 
-# Ids counted from the end of the vocabulary: [UNUSED_TOKEN_145] ends a turn, [UNUSED_TOKEN_144] occurs in no prompt.
+# Ids counted from the end of the vocabulary: [UNUSED_TOKEN_145] ends a turn, [UNUSED_TOKEN_142] occurs in no prompt.
 TURN_END_FROM_END = 2
-IMAGE_TOKEN_FROM_END = 3
+IMAGE_TOKEN_FROM_END = 5
 
 
 @dataclass(frozen=True)
