@@ -159,7 +159,7 @@ def _compare_gradients(
 def _digests(expected: Mapping[str, Any]) -> dict[str, Mapping[str, float] | None]:
     """Return norm and dot product of each gradient, None where there is none; two spellings are in use."""
     if "grad" in expected:
-        return dict(expected["grad"])
+        return {**expected["grad"], **dict.fromkeys(expected.get("parameters_without_grad", ()))}
     norms, dots = expected.get("grad_l2", {}), expected.get("grad_dot_cos", {})
     return {name: None if norm is None else {"l2": norm, "dot_cos": dots[name]} for name, norm in norms.items()}
 
