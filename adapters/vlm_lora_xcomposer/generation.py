@@ -45,7 +45,7 @@ def images_per_copy(
     """
     left = list(images)
     repeated: list[torch.Tensor] = []
-    for room in (input_ids == config.image_token_id).sum(-1).tolist():
+    for room in input_ids.eq(config.image_token_id or 0).sum(-1).tolist():
         own = []
         while left and room >= tokens_of(left[0], config):
             room -= tokens_of(left[0], config)

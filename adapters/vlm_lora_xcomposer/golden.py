@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from vlm_lora_plugin.recipe import Recipe, resolve_recipe

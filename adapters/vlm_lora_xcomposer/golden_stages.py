@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 
 _THINNED = re.compile(r"every (\d+)\w* index of axis 1")
 _GLOBAL_STRIDE, _CROP_STRIDE = 12, 24
@@ -78,8 +79,16 @@ def _from_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
         "im_mask": image,
         "labels": inputs["labels"],
         "attention_mask": inputs["attention_mask"].long(),
-        "vit_split": torch.tensor(model.encode_images(inputs["pixel_values"])[1] if "pixel_values" in inputs else []),
+        "vit_split": torch.tensor(_lengths(model, inputs)),
     }
+
+
+def _lengths(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[int]:
+    """Return how many tokens each image has."""
+    if "pixel_values" not in inputs:
+        return []
+    with torch.no_grad():
+        return cast(XComposerForCausalLM, model).encode_images(inputs["pixel_values"])[1]
 
 
 def _stage(name: str, results: Mapping[str, torch.Tensor], stored: Mapping[str, str]) -> torch.Tensor:

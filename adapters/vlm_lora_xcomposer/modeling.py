@@ -279,7 +279,7 @@ class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings."""
-        return self.model.tok_embeddings
+        return cast(nn.Module, self.model.tok_embeddings)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""
@@ -287,7 +287,7 @@ class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the head."""
-        return self.output
+        return cast(nn.Module, self.output)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

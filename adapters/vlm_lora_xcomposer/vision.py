@@ -25,12 +25,10 @@ class VisionEmbeddings(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
-        patches = (config.image_size // config.patch_size) ** 2
-        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
-        )
-        self.position_embedding = nn.Embedding(patches + 1, config.hidden_size)
+        width, side, patch = config.hidden_size, cast(int, config.image_size), cast(int, config.patch_size)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding((side // patch) ** 2 + 1, width)
 
     def forward(self, views: torch.Tensor) -> torch.Tensor:
         """Map ``[V, 3, S, S]`` to ``[V, 1 + patches, C]``."""
@@ -47,7 +45,7 @@ class VisionModel(nn.Module):
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = CLIPEncoder(config)
+        self.encoder = CLIPEncoder(config)  # type: ignore[arg-type]  # annotated with the config of both towers
         if post_layernorm:
             self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -117,15 +115,15 @@ def views_of(images: Sequence[torch.Tensor], config: XComposerConfig) -> torch.T
         side = config.image_size
         if config.takes_crops:
             views.append(F.interpolate(image[None].float(), size=(side, side), mode="bicubic").to(image.dtype))
-        crops = image.unflatten(1, (rows, side)).unflatten(3, (columns, side))
+        crops = image.reshape(3, rows, side, columns, side)
         views.append(crops.permute(1, 3, 0, 2, 4).flatten(0, 1))
     return torch.cat(views)
 
 
 def merge_patches(features: torch.Tensor, size: int) -> torch.Tensor:
-    """Join each square of ``size`` x ``size`` patches: ``[V, n * n, C]`` to ``[V, n / size, n / size, C * size**2]``."""
+    """Join each ``size`` x ``size`` patches: ``[V, n * n, C]`` to ``[V, n / size, n / size, C * size**2]``."""
     side = round(features.shape[1] ** 0.5)
-    squares = features.unflatten(1, (side // size, size, side // size, size))
+    squares = features.reshape(len(features), side // size, size, side // size, size, -1)
     return squares.transpose(2, 3).flatten(3)
 
 
@@ -144,8 +142,9 @@ def in_token_order(
     """
     channels = features.shape[-1]
     tokens = []
-    for (rows, columns), views in zip(grids, features.split([grid.views for grid in grids]), strict=True):
-        picture = views[1:].unflatten(0, (rows, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    for (rows, columns), views in zip(grids, torch.split(features, [grid.views for grid in grids]), strict=True):
+        crops = views[1:].reshape(rows, columns, *views.shape[1:])
+        picture = crops.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         parts = [
             _with_row_ends(views[0], row_end),
             between.view(1, channels).to(features.dtype),
