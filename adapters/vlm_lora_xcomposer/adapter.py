@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.hookspecs import hookimpl
-from vlm_lora_plugin.types import Component, Family, LoadRequest
+from vlm_lora_plugin.types import Component, Family, LoadRequest, ProcessorOption
 from vlm_lora_xcomposer import names
 from vlm_lora_xcomposer.folder import MODEL_TYPE, recognises
 from vlm_lora_xcomposer.presets import DEFAULT_PRESET, PRESETS
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.data.example import Example
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import GoldenCase, Patch, Processor, TrainableSelection
+    from vlm_lora_plugin.types import GoldenCase, MixturePart, Patch, Processor, TrainableSelection
 
 COMPONENTS = (
     Component("vision", (names.VISION_PREFIX,), blocks=names.VISION_BLOCKS),
@@ -28,6 +28,8 @@ COMPONENTS = (
     Component("embeddings", (names.EMBEDDINGS_PREFIX,)),
     Component("head", (names.HEAD_PREFIX,), target_modules=("output",)),
 )
+
+PROCESSOR_OPTIONS = (ProcessorOption("hd_num", "Most crops that one image is cut into, at least 1 (4KHD and 2.5)."),)
 
 
 @hookimpl
@@ -47,6 +49,8 @@ def describe_family() -> Family:
         auto_modules=("vlm_lora_xcomposer.modeling",),
         parse_record=_parse_record,
         read_golden_case=_read_golden_case,
+        processor_options=PROCESSOR_OPTIONS,
+        read_mixture=_read_mixture,
         demo=_write_demo,
     )
 
@@ -75,13 +79,19 @@ def _load(request: LoadRequest) -> tuple[PreTrainedModel, Processor | None]:
         return model, None
     from vlm_lora_xcomposer.processing import XComposerProcessor
 
-    return model, XComposerProcessor.from_pretrained(request.folder, model.config)
+    return model, XComposerProcessor.from_pretrained(request.folder, model.config, request.processor)
 
 
 def _parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Example | None:
     from vlm_lora_xcomposer.records import parse_record
 
     return parse_record(record, folder, origin)
+
+
+def _read_mixture(path: Path) -> Sequence[MixturePart] | None:
+    from vlm_lora_xcomposer.mixtures import read_mixture
+
+    return read_mixture(path)
 
 
 def _read_golden_case(folder: Path) -> GoldenCase | None:

@@ -40,16 +40,20 @@ class ExampleFile(Sequence[Example]):
     Args:
         path: The file.
         family: Whose own format is tried on rows without ``messages``.
-        allow_outside_images: Whether image files may lie outside the data file's folder, links followed.
+        allow_outside_images: Whether image files may lie outside ``folder``, links followed.
+        folder: Where relative image paths start; None for the data file's folder.
 
     Raises:
         DataError: The file is missing, empty, or no valid list. A row that is wrong raises it when it is read.
     """
 
-    def __init__(self, path: str | Path, family: Family, *, allow_outside_images: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, family: Family, *, allow_outside_images: bool = False, folder: Path | None = None
+    ) -> None:
         self.path = Path(path)
         self._format = _Format(family.title, family.parse_record)
-        self._root = None if allow_outside_images else self.path.parent.resolve()
+        self._folder = folder or self.path.parent
+        self._root = None if allow_outside_images else self._folder.resolve()
         self._items: list[object] | None = None
         self._offsets, self._lines = array("q"), array("q")
         try:
@@ -77,7 +81,7 @@ class ExampleFile(Sequence[Example]):
             return [self[position] for position in range(len(self))[index]]
         origin = self.origin(index)
         record = self._record(index, origin)
-        example = parse_row(record, self.path.parent, origin, self._format)
+        example = parse_row(record, self._folder, origin, self._format)
         if self._root is not None:
             refuse_outside(example, self._root)
         return example
@@ -86,6 +90,11 @@ class ExampleFile(Sequence[Example]):
         """Return file and line of a row, ``data.jsonl:17``."""
         number = self._lines[index]
         return f"{self.path}:{number}" if self._items is None else f"{self.path} item {number}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every data file that rows come from."""
+        return (self.path,)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Leave only these rows, in this order."""
@@ -145,7 +154,7 @@ def read_examples(path: str | Path, family: Family, *, allow_outside_images: boo
     return [row for row in rows if isinstance(row, Example)]
 
 
-def unreadable_rows(file: ExampleFile) -> dict[int, DataError]:
+def unreadable_rows(file: Sequence[Example]) -> dict[int, DataError]:
     """Return what is wrong with each row that cannot be read, by its index. Opens no image."""
     return {index: row for index, row in enumerate(_each(file)) if isinstance(row, DataError)}
 
@@ -173,7 +182,7 @@ def refuse_outside(example: Example, root: Path) -> None:
             )
 
 
-def _each(file: ExampleFile) -> Iterator[Example | DataError]:
+def _each(file: Sequence[Example]) -> Iterator[Example | DataError]:
     for index in range(len(file)):
         try:
             yield file[index]

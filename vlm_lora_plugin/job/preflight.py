@@ -87,12 +87,12 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
-    outline, processor = load(job.model, dtype=DTYPES[dtype], device="meta")
+    outline, processor = load(job.model, recipe, dtype=DTYPES[dtype], device="meta")
     summary = look_at(outline, str(job.model), family, recipe).summary
     arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], evaluate=job.val_data is not None)
-    sets = {"training": ConversationDataset(job.data, processor, recipe.data, family)}
+    sets = {"training": ConversationDataset(job.data, processor, recipe.data, family, seed=recipe.seed)}
     if job.val_data is not None:
-        sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family)
+        sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family, seed=recipe.seed)
     statistics = {}
     for name, data in sets.items():
         with checking(name, len(data)) as progress:

@@ -122,7 +122,7 @@ def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:
 
 def _train(plan: Plan, console: Console) -> TrainResult:
     recipe, output = plan.recipe, plan.output
-    base, processor = load(plan.job.model, dtype=plan.dtype, seed=recipe.seed)
+    base, processor = load(plan.job.model, recipe, dtype=plan.dtype, seed=recipe.seed)
     model = prepare(base, recipe)
     progress, monitor = ConsoleProgress(console), ResourceMonitor()
     log = JsonlLog(output.log, elapsed=0.0 if plan.resumed is None else plan.resumed.seconds)

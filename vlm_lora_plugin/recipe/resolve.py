@@ -98,9 +98,24 @@ def resolve_recipe(
     for name in (*merged.get("gradient_checkpointing", ()), *merged.get("lora", {}).get("target_modules", ())):
         if name not in owned:
             raise RecipeError(f"{family.title} has no component '{name}'", fix=nearest(name, sorted(owned)))
+    _check_processor(merged.get("data", {}).get("processor", {}), family)
     merged.pop("preset", None)
     origin = f"{family.name}/{preset}" if preset else merged.get("origin")
     return Recipe.parse({**merged, "family": family.name, "origin": origin, "rules": rules})
+
+
+def _check_processor(settings: Mapping[str, int], family: Family) -> None:
+    known = {option.name: option for option in family.processor_options}
+    for name, value in settings.items():
+        if name not in known:
+            raise RecipeError(
+                f"data.processor: {family.title}'s processor has no setting '{name}'",
+                fix=nearest(name, list(known)) if known else "Leave data.processor out.",
+            )
+        if value < known[name].least:
+            raise RecipeError(
+                f"data.processor.{name} is {value}, less than {known[name].least}", fix=known[name].description
+            )
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
