@@ -23,10 +23,11 @@ from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
 from vlm_lora_monkey.language import MonkeyBlock, MonkeyRMSNorm, log_n_scale, ntk_factor, rotary_tables
 from vlm_lora_monkey.names import LORA_NAME
 from vlm_lora_monkey.splicing import check_pixels, find_image_blocks, put_images
-from vlm_lora_monkey.visual import MonkeyVisionTower, PoolAttention, Resampler, sincos_table
+from vlm_lora_monkey.visual import MonkeyVisionTower
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
 from vlm_lora_plugin.models.loss import causal_lm_loss
+from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.selection.keyed_init import draw_builtin
 
 DEFAULT_SEED = 42
@@ -271,13 +272,8 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if isinstance(module, Resampler):
-            init.trunc_normal_(module.query, std=0.02)
-            init.copy_(module.pos_embed, sincos_table(*module.pos_embed.shape))
-        elif isinstance(module, PoolAttention):
-            init.xavier_uniform_(module.in_proj_weight)
-            init.zeros_(module.in_proj_bias)
-        elif isinstance(module, MonkeyVisionTower):
+        init_resampler(module)
+        if isinstance(module, MonkeyVisionTower):
             init.normal_(module.positional_embedding, std=module.settings.width**-0.5)
             init.normal_(module.proj, std=module.settings.output_dim**-0.5)
 

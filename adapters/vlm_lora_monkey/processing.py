@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_lora_monkey.images import load_pixels
 from vlm_lora_monkey.special_tokens import END_OF_TEXT, IMAGE_END, IMAGE_PAD, IMAGE_START
 from vlm_lora_monkey.tokenization import load_tokenizer, save_vocabulary, token_ids
 from vlm_lora_plugin.data.collation import IGNORE_INDEX, collate_rows
 from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
+from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import DataError, ModelError
 
 if TYPE_CHECKING:

@@ -45,6 +45,7 @@ def describe_family() -> Family:
         recognises=recognises,
         load=_load,
         variants=tuple(VARIANTS),
+        fixed_tables=(names.POST_NORM_NAME, names.VIDEO_NAME),
         auto_modules=("vlm_lora_xcomposer.modeling",),
         parse_record=_parse_record,
         read_golden_case=_read_golden_case,
@@ -56,10 +57,10 @@ def describe_family() -> Family:
 
 @hookimpl
 def select_trainable(model: nn.Module, recipe: Recipe) -> TrainableSelection:
-    """The recipe's rules, without parameters that no forward pass reaches."""
+    """The recipe's own rules, unless they ask for DoRA."""
     from vlm_lora_xcomposer.selection import select
 
-    return select(model, recipe)
+    return select(recipe)
 
 
 @hookimpl

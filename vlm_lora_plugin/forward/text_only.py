@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.selection.names import canonical_name
 from vlm_lora_plugin.types import Patch
 
 
@@ -22,7 +23,7 @@ def keep_text_only_trainable(trunk: str, unused: Sequence[str], images: str = "p
 
     Args:
         trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
-        unused: Names of the modules whose trainable parameters a text-only batch does not reach.
+        unused: Names of the modules, and of single parameters, that a text-only batch does not reach.
         images: Keyword argument of ``trunk`` that is None or empty for a text-only batch.
     """
     return Patch(
@@ -35,7 +36,7 @@ def keep_text_only_trainable(trunk: str, unused: Sequence[str], images: str = "p
 def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> Callable[[], None]:
     try:
         module = model.get_submodule(trunk)
-        parts = [model.get_submodule(name) for name in unused]
+        parameters = _parameters_of(model, unused)
     except AttributeError as error:
         raise ModelError(
             f"This {type(model).__name__} has another structure: {error}",
@@ -46,7 +47,7 @@ def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> 
         given = kwargs.get(images)
         if not module.training or not torch.is_grad_enabled() or (given is not None and len(given)):
             return output
-        learning = [p for part in parts for p in part.parameters() if p.requires_grad]
+        learning = [parameter for parameter in parameters if parameter.requires_grad]
         if learning:
             hidden = output.last_hidden_state
             zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
@@ -55,3 +56,18 @@ def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> 
 
     # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
     return module.register_forward_hook(touch, with_kwargs=True).remove
+
+
+def _parameters_of(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """Return the parameters of the modules, and the single parameters, of these names.
+
+    PEFT may have wrapped a parameter's layer; its canonical name is the one it had before.
+    """
+    modules = dict(model.named_modules())
+    single = {canonical_name(path): parameter for path, parameter in model.named_parameters()}
+    found: list[nn.Parameter] = []
+    for name in names:
+        if name not in modules and name not in single:
+            raise AttributeError(f"it has no module or parameter {name}")
+        found += modules[name].parameters() if name in modules else [single[name]]
+    return found

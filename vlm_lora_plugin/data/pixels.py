@@ -1,4 +1,4 @@
-"""From an image file to the pixels that the vision tower takes."""
+"""From an image file to the square of pixels that a CLIP-like vision tower takes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from PIL import Image
 
 from vlm_lora_plugin.data.images import open_image
 
-# CLIP's published statistics; upstream normalises with them (monkey_model/visual.py).
+# CLIP's published statistics, by which all families here normalise.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def load_pixels(image: Path | bytes | Image.Image, size: int, *, origin: str = "image") -> torch.Tensor:
-    """Open an image, resize it to a square and normalise it, as upstream's ``visual.encode`` does.
+    """Open an image, resize it to a square and normalise it.
 
-    Upstream's rules: the aspect ratio is not kept, an alpha channel is dropped, EXIF rotation is not applied.
+    The rules of Monkey's ``visual.encode`` and of OmniLMM's evaluation transform: bicubic, the aspect ratio is not
+    kept, an alpha channel is dropped, EXIF rotation is not applied.
 
     Args:
         image: A file, the bytes of an encoded image, or an open Pillow image.
-        size: Side length in pixels of the result (``config.visual["image_size"]``).
+        size: Side length in pixels of the result.
         origin: Where the image was named, ``data.jsonl:17``, for error messages.
 
     Returns:
