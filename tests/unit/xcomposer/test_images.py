@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vlm_lora_plugin.data.pixels import CLIP_MEAN, CLIP_STD
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.configuration import XComposerConfig
-from vlm_lora_xcomposer.images import CLIP_MEAN, CLIP_STD, load_pixels, number_of_image_tokens, transformed_size
+from vlm_lora_xcomposer.images import load_pixels, number_of_image_tokens, transformed_size
 
 HD_NUMS = range(1, 56)
 SIDES = (1, 2, 5, 17, 97, 336, 400, 560, 700, 1003, 1920, 4096)
