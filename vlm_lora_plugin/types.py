@@ -111,6 +111,8 @@ class MeasuringProcessor(Protocol):
 class ProcessorOption:
     """A whole number that users may set as ``data.processor.<name>`` in a recipe.
 
+    The processor has its value as an attribute of the same name.
+
     Attributes:
         name: The key.
         description: What it does, for tables.

@@ -11,7 +11,7 @@ import torch
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
 from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_xcomposer.prompt import ANSWER_HEADER, TURN_START, upstream_labels, upstream_text
+from vlm_lora_xcomposer.prompt import ANSWER_HEADER, BEGIN, END, TURN_START, upstream_labels, upstream_text
 from vlm_lora_xcomposer.records import UPSTREAM_MARK
 from vlm_lora_xcomposer.variants import XCOMPOSER2_5
 
@@ -56,8 +56,8 @@ class Encoder:
         self._vocabulary = vocabulary
         self._image_id = int(config.image_token_id or 0)
         self._turn_end_id = config.turn_end_id
-        self._turn_start_id = vocabulary.tokenizer.convert_tokens_to_ids(TURN_START)
-        self._begin_id, self._end_id = vocabulary.tokenizer.bos_token_id, vocabulary.tokenizer.eos_token_id
+        ids = vocabulary.tokenizer.get_vocab()
+        self._turn_start_id, self._begin_id, self._end_id = ids[TURN_START], ids[BEGIN], ids[END]
         self._header = len(vocabulary.token_ids(ANSWER_HEADER, special=True))
         self._lone_image_comes_first = config.variant == XCOMPOSER2_5
 

@@ -6,20 +6,16 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 
-from vlm_lora_plugin.data.images import open_image
+from vlm_lora_plugin.data.pixels import load_pixels as load_square
+from vlm_lora_plugin.data.pixels import normalised, read_rgb
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.variants import XCOMPOSER2_5
 
 if TYPE_CHECKING:
     from vlm_lora_xcomposer.configuration import XComposerConfig
-
-# CLIP's published statistics; upstream normalises with them (finetune/data_mix.py).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 WHITE = (255, 255, 255)
 
@@ -89,14 +85,11 @@ def load_pixels(
     Raises:
         DataError: The image cannot be used; see :func:`vlm_lora_plugin.data.images.open_image`.
     """
-    with open_image(image, origin=origin) as opened:
-        # Straight from palette to RGB, Pillow would warn about a transparency that is to be dropped anyway.
-        whole = opened.convert("RGBA") if opened.mode == "P" else opened
-        rgb = whole.convert("RGB")
     if hd_num is None:
-        return _normalised(rgb.resize((config.image_size, config.image_size), Image.Resampling.BICUBIC))
+        return load_square(image, config.image_size, origin=origin)
+    rgb = read_rgb(image, origin=origin)
     refuse_elongated(rgb.width, rgb.height, config, hd_num, origin)
-    return _normalised(_in_crops(rgb, config, hd_num))
+    return normalised(_in_crops(rgb, config, hd_num))
 
 
 def refuse_elongated(width: int, height: int, config: XComposerConfig, hd_num: int | None, origin: str) -> None:
@@ -137,10 +130,3 @@ def _in_crops(image: Image.Image, config: XComposerConfig, hd_num: int) -> Image
     canvas = Image.new("RGB", transformed_size(image.width, image.height, config, hd_num), WHITE)
     canvas.paste(scaled, (0, (canvas.height - scaled.height) // 2))
     return canvas
-
-
-def _normalised(image: Image.Image) -> torch.Tensor:
-    channels_last = torch.from_numpy(np.array(image))
-    pixels = channels_last.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return pixels.sub_(mean).div_(std)

@@ -171,7 +171,8 @@ class XComposerProcessor:
         return [load_pixels(image, self.config, self.hd_num, origin=example.origin) for image in example.images]
 
     def _tokens_of(self, pixels: torch.Tensor) -> int:
-        return number_of_image_tokens(*pixels.shape[1:], self.config)
+        _, height, width = pixels.shape
+        return number_of_image_tokens(height, width, self.config)
 
     def _image_tokens(self, sizes: Sequence[tuple[int, int]], hd_num: int | None, origin: str) -> list[int]:
         counts = []

@@ -15,7 +15,7 @@ from vlm_lora_plugin.data.example import Message
 
 TURN_START = "[UNUSED_TOKEN_146]"
 TURN_END = "[UNUSED_TOKEN_145]"
-END = "</s>"
+BEGIN, END = "<s>", "</s>"
 
 ANSWER_HEADER = f"{TURN_END}\n{TURN_START}assistant\n"
 """From the end of a question to the start of its answer."""

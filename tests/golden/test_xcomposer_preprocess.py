@@ -23,7 +23,7 @@ VARIANTS = {"4khd": "xcomposer2_4khd", "2.5": "xcomposer2_5"}
 
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "tokenizer.model").exists(),
-    reason="InternLM2's vocabulary has a licence of its own and is read from <repository>/../shared/golden, absent here",
+    reason="InternLM2's vocabulary has its own licence and is read from <repository>/../shared/golden, absent here",
 )
 
 

@@ -118,9 +118,11 @@ def _report(job: TrainJob, result: TrainResult, console: Console) -> None:
     for text, path in (("adapter", f"{result.adapter} ({size:.1f} MiB)"), ("results", str(job.output))):
         console.print(f"{text}  {path}", highlight=False, soft_wrap=True, markup=False)
     console.print("Reload it:", highlight=False)
+    own_processor = result.model.vlm_lora.recipe.data.processor
+    recipe = f", recipe={str(job.output / 'recipe.yaml')!r}" if own_processor else ""
     for line in (
         "from vlm_lora_plugin import load, load_adapter",
-        f"model, processor = load({str(job.model)!r})",
+        f"model, processor = load({str(job.model)!r}{recipe})",
         f"model = load_adapter(model, {str(result.adapter)!r})",
     ):
         console.print(f"    {line}", highlight=False, soft_wrap=True, markup=False)

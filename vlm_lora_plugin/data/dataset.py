@@ -12,11 +12,11 @@ from vlm_lora_plugin.data.mixture import open_examples
 from vlm_lora_plugin.data.preflight import DataStatistics, DataSurvey, Progress
 from vlm_lora_plugin.data.reading import raise_for_rows
 from vlm_lora_plugin.data.survey import image_sizes, survey
+from vlm_lora_plugin.errors import DataError, RecipeError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vlm_lora_plugin.errors import DataError
     from vlm_lora_plugin.recipe import DataSettings
     from vlm_lora_plugin.types import Family, Processor
 
@@ -44,11 +44,13 @@ class ConversationDataset(Dataset["dict[str, Any]"]):
 
     Raises:
         DataError: The file cannot be read, or some of its rows and they are not to be skipped.
+        RecipeError: The processor was loaded with other settings than ``settings.processor``.
     """
 
     def __init__(
         self, path: str | Path, processor: Processor, settings: DataSettings, family: Family, *, seed: int = 42
     ) -> None:
+        _refuse_other_settings(processor, settings)
         self.examples = open_examples(path, family, allow_outside_images=settings.allow_outside_images, seed=seed)
         self.processor = processor
         self.settings = settings
@@ -89,3 +91,17 @@ class ConversationDataset(Dataset["dict[str, Any]"]):
         if bad:
             self.examples.keep([index for index in range(total) if index not in bad])
             self.skipped += bad.values()
+
+
+def _refuse_other_settings(processor: Processor, settings: DataSettings) -> None:
+    other = [
+        f"{name} is {value}, not {getattr(processor, name, None)}"
+        for name, value in settings.processor.items()
+        if getattr(processor, name, None) != value
+    ]
+    if other:
+        raise RecipeError(
+            f"The processor was not loaded with the recipe's data.processor (recipe, processor): {listed(other)}",
+            why="Images would be seen in another way than the recipe says.",
+            fix="Load it with the recipe: load(folder, recipe).",
+        )

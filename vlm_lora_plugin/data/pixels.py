@@ -1,4 +1,4 @@
-"""From an image file to the square of pixels that a CLIP-like vision tower takes."""
+"""From an image file to the normalised pixels that a CLIP-like vision tower takes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,23 @@ def load_pixels(image: Path | bytes | Image.Image, size: int, *, origin: str = "
     Raises:
         DataError: The image cannot be used; see :func:`vlm_lora_plugin.data.images.open_image`.
     """
+    return normalised(read_rgb(image, origin=origin).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def read_rgb(image: Path | bytes | Image.Image, *, origin: str = "image") -> Image.Image:
+    """Open an image and decode it as RGB; an alpha channel is dropped, EXIF rotation is not applied.
+
+    Raises:
+        DataError: The image cannot be used; see :func:`vlm_lora_plugin.data.images.open_image`.
+    """
     with open_image(image, origin=origin) as opened:
         # Straight from palette to RGB, Pillow would warn about a transparency that is to be dropped anyway.
         whole = opened.convert("RGBA") if opened.mode == "P" else opened
-        rgb = whole.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        return whole.convert("RGB")
+
+
+def normalised(rgb: Image.Image) -> torch.Tensor:
+    """Return an RGB image of ``W`` x ``H`` as ``[3, H, W]`` fp32, by CLIP's mean and deviation."""
     channels_last = torch.from_numpy(np.array(rgb))
     pixels = channels_last.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
