@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import CLIPVisionConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from vlm_lora_plugin.errors import ModelError, nearest
 from vlm_lora_xcomposer.variants import PLORA_DROPOUT, PLORA_RANK, VARIANTS, XCOMPOSER2, XCOMPOSER2_4KHD
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionConfig
 
 # CLIP ViT-L/14, whose geometry upstream takes from openai/clip-vit-large-patch14-336.
 PUBLISHED_VISION: dict[str, Any] = {
@@ -137,6 +140,9 @@ class XComposerConfig(PreTrainedConfig):
     @property
     def clip(self) -> CLIPVisionConfig:
         """The vision tower's configuration, as the library's own."""
+        # Not at the top: it would load transformers' auto classes, and those this package, before this class exists.
+        from transformers import CLIPVisionConfig
+
         return CLIPVisionConfig(**self.vision)
 
     @property
