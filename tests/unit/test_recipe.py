@@ -1,11 +1,13 @@
 """Recipes: one document, the same from YAML, Python and the command line."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.recipe import Recipe, parse_assignments, read_recipe, resolve_recipe
-from vlm_lora_plugin.types import Component, Family
+from vlm_lora_plugin.types import Component, Family, ProcessorOption
 
 FAMILY = Family(
     name="tiny",
@@ -152,6 +154,33 @@ def test_a_wrong_document_is_refused_by_the_name_of_its_key(document, message):
 def test_an_unknown_preset_is_answered_with_the_nearest():
     with pytest.raises(RecipeError, match=r"no preset 'lorra'\n.*Did you mean lora"):
         resolve_recipe("lorra", FAMILY)
+
+
+WITH_CROPS = replace(FAMILY, processor_options=(ProcessorOption("hd_num", "Most crops.", least=1),))
+
+
+def test_a_setting_of_the_families_processor_is_kept():
+    recipe = resolve_recipe("lora", WITH_CROPS, parse_assignments(["data.processor.hd_num=16", "data.max_length=4096"]))
+    assert recipe.data.processor == {"hd_num": 16}
+    assert resolve_recipe(recipe.document(), WITH_CROPS).data == recipe.data
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hdnum": 4}, "Tiny's processor has no setting 'hdnum'\nDid you mean hd_num"),
+        ({"hd_num": 0}, "data.processor.hd_num is 0, less than 1"),
+        ({"hd_num": "many"}, "data.processor.hd_num"),
+    ],
+)
+def test_a_wrong_setting_of_the_processor_is_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        resolve_recipe({"data": {"processor": settings}}, WITH_CROPS)
+
+
+def test_a_family_without_processor_settings_takes_none():
+    with pytest.raises(RecipeError, match="Tiny's processor has no setting 'hd_num'"):
+        resolve_recipe({"data": {"processor": {"hd_num": 4}}}, FAMILY)
 
 
 def test_a_component_the_family_lacks_is_refused():

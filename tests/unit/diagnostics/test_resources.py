@@ -43,6 +43,13 @@ def test_counts_are_tokens_without_padding_tokens_that_are_learnt_and_images():
     assert 0 < read["tokens_per_second"] <= 8 / 0.05
 
 
+def test_images_of_different_sizes_come_as_a_list_and_are_counted_alike():
+    meter = ResourceMeter(torch.device("cpu"))
+    step(meter, batches=({**BATCH, "pixel_values": [torch.zeros(3, 4, side) for side in (4, 8, 12)]},))
+    read = meter.read()
+    assert read["images_per_second"] / read["tokens_per_second"] == pytest.approx(3 / 8)
+
+
 def test_counts_of_all_processes_are_added_up():
     meter = ResourceMeter(torch.device("cpu"))
     step(meter)
