@@ -143,7 +143,7 @@ def _check_same_optimizer(prepared: VlmLoraPeftModel, stored: Manifest, checkpoi
     if found:
         raise CheckpointError(
             f"{checkpoint} was trained with another optimizer (checkpoint / recipe): {listed(found)}",
-            why="A resumed run goes on with the rates and the state of the checkpoint, so the recipe's would be ignored.",
+            why="A resumed run goes on with the checkpoint's rates, so the recipe's would be ignored.",
             fix="Resume with the recipe in the checkpoint's manifest; or start anew from its weights: "
             "model.load_adapter(checkpoint, is_trainable=True), and train() without resume_from_checkpoint.",
         )

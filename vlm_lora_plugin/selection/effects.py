@@ -81,6 +81,6 @@ def check_checkpointing(recipe: Recipe, family: Family) -> None:
     for name, wanted in recipe.gradient_checkpointing.items():
         if wanted and name not in able:
             raise RecipeError(
-                f"gradient_checkpointing.{name} is on, but {family.title}'s {name} has no repeating blocks to recompute",
+                f"gradient_checkpointing.{name} is on, but the {name} of {family.title} has no repeating blocks",
                 fix=f"Remove it. Components that can be checkpointed: {', '.join(able) or 'none'}.",
             )
