@@ -118,3 +118,14 @@ def test_another_processor_than_the_recipes_is_refused(base, rows):
         ConversationDataset(rows / "pictures.json", load(base, device="meta")[1], recipe.data, family)
     data = ConversationDataset(rows / "pictures.json", load(base, recipe, device="meta")[1], recipe.data, family)
     assert data[0]["pixel_values"][0].shape == (3, 32, 32)
+
+
+def test_a_job_is_not_resumed_with_another_file_of_its_mixture(vlm_lora, base, rows):
+    arguments = ("train", base, "-d", rows / "data.txt", "-o", rows / "out")
+    first = vlm_lora(*arguments, "--max-steps", 1, *crops(4, 200), *FAST, "--preset", "lora-low-memory")
+    assert first.code == 0, first.err
+    texts = rows / "texts.json"
+    texts.write_text(texts.read_text().replace("yes", "Yes"))
+    again = vlm_lora(*arguments, "--resume")
+    assert again.code == 2
+    assert "The data is not that of the job" in again.err

@@ -32,6 +32,20 @@ def test_every_hook_is_documented_with_its_exact_signature(hook):
     assert f"`{hook}({', '.join(names)})`" in (DOCS / "reference/hooks.md").read_text()
 
 
+def test_no_hook_is_documented_that_does_not_exist():
+    table = re.findall(r"^\| `(\w+)\(", (DOCS / "reference/hooks.md").read_text(), flags=re.MULTILINE)
+    assert table == HOOKS
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_a_test_in_which_an_adapter_implements_it(hook):
+    source = (ROOT / "tests/contract/test_hooks.py").read_text()
+    tests = dict(re.findall(r"^def (test_\w+)\(.*?\):\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL))
+    bodies = [body for name, body in tests.items() if name.startswith(f"test_{hook}_")]
+    parameters = ", ".join(inspect.signature(getattr(AdapterSpecs, hook)).parameters)
+    assert any(f"@hookimpl\n        def {hook}({parameters}):" in body and "assert" in body for body in bodies)
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_docstring_with_an_example(hook):
     text = inspect.getdoc(getattr(AdapterSpecs, hook))

@@ -15,6 +15,7 @@ from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.preflight import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
+from vlm_lora_plugin.job.data_record import DataRecord, check_same_data, record_of
 from vlm_lora_plugin.job.look import DTYPES, look_at
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.resuming import ResumePoint, find_resume_point
@@ -41,6 +42,7 @@ class Plan:
         training: The training data.
         validation: The validation data, or None.
         statistics: By the name of the data set.
+        records: What the data files are, by the name of the data set.
         arguments: The Trainer's, checkpoints going to the output folder.
         output: Where results go.
         metric: What is made of answers to the validation data, or None.
@@ -55,6 +57,7 @@ class Plan:
     training: ConversationDataset
     validation: ConversationDataset | None
     statistics: Mapping[str, DataStatistics]
+    records: Mapping[str, DataRecord]
     arguments: TrainingArguments
     output: OutputFolder
     metric: Metric | None
@@ -97,6 +100,9 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     for name, data in sets.items():
         with checking(name, len(data)) as progress:
             statistics[name] = data.check(decode=job.check_images, progress=progress)
+    records = {name: record_of(data.examples.files, len(data)) for name, data in sets.items()}
+    if resumed is not None:
+        check_same_data(output, records)
     return Plan(
         job=job,
         family=family,
@@ -106,6 +112,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         training=sets["training"],
         validation=sets.get("validation"),
         statistics=statistics,
+        records=records,
         arguments=arguments,
         output=output,
         metric=metric,

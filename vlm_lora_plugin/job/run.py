@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.resources import ResourceMonitor
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
+from vlm_lora_plugin.job.data_record import to_json
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
@@ -64,12 +65,13 @@ class _Begin(TrainerCallback):
     """Opens the output folder when the first step is done, and not before."""
 
     def __init__(self, plan: Plan) -> None:
-        self._output, self._recipe, self._resumed = plan.output, plan.recipe.to_yaml(), plan.resumed
+        self._output, self._resumed = plan.output, plan.resumed
+        self._recipe, self._data = plan.recipe.to_yaml(), to_json(plan.records)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._output.begun and state.is_world_process_zero:
             if self._resumed is None:
-                self._output.begin(self._recipe)
+                self._output.begin(self._recipe, self._data)
             else:
                 self._output.begin_again(self._resumed.kept_log)
 
