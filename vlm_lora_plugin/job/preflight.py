@@ -86,7 +86,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     family, recipe = job.check()
     output = OutputFolder(job.output)
     dtype = job.dtype or default_dtype()
-    resumed = find_resume_point(output, str(DTYPES[dtype]).removeprefix("torch.")) if job.resume else None
+    name = str(DTYPES[dtype]).removeprefix("torch.")
+    resumed = find_resume_point(output, name, recipe) if job.resume else None
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None

@@ -59,12 +59,12 @@ def _digest(tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> 
     named = list(tensors)
     digest = hashlib.sha256(repr([(name, tuple(tensor.shape)) for name, tensor in named]).encode())
     samples = [_sample(tensor.detach(), dtype) for _, tensor in named]
-    digest.update(torch.cat(samples).cpu().numpy().tobytes())  # one transfer from the device
+    digest.update(torch.cat(samples).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def _sample(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     flat = tensor.reshape(-1)
     places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
-    values = flat[places.to(flat.device)]
+    values = flat[places.to(flat.device)].cpu()  # a model may lie on several devices
     return (values.to(dtype) if values.is_floating_point() else values).double()

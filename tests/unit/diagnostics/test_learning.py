@@ -301,9 +301,9 @@ def test_a_real_loss_scale_is_seen_to_skip_for_ever(toy):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=1.0 - 1e-9)
     optimizer = AcceleratedOptimizer(torch.optim.AdamW(parameter_groups(model)), scaler=scaler)
     probe = LearningProbe(model, model)
+    assert all(scaled_window(model, probe, optimizer, scaler) for _ in range(MOST_SKIPPED))
     with pytest.raises(TrainingError, match="not finite"):
-        for _ in range(MOST_SKIPPED + 1):
-            assert scaled_window(model, probe, optimizer, scaler)
+        scaled_window(model, probe, optimizer, scaler)
 
 
 def test_a_step_without_any_gradient_is_named(toy):

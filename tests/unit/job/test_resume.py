@@ -107,6 +107,13 @@ def test_another_recipe_is_refused_with_the_difference_and_nothing_changes(inter
     assert files(interrupted.output) == before
 
 
+def test_a_recipe_that_was_edited_in_the_folder_is_refused_with_the_difference(interrupted):
+    path = interrupted.output / "recipe.yaml"
+    path.write_text(path.read_text().replace("max_steps: 7", "max_steps: 9"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml was changed .*: training\.max_steps: 7 / 9"):
+        job_run.run(replace(interrupted, overrides={}))
+
+
 def test_another_dtype_is_refused(interrupted):
     with pytest.raises(OutputError, match="float32, not bfloat16"):
         job_run.run(replace(interrupted, dtype="bf16"))
