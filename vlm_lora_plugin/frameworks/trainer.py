@@ -169,23 +169,6 @@ def training_arguments(
     """
     if isinstance(recipe, VlmLoraPeftModel):
         dtype, recipe = dtype or recipe.vlm_lora.dtype, recipe.vlm_lora.recipe
-    values = training_values(recipe, dtype=dtype, evaluate=evaluate)
-    return TrainingArguments(**{"output_dir": str(output_dir), **values, **overrides})
-
-
-def training_values(recipe: Recipe, *, dtype: torch.dtype | str | None = None, evaluate: bool = False) -> dict[str, Any]:
-    """Return everything that a recipe says about training, by the names of TrainingArguments.
-
-    What ms-swift is told comes from here too, so that the frameworks cannot be told different things.
-
-    Args:
-        recipe: A resolved recipe.
-        dtype: Dtype the base model was loaded in; None is fp32.
-        evaluate: Whether there is validation data.
-
-    Raises:
-        TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
-    """
     if recipe.preset is not None:
         raise TrainingError(
             f"The recipe still starts from the preset '{recipe.preset}', whose values are not in it yet",
@@ -197,6 +180,7 @@ def training_values(recipe: Recipe, *, dtype: torch.dtype | str | None = None, e
         raise TrainingError("float16 cannot be trained on a CPU", fix="Load the model in bfloat16 or float32.")
     optimizer, training = recipe.optimizer, recipe.training
     values: dict[str, Any] = {
+        "output_dir": str(output_dir),
         "learning_rate": optimizer.rate(*ANY),
         "weight_decay": optimizer.decay(*ANY),
         "adam_beta1": optimizer.adam_beta1,
@@ -230,4 +214,4 @@ def training_values(recipe: Recipe, *, dtype: torch.dtype | str | None = None, e
     if evaluate:
         values["eval_strategy"] = "epoch" if training.eval_steps is None else "steps"
         values["eval_steps"] = training.eval_steps
-    return values
+    return TrainingArguments(**{**values, **overrides})

@@ -21,6 +21,7 @@ class OutputFolder:
         loss_picture: The loss over the steps, as PNG.
         rates_picture: Learning rates, tokens and images a second.
         memory_picture: Memory of device and host.
+        framework_log: What a framework in a process of its own printed.
 
     Args:
         folder: May exist; files of other names in it are left alone.
@@ -35,6 +36,7 @@ class OutputFolder:
         self.loss_picture = folder / "loss.png"
         self.rates_picture = folder / "rates.png"
         self.memory_picture = folder / "memory.png"
+        self.framework_log = folder / "swift.log"
         self.begun = False
         self._missing = [path for path in (self.checkpoints, folder, *folder.parents) if not path.exists()]
 
@@ -109,7 +111,7 @@ class OutputFolder:
                     path.rmdir()
 
     def _results(self) -> tuple[Path, ...]:
-        return (self.adapter, self.checkpoints, self.recipe, self.log, *self._pictures())
+        return (self.adapter, self.checkpoints, self.recipe, self.log, self.framework_log, *self._pictures())
 
     def _pictures(self) -> tuple[Path, ...]:
         return (self.loss_picture, self.rates_picture, self.memory_picture)

@@ -6,16 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlm_lora_plugin.frameworks.swift.launch import PLUGINS
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-
-if TYPE_CHECKING:
-    import torch
-
-    from vlm_lora_plugin.recipe import Recipe
 
 TUNER_TYPE = "vlm_lora"
 RECIPE_KEY = "vlm_lora_recipe"
@@ -66,44 +61,3 @@ def _shell_word(argument: str) -> str:
             "without blanks in its path.",
         )
     return _SPLIT.sub(lambda found: f"\\u{ord(found[0]):04x}", argument)
-
-
-def training_options(recipe: Recipe, *, dtype: torch.dtype | str | None = None, evaluate: bool = False) -> dict[str, Any]:
-    """Return the values of all Swift options that a recipe, the dtype and the plugin determine.
-
-    They are those of :func:`~vlm_lora_plugin.frameworks.trainer.training_values`, and where that leaves an option at
-    its default, transformers' default in place of Swift's.
-
-    Args:
-        recipe: A resolved recipe.
-        dtype: Dtype the base model is loaded in; None is fp32.
-        evaluate: Whether there is validation data.
-
-    Raises:
-        TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
-    """
-    from vlm_lora_plugin.frameworks.trainer import training_values
-
-    values = training_values(recipe, dtype=dtype, evaluate=evaluate)
-    return {
-        **UNLIKE_TRAINER,
-        **values,
-        "report_to": [values["report_to"]],
-        "torch_dtype": str(dtype or "float32").removeprefix("torch."),
-        "max_length": recipe.data.max_length,
-        "truncation_strategy": recipe.data.truncation_strategy,
-    }
-
-
-UNLIKE_TRAINER: Mapping[str, Any] = {
-    "gradient_checkpointing": False,  # the recipe's own is part of the prepared model
-    "vit_gradient_checkpointing": False,
-    "logging_first_step": False,
-    "dataloader_persistent_workers": False,  # they draw no new seeds in later epochs
-    "ddp_timeout": 1800,
-    "eval_strategy": "no",
-    "dataset_shuffle": False,  # a second shuffle, before the sampler's
-    "strict": True,  # otherwise another row takes the place of one that fails
-    "check_model": False,  # asks a server whether the model is the newest
-}
-"""Options that have another default in Swift than what the Trainer does, and that no recipe sets."""
