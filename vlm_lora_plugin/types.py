@@ -157,6 +157,8 @@ class Family:
         auto_modules: Modules that register this family's own model types with transformers' auto classes when
             they are imported. That happens by itself once ``AutoModelForCausalLM`` is imported.
         demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family.
+        swift_model_types: Model types that ms-swift itself has for this family's checkpoints and that the
+            family takes over there, because Swift's own cannot work.
     """
 
     name: str
@@ -173,6 +175,7 @@ class Family:
     read_golden_case: Callable[[Path], GoldenCase | None] | None = None
     auto_modules: tuple[str, ...] = ()
     demo: Callable[[Path], None] | None = None
+    swift_model_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

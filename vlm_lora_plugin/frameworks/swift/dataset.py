@@ -1,0 +1,131 @@
+"""The data of a Swift run: the rows, order and errors that ``vlm-lora train`` has.
+
+Swift's own reading is not used. It looks for relative image paths in the working directory, leaves rows out or
+puts others in their place, and shuffles once more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import ConcatDataset, Dataset
+
+from vlm_lora_plugin.data.dataset import ConversationDataset
+from vlm_lora_plugin.data.example import Message
+from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.recipe import DataSettings
+    from vlm_lora_plugin.types import Family, Processor
+
+IMAGE_ROOT = "ROOT_IMAGE_DIR"
+"""Environment variable that moves Swift's relative image paths; here they start at the data file."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SystemPrompt:
+    """A processor that puts a system message before conversations that have none: ``--system``.
+
+    Attributes:
+        inner: The adapter's processor.
+        text: The message.
+    """
+
+    inner: Processor
+    text: str
+
+    @property
+    def tokenizer(self) -> Any:
+        """The adapter's tokenizer."""
+        return self.inner.tokenizer
+
+    def encode(self, example: Example, **options: Any) -> dict[str, torch.Tensor]:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        return self.inner.encode(self._prompted(example), **options)
+
+    def encode_prompt(self, example: Example) -> dict[str, torch.Tensor]:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        return self.inner.encode_prompt(self._prompted(example))
+
+    def count_tokens(self, example: Example) -> tuple[int, int]:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        return self.inner.count_tokens(self._prompted(example))
+
+    def collate(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        return self.inner.collate(features)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        self.inner.save_pretrained(folder)
+
+    def _prompted(self, example: Example) -> Example:
+        if any(message.role == "system" for message in example.messages):
+            return example
+        if example.verbatim:
+            raise DataError(
+                f"{example.origin}: --system cannot be put into a row of the family's own format",
+                why="Its text already is the exact prompt.",
+                fix="Leave --system out, or write the row with `messages`.",
+            )
+        return replace(example, messages=(Message("system", self.text), *example.messages))
+
+
+def read_datasets(
+    files: Sequence[str], processor: Processor, settings: DataSettings, family: Family
+) -> Dataset[dict[str, torch.Tensor]] | None:
+    """Open data files one after another and check every row and image of them.
+
+    Args:
+        files: What ``--dataset`` or ``--val_dataset`` names.
+        processor: The adapter's, or one around it.
+        settings: The recipe's.
+        family: Whose own row format is read too.
+
+    Returns:
+        The rows in the files' order, or None for no files.
+
+    Raises:
+        SwiftError: One is no JSONL or JSON file on disk.
+        DataError: Rows cannot be used and are not to be skipped.
+    """
+    if os.environ.get(IMAGE_ROOT):
+        raise SwiftError(
+            f"The environment variable {IMAGE_ROOT} is set",
+            why="Relative image paths start at the data file's folder; the variable would be ignored.",
+            fix="Unset it, and write image paths relative to the data file.",
+        )
+    sets = []
+    for name in files:
+        data = ConversationDataset(_local(name), processor, settings, family)
+        found = data.check(decode=True)
+        _logger.info("%s: %d rows, %d images, %d tokens", name, found.rows, found.images, found.tokens)
+        for problem in data.skipped:
+            _logger.warning("left out: %s", problem.what)
+        sets.append(data)
+    if not sets:
+        return None
+    return sets[0] if len(sets) == 1 else ConcatDataset(sets)
+
+
+def _local(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() in (".jsonl", ".json"):
+        return path
+    raise SwiftError(
+        f"--dataset {name} is no JSONL or JSON file on disk",
+        why="Only such a file gives the same rows in the same order in every framework; Swift's data sets from a hub, "
+        "other formats, and `file#count` do not.",
+        fix="Write the rows that you want into a .jsonl file and give its path.",
+    )
