@@ -64,7 +64,13 @@ def train(
     """Train an adapter. Everything is checked and shown before the first step; nothing is written until it is done."""
     if demo:
         given = (model, data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample)
-        if any(value is not None for value in given) or allow_outside_images or resume or dry_run or framework is not Framework.trainer:
+        if (
+            any(value is not None for value in given)
+            or allow_outside_images
+            or resume
+            or dry_run
+            or framework is not Framework.trainer
+        ):
             raise typer.BadParameter(
                 "--demo takes no model, data, recipe or job to resume; it brings its own", param_hint="--demo"
             )

@@ -13,8 +13,9 @@ from transformers import TrainerControl, TrainerState
 from vlm_lora_plugin.diagnostics.resources import ResourceSummary
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
-from vlm_lora_plugin.frameworks.swift.job import JOB_CALLBACK, JOB_VARIABLE, Notes, SwiftJob
+from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
+from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.reporting.log import read_log
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
 

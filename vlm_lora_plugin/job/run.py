@@ -159,9 +159,7 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
     return _result(plan, steps, monitor.summary, model)
 
 
-def _result(
-    plan: Plan, steps: int, resources: ResourceSummary | None, model: VlmLoraPeftModel | None
-) -> TrainResult:
+def _result(plan: Plan, steps: int, resources: ResourceSummary | None, model: VlmLoraPeftModel | None) -> TrainResult:
     """Draw the pictures and sum up the log."""
     output = plan.output
     lines = read_log(output.log)

@@ -145,7 +145,9 @@ def _names(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Differ
     missing = [name for name in left if name not in right]
     extra = [name for name in right if name not in left]
     if missing or extra:
-        yield Difference(Kind.trainables, "", listed(missing) if missing else "none", listed(extra) if extra else "none")
+        yield Difference(
+            Kind.trainables, "", listed(missing) if missing else "none", listed(extra) if extra else "none"
+        )
         return
     pairs = list(zip(left.items(), right.items(), strict=True))
     one, other = next((a, b) for a, b in pairs if a != b)
@@ -163,7 +165,9 @@ def _digests(kind: Kind, where: str, left: Mapping[str, str], right: Mapping[str
 def _first_unequal(left: Sequence[Any], right: Sequence[Any]) -> tuple[str, str]:
     for one, other in zip_longest(left, right):
         if one is None or other is None:
-            return ("no such group" if one is None else _group(one)), ("no such group" if other is None else _group(other))
+            return ("no such group" if one is None else _group(one)), (
+                "no such group" if other is None else _group(other)
+            )
         if one != other:
             keys = [key for key in dict.fromkeys((*one, *other)) if one.get(key) != other.get(key)]
             return _group({key: one.get(key) for key in keys}), _group({key: other.get(key) for key in keys})

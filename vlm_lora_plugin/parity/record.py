@@ -7,6 +7,7 @@ with all their bits (``float.hex``), tensors as digests.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,3 +174,18 @@ def _pixel_digests(pixels: Any) -> list[str]:
     if pixels is None:
         return []
     return [tensor_digest(image) for image in pixels]
+
+
+def recorder_of_environment() -> Recorder:
+    """Return the recorder of a run that ``vlm-lora parity`` started.
+
+    Raises:
+        TrainingError: It did not.
+    """
+    folder = os.environ.get(RECORD_VARIABLE)
+    if folder is None:
+        raise TrainingError(
+            f"A run is recorded in the folder that {RECORD_VARIABLE} names, and it is not set",
+            fix="Run `vlm-lora parity`, or leave the recorder out of --callbacks.",
+        )
+    return Recorder(Path(folder))

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.parity.run import Outcome
 
 TITLES = {"trainer": "transformers.Trainer", "swift": "ms-swift"}
-COLUMNS = {"loss": "loss", "grad_norm": "gradient norm", "learning_rate": "learning rate", "eval_loss": "evaluation loss"}
+COLUMNS = {
+    "loss": "loss",
+    "grad_norm": "gradient norm",
+    "learning_rate": "learning rate",
+    "eval_loss": "evaluation loss",
+}
 _SHOWN = 40  # steps in the table: the first and last half of it
 
 
@@ -119,7 +124,9 @@ def _digits(value: float, beside: float | None) -> str:
 def _verdict(outcome: Outcome) -> Text:
     difference = outcome.difference
     if difference is None:
-        return Text("equal to the last bit: names, first values, rows, losses, gradients, weights, saved files", "green")
+        return Text(
+            "equal to the last bit: names, first values, rows, losses, gradients, weights, saved files", "green"
+        )
     text = Text(f"first difference: {difference.kind.value}", "bold red")
     details: Mapping[str, str] = {
         "where": difference.where,

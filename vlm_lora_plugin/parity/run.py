@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
+from vlm_lora_plugin.frameworks.swift.names import RECORDER
 from vlm_lora_plugin.job.look import DTYPES
 from vlm_lora_plugin.parity.compare import Difference, compare
 from vlm_lora_plugin.parity.reading import Run, read_run
@@ -23,9 +24,6 @@ from vlm_lora_plugin.parity.settings import FRAMEWORKS, Framework, ParityJob, Si
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
-
-RECORDER = "vlm_lora_parity"
-"""Name of the recorder among Swift's ``--callbacks``."""
 
 _TAIL = 30  # lines of what a framework printed that are shown when it fails
 

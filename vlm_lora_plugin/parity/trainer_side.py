@@ -22,9 +22,7 @@ def main(file: str) -> None:
     dtype = getattr(torch, task.dtype)
     recipe = Recipe.parse(task.recipe)
     options: dict[str, Any] = {"disable_tqdm": True, **({"ddp_backend": "gloo"} if task.gloo else {})}
-    arguments = training_arguments(
-        recipe, side.checkpoints, dtype=dtype, evaluate=task.val_data is not None, **options
-    )
+    arguments = training_arguments(recipe, side.checkpoints, dtype=dtype, evaluate=task.val_data is not None, **options)
     base, processor = load(task.model, dtype=dtype, seed=recipe.seed)
     model = prepare(base, recipe)
     family = model.vlm_lora.family

@@ -10,11 +10,8 @@ from typing import Any
 
 from vlm_lora_plugin.frameworks.swift.launch import PLUGINS
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
+from vlm_lora_plugin.frameworks.swift.names import RECIPE_KEY, TUNER
 from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-
-TUNER_TYPE = "vlm_lora"
-RECIPE_KEY = "vlm_lora_recipe"
-"""Key of ``--model_kwargs``: Swift's parser takes no option that it does not know."""
 
 _SPLIT = re.compile(r"[\s*?\[\]]")
 
@@ -36,7 +33,7 @@ def plugin_arguments(recipe: RecipeText) -> list[str]:
     else:
         text = str(Path(recipe).resolve()) if Path(recipe).is_file() else str(recipe)
     kwargs = json.dumps({RECIPE_KEY: text}, separators=(",", ":"))
-    return [PLUGINS, str(plugin_file()), "--tuner_type", TUNER_TYPE, "--model_kwargs", kwargs]
+    return [PLUGINS, str(plugin_file()), "--tuner_type", TUNER, "--model_kwargs", kwargs]
 
 
 def shell_words(arguments: Sequence[str]) -> str:

@@ -10,9 +10,6 @@ from typing import Any
 JOB_VARIABLE = "VLM_LORA_JOB"
 """Environment variable with the path of the :class:`SwiftJob`'s file."""
 
-JOB_CALLBACK = "vlm_lora_job"
-"""Name in Swift's table of callbacks of what writes a job's results."""
-
 
 @dataclass(frozen=True)
 class SwiftJob:

@@ -14,7 +14,8 @@ from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.groups import find_prepared
 from vlm_lora_plugin.frameworks.resources import ResourceMonitor
-from vlm_lora_plugin.frameworks.swift.job import JOB_CALLBACK, JOB_VARIABLE, Notes, SwiftJob
+from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
+from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.metrics import load_metric
 from vlm_lora_plugin.reporting.log import JsonlLog

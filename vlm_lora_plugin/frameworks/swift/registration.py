@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlm_lora_plugin.frameworks.swift.names import CALLBACK, TUNER
+from vlm_lora_plugin.frameworks.swift.names import CALLBACK, JOB_CALLBACK, RECORDER, TUNER
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.manager import get_manager
 
@@ -27,6 +27,8 @@ def register() -> None:
         register_family(family)
     tuners_map[TUNER] = VlmLoraTuner
     callbacks_map[CALLBACK] = _callback
+    callbacks_map[JOB_CALLBACK] = _job
+    callbacks_map[RECORDER] = _recorder
     install_recognition()
     install_arguments()
     install_trainer()
@@ -37,3 +39,15 @@ def _callback(args: object, trainer: object) -> object:
     from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 
     return VlmLoraCallback()
+
+
+def _job(args: object, trainer: object) -> object:
+    from vlm_lora_plugin.frameworks.swift.job_callback import JobCallback
+
+    return JobCallback(trainer)
+
+
+def _recorder(args: object, trainer: object) -> object:
+    from vlm_lora_plugin.parity.record import recorder_of_environment
+
+    return recorder_of_environment()
