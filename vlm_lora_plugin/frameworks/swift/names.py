@@ -5,8 +5,5 @@ from __future__ import annotations
 TUNER = "vlm_lora"
 """Value of ``--tuner_type``."""
 
-CALLBACK = "vlm_lora"
-"""Name in Swift's table of callbacks; the trainer of this tuner has it without being asked."""
-
 RECIPE_VARIABLE = "VLM_LORA_RECIPE"
 """Environment variable that ``--model_kwargs '{"vlm_lora_recipe": ...}'`` becomes."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from vlm_lora_plugin.frameworks.swift.names import CALLBACK, TUNER
+from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.manager import get_manager
 
 
 def register() -> None:
-    """Tell Swift of every family, the tuner and the callback; a second call changes nothing.
+    """Tell Swift of every family and of the tuner; a second call changes nothing.
 
     Raises:
         SwiftError: ms-swift is missing, or of a version that is not supported.
     """
     check_version()
-    from swift.callbacks import callbacks_map
     from swift.tuner_plugin import tuners_map
 
     from vlm_lora_plugin.frameworks.swift.command_line import install_arguments
@@ -26,14 +25,6 @@ def register() -> None:
     for family in get_manager().working_families().values():
         register_family(family)
     tuners_map[TUNER] = VlmLoraTuner
-    callbacks_map[CALLBACK] = _callback
     install_recognition()
     install_arguments()
     install_trainer()
-
-
-def _callback(args: object, trainer: object) -> object:
-    """Return the checks of a run; Swift's table of callbacks holds functions of arguments and trainer."""
-    from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
-
-    return VlmLoraCallback()
