@@ -19,13 +19,12 @@ from vlm_lora_plugin.frameworks.swift.selected import Outline
 from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 from vlm_lora_plugin.frameworks.trainer import argument_values
 from vlm_lora_plugin.job.look import DTYPES, default_dtype
-from vlm_lora_plugin.recipe import parse_assignments, resolve_recipe
+from vlm_lora_plugin.recipe import Recipe, parse_assignments, read_recipe, resolve_recipe
 
 if TYPE_CHECKING:
     import torch
     from swift.arguments import SftArguments
 
-    from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.types import Family
 
 
@@ -66,13 +65,12 @@ def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Recipe:
     if source is None and checkpoint:
         source = dict(read_manifest(checkpoint).recipe)
     problems = [problem for name, value in given.items() if (problem := _impossible(name, value, arguments, family))]
-    recipe = resolve_recipe(source, family)
+    written = Recipe.parse({} if source is None else read_recipe(source), partial=True)
     laid: dict[str, Any] = {}
     for name, value in given.items():
         if isinstance(OPTIONS.get(name), LaidOver):
-            laid |= {key: new for key, new in (in_recipe(name, value) or {}).items() if not _says(recipe, key)}
-    if laid:
-        recipe = resolve_recipe(recipe, family, parse_assignments(f"{key}={value}" for key, value in laid.items()))
+            laid |= {key: new for key, new in (in_recipe(name, value) or {}).items() if not _says(written, key)}
+    recipe = resolve_recipe(source, family, parse_assignments(f"{key}={value}" for key, value in laid.items()))
     outline = None
     for name, value in given.items():
         treatment = OPTIONS.get(name)
@@ -151,7 +149,7 @@ def _contradictions(name: str, value: Any, recipe: Recipe) -> list[str]:
 
 
 def _says(recipe: Recipe, key: str) -> bool:
-    """Return whether a recipe, or the preset it starts from, sets a key itself."""
+    """Return whether a recipe sets a key itself, as opposed to a preset or the default."""
     value: Any = recipe
     for step in key.split("."):
         if step not in value.model_fields_set:

@@ -16,6 +16,8 @@ from typing import Any
 class LaidOver:
     """The value goes into the recipe where the recipe leaves the key open; where it does not, they must agree.
 
+    What a preset says is open: it is a recommendation for a run that nobody has described yet.
+
     Attributes:
         key: The recipe's key, dotted.
     """

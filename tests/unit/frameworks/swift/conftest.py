@@ -77,7 +77,7 @@ def sft_arguments(swift, model, data, tmp_path, monkeypatch):
 
     from vlm_lora_plugin.frameworks.swift.location import plugin_file
 
-    def build(*words, recipe="lora", model=model):
+    def build(*words, recipe="lora", model=model, kind=SftArguments):
         monkeypatch.setenv("VLM_LORA_RECIPE", "")
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
         line = ["--model", model, "--dataset", data, "--output_dir", tmp_path / "out", "--tuner_type", "vlm_lora"]
@@ -87,7 +87,7 @@ def sft_arguments(swift, model, data, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["sft.py", *line])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            arguments, rest = parse_args(SftArguments)
+            arguments, rest = parse_args(kind)
         assert rest == []
         return arguments
 
