@@ -7,11 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-FEDERATED = "decided when it starts"
-"""Shown for a default of None that Swift replaces by a rule of its own."""
+RESOLVED_LATER = "by other options"
+"""Shown for a default of None, which Swift replaces by a rule of its own."""
 
 _LORA = {"lora_rank": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 _OF_SWIFT_ALONE = ("dataset_shuffle", "strict", "truncation_strategy", "vit_gradient_checkpointing", "check_model")
+_BY_DTYPE = ("bf16", "fp16")
+_UNCHANGED = {"check_model": "false"}
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,23 @@ def _differs(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def _line(name: str, trainer: str, default: Any) -> Line:
-    from vlm_lora_plugin.frameworks.swift.command_line import fixed_values, value_of
-    from vlm_lora_plugin.frameworks.swift.options import OPTIONS, LaidOver, OfRecipe, OfSelection
+    from vlm_lora_plugin.frameworks.swift.command_line import value_of
+    from vlm_lora_plugin.frameworks.swift.options import OPTIONS, LaidOver, OfRecipe, OfSelection, OfTrainer, Only
+    from vlm_lora_plugin.frameworks.trainer import argument_values
     from vlm_lora_plugin.recipe import Recipe
 
     recipe = Recipe()
     treatment = OPTIONS[name]
-    swift = FEDERATED if default is None else _shown(default)
+    swift = RESOLVED_LATER if default is None else _shown(default)
+    if name in _BY_DTYPE:
+        return Line(name, trainer, swift, "--dtype", "by the dtype of the base")
     if isinstance(treatment, (LaidOver, OfRecipe, OfSelection)):
         return Line(name, trainer, swift, treatment.key, _shown(value_of(recipe, treatment.key)))
-    return Line(name, trainer, swift, "", _shown(fixed_values(recipe)[name]))
+    if isinstance(treatment, OfTrainer):
+        return Line(name, trainer, swift, "", _shown(argument_values(recipe, evaluate=True).get(name, trainer)))
+    if isinstance(treatment, Only):
+        return Line(name, trainer, swift, "", _shown(treatment.values[0]) if treatment.values else swift)
+    return Line(name, trainer, swift, "", _UNCHANGED.get(name, "each its own; nothing trained depends on it"))
 
 
 def _default(field: Field[Any]) -> Any:

@@ -48,7 +48,7 @@ def write_demo(folder: Path, family_name: str | None) -> tuple[Path, Path, Path]
         )
     model = folder / "model"
     write_base(model)
-    return (model, *(write_rows(folder, *part) for part in (("train", 0, TRAINING_ROWS), ("val", 50, VALIDATION_ROWS))))
+    return model, write_rows(folder, "train", 0, TRAINING_ROWS), write_rows(folder, "val", 50, VALIDATION_ROWS)
 
 
 def with_demo_length(overrides: Mapping[str, Any]) -> dict[str, Any]:

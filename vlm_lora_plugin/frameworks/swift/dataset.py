@@ -33,26 +33,27 @@ IMAGE_ROOT = "ROOT_IMAGE_DIR"
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SystemPrompt:
     """A processor that puts a system message before conversations that have none: ``--system``.
 
     Attributes:
         inner: The adapter's processor.
         text: The message.
+        tokenizer: The adapter's.
     """
 
     inner: Processor
     text: str
+    tokenizer: Any
 
-    @property
-    def tokenizer(self) -> Any:
-        """The adapter's tokenizer."""
-        return self.inner.tokenizer
-
-    def encode(self, example: Example, **options: Any) -> dict[str, torch.Tensor]:
+    def encode(
+        self, example: Example, *, max_length: int | None = None, truncation_strategy: str = "raise"
+    ) -> dict[str, torch.Tensor]:
         """See :class:`vlm_lora_plugin.types.Processor`."""
-        return self.inner.encode(self._prompted(example), **options)
+        return self.inner.encode(
+            self._prompted(example), max_length=max_length, truncation_strategy=truncation_strategy
+        )
 
     def encode_prompt(self, example: Example) -> dict[str, torch.Tensor]:
         """See :class:`vlm_lora_plugin.types.Processor`."""

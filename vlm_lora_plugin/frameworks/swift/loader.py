@@ -6,6 +6,7 @@ subclass of it: everything goes through the family's ``load``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,16 +89,16 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         """
         family = family_of_type(self.model_info.model_type)
         folder = Path(self.model_info.model_dir)
-        source = given_recipe()
-        seed = {} if source is None else {"seed": resolve_recipe(source, family).seed}
         device = "meta" if self._on_meta else self._device
-        model, processor = family.load(
-            LoadRequest(folder=folder, dtype=self.model_info.torch_dtype, device=device, **seed)
-        )
+        request = LoadRequest(folder=folder, dtype=self.model_info.torch_dtype, device=device)
+        source = given_recipe()
+        if source is not None:
+            request = replace(request, seed=resolve_recipe(source, family).seed)
+        model, processor = family.load(request)
         if processor is None:
             raise ModelError(f"The adapter of {family.title} loaded no processor from {folder}")
         self.model_info.config = model.config
-        model.model_info, model.model_meta, model.model_dir = self.model_info, self.model_meta, str(folder)
+        vars(model).update(model_info=self.model_info, model_meta=self.model_meta, model_dir=str(folder))
         return model if self._wanted else None, SwiftProcessor(processor, self.model_info, self.model_meta)
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 TUNER = "vlm_lora"
 """Value of ``--tuner_type``."""
 
-CALLBACK = "vlm_lora"
-"""Name in Swift's table of callbacks; the trainer of this tuner has it without being asked."""
-
 JOB_CALLBACK = "vlm_lora_job"
 """Name in Swift's table of callbacks of what writes the results of ``vlm-lora train``."""
 

@@ -51,7 +51,7 @@ def _data(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         settings = resolve_recipe(given_recipe(), family).data
         processor: Processor = self.template.inner
         if args.system:
-            processor = SystemPrompt(processor, args.system)
+            processor = SystemPrompt(processor, args.system, processor.tokenizer)
         return [read_datasets(files, processor, settings, family) for files in (args.dataset, args.val_dataset)]
 
     return _prepare_dataset

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from vlm_lora_plugin.frameworks.swift.names import CALLBACK, JOB_CALLBACK, RECORDER, TUNER
+from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK, RECORDER, TUNER
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.manager import get_manager
 
 
 def register() -> None:
-    """Tell Swift of every family, the tuner and the callback; a second call changes nothing.
+    """Tell Swift of every family and of the tuner; a second call changes nothing.
 
     Raises:
         SwiftError: ms-swift is missing, or of a version that is not supported.
@@ -26,7 +26,6 @@ def register() -> None:
     for family in get_manager().working_families().values():
         register_family(family)
     tuners_map[TUNER] = VlmLoraTuner
-    callbacks_map[CALLBACK] = _callback
     callbacks_map[JOB_CALLBACK] = _job
     callbacks_map[RECORDER] = _recorder
     install_recognition()
@@ -34,20 +33,15 @@ def register() -> None:
     install_trainer()
 
 
-def _callback(args: object, trainer: object) -> object:
-    """Return the checks of a run; Swift's table of callbacks holds functions of arguments and trainer."""
-    from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
-
-    return VlmLoraCallback()
-
-
 def _job(args: object, trainer: object) -> object:
+    """Return what writes a job's results; Swift's table of callbacks holds functions of arguments and trainer."""
     from vlm_lora_plugin.frameworks.swift.job_callback import JobCallback
 
     return JobCallback(trainer)
 
 
 def _recorder(args: object, trainer: object) -> object:
+    """Return what writes down a run."""
     from vlm_lora_plugin.parity.record import recorder_of_environment
 
     return recorder_of_environment()

@@ -34,6 +34,8 @@ ORIGIN = "the request"
 class VlmLoraTemplate(Template):  # type: ignore[misc]  # Swift is untyped
     """Encodes, batches and decodes through the adapter's processor."""
 
+    _processor_inited: bool
+
     def init_processor(self, processor: SwiftProcessor | None) -> None:
         """Take the processor over; its tokenizer need have no more than an adapter's processor promises."""
         if processor is None or self._processor_inited:
