@@ -59,8 +59,8 @@ def vlm_lora(
 ) -> None:
     """LoRA fine-tuning of vision-language models.
 
-    Exit codes: 0 done; 1 a fault of this program (with its traceback); 2 input that cannot be used; 3 training
-    stopped because it did not do what the recipe says.
+    Exit codes: 0 done; 1 a fault of this program (with its traceback), or `parity` found a difference; 2 input that
+    cannot be used; 3 training stopped because it did not do what the recipe says.
     """
 
 

@@ -28,7 +28,7 @@ def check_version() -> str:
     except PackageNotFoundError:
         raise SwiftError(
             f"{DISTRIBUTION} is not installed; vlm-lora-plugin {__version__} works with {DISTRIBUTION} {SUPPORTED}",
-            fix=f"pip install '{DISTRIBUTION}{SUPPORTED}'",
+            fix="pip install 'vlm-lora-plugin[swift]'",
         ) from None
     release = tuple(map(int, re.findall(r"\d+", installed.partition("+")[0])[:3]))
     if not OLDEST <= release < TOO_NEW:
