@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,21 @@ def test_every_hook_has_a_docstring_with_an_example(hook):
 
 def test_the_recipe_reference_is_current():
     assert (DOCS / "reference/recipe.md").read_text() == tool("recipe_reference").page()
+
+
+def test_the_defaults_that_differ_are_current():
+    written, now = (DOCS / "reference/framework-defaults.md").read_text(), tool("framework_defaults").page()
+    if all(f"{name} {version(name)}" in written for name in tool("framework_defaults").LIBRARIES):
+        assert written == now
+    else:  # on other versions of the libraries other options may differ; each must have its value
+        assert all(len(row.split("|")) == 7 for row in now.splitlines() if row.startswith("| `"))
+
+
+def test_every_cause_of_a_difference_is_documented():
+    from vlm_lora_plugin.parity.causes import CAUSES
+
+    page = (DOCS / "how-to/compare-frameworks.md").read_text()
+    assert all(f"| {kind.value} | {cause} |" in page for kind, cause in CAUSES.items())
 
 
 def test_every_preset_of_every_family_is_documented():

@@ -203,6 +203,18 @@ def training_arguments(
             why="Only then every value is known: a recipe may start from a preset.",
             fix="training_arguments(model, output_dir) with what prepare returned.",
         )
+    values = argument_values(recipe, dtype=dtype, evaluate=evaluate)
+    return TrainingArguments(**{"output_dir": str(output_dir), **values, **overrides})
+
+
+def argument_values(
+    recipe: Recipe, *, dtype: torch.dtype | str | None = None, evaluate: bool = False
+) -> dict[str, Any]:
+    """Return the arguments that a recipe decides, by TrainingArguments' names; see :func:`training_arguments`.
+
+    Raises:
+        TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
+    """
     if recipe.preset is not None:
         raise TrainingError(
             f"The recipe still starts from the preset '{recipe.preset}', whose values are not in it yet",
@@ -214,7 +226,6 @@ def training_arguments(
         raise TrainingError("float16 cannot be trained on a CPU", fix="Load the model in bfloat16 or float32.")
     optimizer, training = recipe.optimizer, recipe.training
     values: dict[str, Any] = {
-        "output_dir": str(output_dir),
         "learning_rate": optimizer.rate(*ANY),
         "weight_decay": optimizer.decay(*ANY),
         "adam_beta1": optimizer.adam_beta1,
@@ -248,4 +259,4 @@ def training_arguments(
     if evaluate:
         values["eval_strategy"] = "epoch" if training.eval_steps is None else "steps"
         values["eval_steps"] = training.eval_steps
-    return TrainingArguments(**{**values, **overrides})
+    return values

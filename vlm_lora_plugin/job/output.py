@@ -22,6 +22,7 @@ class OutputFolder:
         loss_picture: The loss over the steps, as PNG.
         rates_picture: Learning rates, tokens and images a second.
         memory_picture: Memory of device and host.
+        framework_log: What a framework in a process of its own printed.
 
     Args:
         folder: May exist; files of other names in it are left alone.
@@ -37,6 +38,7 @@ class OutputFolder:
         self.loss_picture = folder / "loss.png"
         self.rates_picture = folder / "rates.png"
         self.memory_picture = folder / "memory.png"
+        self.framework_log = folder / "swift.log"
         self.begun = False
         self._missing = [path for path in (self.checkpoints, folder, *folder.parents) if not path.exists()]
 
@@ -113,7 +115,7 @@ class OutputFolder:
                     path.rmdir()
 
     def _results(self) -> tuple[Path, ...]:
-        return (self.adapter, self.checkpoints, self.recipe, self.data, self.log, *self._pictures())
+        return (self.adapter, self.checkpoints, self.recipe, self.data, self.log, self.framework_log, *self._pictures())
 
     def _pictures(self) -> tuple[Path, ...]:
         return (self.loss_picture, self.rates_picture, self.memory_picture)

@@ -16,10 +16,10 @@ from vlm_lora_plugin.data.preflight import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.data_record import DataRecord, check_same_data, record_of
-from vlm_lora_plugin.job.look import DTYPES, look_at
+from vlm_lora_plugin.job.look import DTYPES, default_dtype, look_at
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.resuming import ResumePoint, find_resume_point
-from vlm_lora_plugin.job.settings import DtypeName, TrainJob
+from vlm_lora_plugin.job.settings import TrainJob
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.metrics import Metric, load_metric
 
@@ -132,10 +132,3 @@ def _arguments(recipe: Recipe, checkpoints: Path, dtype: torch.dtype, *, evaluat
             f"transformers refuses the recipe's optimizer or training settings: {error}",
             fix="See docs/reference/recipe.md for every key and its values.",
         ) from error
-
-
-def default_dtype() -> DtypeName:
-    """Return bf16 on a GPU that computes in it, fp16 on another GPU, fp32 on a CPU."""
-    if not torch.cuda.is_available():
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
