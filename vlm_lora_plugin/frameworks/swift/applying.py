@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.types import Family
 
+_CHANGING_CALLBACKS = frozenset({"adalora", "lisa"})
+"""Swift's callbacks that switch parameters on and off while training."""
+
 
 def apply_recipe(arguments: SftArguments, given: Mapping[str, Any]) -> None:
     """Check what was given against the recipe, and set everything else as ``vlm-lora train`` has it.
@@ -133,6 +136,9 @@ def _impossible(name: str, value: Any, arguments: SftArguments, family: Family) 
         return None if value == template_of(family) else f"--template {value}: the family has its own. Leave it out."
     if name == "truncation_strategy" and in_recipe(name, value) is None:
         return f"--{name} {value}: answers and images would be cut off. Use `right` (data.truncation_strategy)."
+    if name == "callbacks":
+        found = sorted(_CHANGING_CALLBACKS & set(value))
+        return f"--callbacks {shown(found)}: it changes which parameters learn. Leave it out." if found else None
     if not isinstance(treatment, Only):
         return None
     default = default_of(next(field for field in fields(arguments) if field.name == name))
