@@ -12,6 +12,8 @@ from vlm_lora_plugin.errors import listed
 from vlm_lora_plugin.parity.causes import CAUSES, Kind
 from vlm_lora_plugin.parity.reading import Event, Run
 
+STEP: Event = {"event": "step"}
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -82,25 +84,37 @@ def _all_ids(run: Run) -> set[str]:
 
 def _step(
     step: int, where: str, left: list[Event], right: list[Event], known: tuple[set[str], set[str]]
-) -> Iterator[tuple[int, Difference]]:
-    """Yield differences between two optimizer steps, each with its position among the events."""
-    passes: Counter[str] = Counter()
-    for position, (one, other) in enumerate(zip_longest(left, right)):
-        if one is None or other is None or _what(one) != _what(other):
-            batch = any(event is not None and event["event"] == "batch" for event in (one, other))
-            kind = Kind.micro_batches if batch else Kind.length
-            yield position, Difference(kind, f"step {step + 1}{where}", _what(one), _what(other))
-            return
-        found: Iterator[Difference] = iter(())
-        if one["event"] == "batch":
-            passes[one["mode"]] += 1
-            place = f"step {step + 1}" if one["mode"] == "train" else f"evaluation after step {step}"
-            found = _batch(f"{place}, forward pass {passes[one['mode']]}{where}", one, other, known)
-        elif one["event"] == "step":
-            found = _optimizer(f"step {step + 1}{where}", one, other)
-        elif one["event"] == "log":
-            found = _log(f"after step {step}{where}", one, other)
-        yield from ((position, difference) for difference in found)
+) -> Iterator[tuple[tuple[bool, int], Difference]]:
+    """Yield differences between two optimizer steps, each with its rank.
+
+    What goes into the forward passes comes first: one of them scales the loss of all.
+    """
+    counts = [
+        Counter(_what(event) for event in events if event["event"] in ("batch", "step")) for events in (left, right)
+    ]
+    if counts[0] != counts[1] and all(_what(STEP) in count for count in counts):
+        shown = [", ".join(f"{number} x {name}" for name, number in count.items()) for count in counts]
+        yield (False, 0), Difference(Kind.micro_batches, f"step {step + 1}{where}", *shown)
+        return
+    for what_goes_in in (True, False):
+        passes: Counter[str] = Counter()
+        for position, (one, other) in enumerate(zip_longest(left, right)):
+            if one is None or other is None or _what(one) != _what(other):
+                if not what_goes_in:
+                    difference = Difference(Kind.length, f"step {step + 1}{where}", _what(one), _what(other))
+                    yield (True, position), difference
+                break
+            found: Iterator[Difference] = iter(())
+            if one["event"] == "batch":
+                passes[one["mode"]] += 1
+                place = f"step {step + 1}" if one["mode"] == "train" else f"evaluation after step {step}"
+                place = f"{place}, forward pass {passes[one['mode']]}{where}"
+                found = _inputs(place, one, other, known) if what_goes_in else _loss(place, one, other)
+            elif one["event"] == "step" and not what_goes_in:
+                found = _optimizer(f"step {step + 1}{where}", one, other)
+            elif one["event"] == "log" and not what_goes_in:
+                found = _log(f"after step {step}{where}", one, other)
+            yield from (((not what_goes_in, position), difference) for difference in found)
 
 
 def _optimizer(where: str, one: Event, other: Event) -> Iterator[Difference]:
@@ -110,7 +124,7 @@ def _optimizer(where: str, one: Event, other: Event) -> Iterator[Difference]:
     yield from _digests(Kind.weights, where, one["weights"], other["weights"])
 
 
-def _batch(where: str, one: Event, other: Event, known: tuple[set[str], set[str]]) -> Iterator[Difference]:
+def _inputs(where: str, one: Event, other: Event, known: tuple[set[str], set[str]]) -> Iterator[Difference]:
     if one["ids"] != other["ids"]:
         same_rows = set(one["ids"]) <= known[1] and set(other["ids"]) <= known[0]
         rows = (tuple(one["ids"]), tuple(other["ids"]))
@@ -120,6 +134,9 @@ def _batch(where: str, one: Event, other: Event, known: tuple[set[str], set[str]
         yield Difference(Kind.labels, where, " ".join(one["labels"]), " ".join(other["labels"]))
     if one["pixels"] != other["pixels"]:
         yield Difference(Kind.pixels, where, one["pixels"], other["pixels"])
+
+
+def _loss(where: str, one: Event, other: Event) -> Iterator[Difference]:
     if one["loss"] != other["loss"]:
         evaluating = one["mode"] == "eval"
         if one["random"] != other["random"] and not evaluating:
