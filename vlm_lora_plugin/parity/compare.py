@@ -98,6 +98,7 @@ def _step(
         return
     for what_goes_in in (True, False):
         passes: Counter[str] = Counter()
+        random_alike = True
         for position, (one, other) in enumerate(zip_longest(left, right)):
             if one is None or other is None or _what(one) != _what(other):
                 if not what_goes_in:
@@ -108,19 +109,22 @@ def _step(
             if one["event"] == "batch":
                 passes[one["mode"]] += 1
                 place = f"step {step + 1}" if one["mode"] == "train" else f"evaluation after step {step}"
+                random_alike &= one["random"] == other["random"] or one["mode"] == "eval"
                 place = f"{place}, forward pass {passes[one['mode']]}{where}"
                 found = _inputs(place, one, other, known) if what_goes_in else _loss(place, one, other)
             elif one["event"] == "step" and not what_goes_in:
-                found = _optimizer(f"step {step + 1}{where}", one, other)
+                found = _optimizer(f"step {step + 1}{where}", one, other, random_alike)
             elif one["event"] == "log" and not what_goes_in:
                 found = _log(f"after step {step}{where}", one, other)
             yield from (((not what_goes_in, position), difference) for difference in found)
 
 
-def _optimizer(where: str, one: Event, other: Event) -> Iterator[Difference]:
+def _optimizer(where: str, one: Event, other: Event, random_alike: bool) -> Iterator[Difference]:
     if one["groups"] != other["groups"]:
         yield Difference(Kind.rates, where, *_first_unequal(one["groups"], other["groups"]))
-    yield from _digests(Kind.gradients, where, one["gradients"], other["gradients"])
+    # While LoRA's second factor is zero, dropout shows in gradients alone.
+    kind = Kind.gradients if random_alike else Kind.random
+    yield from _digests(kind, where, one["gradients"], other["gradients"])
     yield from _digests(Kind.weights, where, one["weights"], other["weights"])
 
 
