@@ -24,7 +24,7 @@ class Difference:
         where: The step, forward pass, process or names.
         left: What the first run has there, in words or digits.
         right: What the second run has there.
-        rows: Digests of the rows' ids on both sides, where they differ.
+        rows: Digests of the rows' ids on both sides, where they differ; names once they are known.
     """
 
     kind: Kind
@@ -93,29 +93,29 @@ def _step(
         Counter(_what(event) for event in events if event["event"] in ("batch", "step")) for events in (left, right)
     ]
     if counts[0] != counts[1] and all(_what(STEP) in count for count in counts):
-        shown = [", ".join(f"{number} x {name}" for name, number in count.items()) for count in counts]
-        yield (False, 0), Difference(Kind.micro_batches, f"step {step + 1}{where}", *shown)
+        one, other = (", ".join(f"{number} x {name}" for name, number in count.items()) for count in counts)
+        yield (False, 0), Difference(Kind.micro_batches, f"step {step + 1}{where}", one, other)
         return
     for what_goes_in in (True, False):
         passes: Counter[str] = Counter()
         random_alike = True
-        for position, (one, other) in enumerate(zip_longest(left, right)):
-            if one is None or other is None or _what(one) != _what(other):
+        for position, (ours, theirs) in enumerate(zip_longest(left, right)):
+            if ours is None or theirs is None or _what(ours) != _what(theirs):
                 if not what_goes_in:
-                    difference = Difference(Kind.length, f"step {step + 1}{where}", _what(one), _what(other))
+                    difference = Difference(Kind.length, f"step {step + 1}{where}", _what(ours), _what(theirs))
                     yield (True, position), difference
                 break
             found: Iterator[Difference] = iter(())
-            if one["event"] == "batch":
-                passes[one["mode"]] += 1
-                place = f"step {step + 1}" if one["mode"] == "train" else f"evaluation after step {step}"
-                random_alike &= one["random"] == other["random"] or one["mode"] == "eval"
-                place = f"{place}, forward pass {passes[one['mode']]}{where}"
-                found = _inputs(place, one, other, known) if what_goes_in else _loss(place, one, other)
-            elif one["event"] == "step" and not what_goes_in:
-                found = _optimizer(f"step {step + 1}{where}", one, other, random_alike)
-            elif one["event"] == "log" and not what_goes_in:
-                found = _log(f"after step {step}{where}", one, other)
+            if ours["event"] == "batch":
+                passes[ours["mode"]] += 1
+                place = f"step {step + 1}" if ours["mode"] == "train" else f"evaluation after step {step}"
+                random_alike &= ours["random"] == theirs["random"] or ours["mode"] == "eval"
+                place = f"{place}, forward pass {passes[ours['mode']]}{where}"
+                found = _inputs(place, ours, theirs, known) if what_goes_in else _loss(place, ours, theirs)
+            elif ours["event"] == "step" and not what_goes_in:
+                found = _optimizer(f"step {step + 1}{where}", ours, theirs, random_alike)
+            elif ours["event"] == "log" and not what_goes_in:
+                found = _log(f"after step {step}{where}", ours, theirs)
             yield from (((not what_goes_in, position), difference) for difference in found)
 
 

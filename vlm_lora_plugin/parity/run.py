@@ -36,14 +36,12 @@ class Outcome:
         recipe: The resolved recipe that both were given.
         runs: What each framework did, the Trainer first.
         difference: The first one, or None.
-        rows: Numbers of the data's rows in the forward pass that differs, on both sides; empty where they do not.
     """
 
     job: ParityJob
     recipe: Recipe
     runs: tuple[Run, Run]
     difference: Difference | None
-    rows: tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def run(job: ParityJob) -> Outcome:
@@ -61,8 +59,9 @@ def run(job: ParityJob) -> Outcome:
     run_in_swift(job, recipe, sides["swift"])
     left, right = (read_run(side, job.processes) for side in sides.values())
     difference = compare(left, right)
-    rows = name_rows(job, recipe, difference.rows) if difference is not None else ((), ())
-    return Outcome(job, recipe, (left, right), difference, rows)
+    if difference is not None:
+        difference = name_rows(job, recipe, difference)
+    return Outcome(job, recipe, (left, right), difference)
 
 
 def run_trainer(job: ParityJob, recipe: Recipe, side: Side) -> None:
