@@ -30,6 +30,7 @@ class VlmLoraSwiftTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # Swift is unt
         # Swift's flow evaluates once more after the last step.
         self.remove_callback(DefaultFlowCallbackNew)
         self.callback_handler.callbacks.insert(0, DefaultFlowCallback())
+        self.processing_class = None  # with a tokenizer, transformers changes the model's config when training begins
 
     def _get_data_collator(self, args: Any, template: Any) -> Callable[..., Any]:
         collate: Callable[..., Any] = template.inner.collate
@@ -37,9 +38,6 @@ class VlmLoraSwiftTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # Swift is unt
 
     def _get_callbacks(self, args: Any) -> list[TrainerCallback]:
         return [VlmLoraCallback(), *super()._get_callbacks(args)]
-
-    def _align_special_tokens(self) -> None:
-        """Leave the model's config alone; with a tokenizer transformers would change it."""
 
     def _fix_gradient_checkpointing(self) -> None:
         """Leave ``torch.utils.checkpoint`` alone; the recipe's patches checkpoint."""
