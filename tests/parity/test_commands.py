@@ -51,6 +51,7 @@ def checkpoint(job, tmp_path_factory):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(job.overrides))
     (folder / "mine.py").write_text(f"import pathlib; pathlib.Path({str(folder / 'loaded')!r}).touch()")
     command = (
+        f"swift() {{ '{sys.executable}' -m swift.cli.main \"$@\"; }}; "  # what its console script does
         f"swift sft --model {job.model} --dataset {job.data} --external_plugins mine.py --torch_dtype float32 "
         "--output_dir out --add_version false --report_to none --max_steps 3 $(vlm-lora swift-args recipe.yaml)"
     )

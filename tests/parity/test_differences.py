@@ -166,16 +166,20 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("kind", list(CHANGES), ids=lambda kind: kind.name)
-def test_it_is_found_and_named(train, kind):
+def test_it_is_found_and_named(train, job, kind):
     difference = compare(train("plain"), train("changed", **CHANGES[kind]))
     assert difference is not None
+    _, recipe = job.check()
+    difference = name_rows(job, recipe, difference)
     assert difference.kind is kind, difference
     assert difference.left != difference.right
     assert difference.cause == CAUSES[kind]
 
 
-def test_other_token_ids_are_found_and_named(train, other_text):
-    assert compare(train("plain"), train("changed", data=other_text)).kind is Kind.ids
+def test_other_token_ids_are_found_and_named(train, job, other_text):
+    difference = compare(train("plain"), train("changed", data=other_text))
+    _, recipe = job.check()
+    assert name_rows(job, recipe, difference).kind is Kind.ids
 
 
 def test_other_pixels_are_found_and_named(train, brighter):
@@ -222,7 +226,7 @@ def test_recording_changes_nothing(train, job):
 def test_rows_in_another_order_are_named(train, job):
     difference = compare(train("plain"), train("changed", data_seed=7))
     _, recipe = job.check()
-    left, right = name_rows(job, recipe, difference.rows)
+    left, right = name_rows(job, recipe, difference).rows
     assert left != right
     for name in (*left, *right):
         assert name.startswith(str(job.data))

@@ -3,7 +3,6 @@
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -31,9 +30,9 @@ def command():
 def other_rate(monkeypatch):
     """In Swift's place the Trainer, at another rate."""
 
-    def run(job, recipe, side, extra=()):
+    def run(job, recipe, side):
         optimizer = recipe.optimizer.model_copy(update={"learning_rate": {"default": 2e-2}})
-        parity_run.run_trainer(job, recipe.model_copy(update={"optimizer": optimizer}), replace(side))
+        parity_run.run_trainer(job, recipe.model_copy(update={"optimizer": optimizer}), side)
 
     monkeypatch.setattr(parity_run, "run_in_swift", run)
 

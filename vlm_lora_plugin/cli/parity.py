@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +69,7 @@ def parity(
     if demo:
         from vlm_lora_plugin.parity.demo import with_demo_length, write_demo
 
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread gains nothing on matrices this small
         folder, rows, validation = write_demo(output / "demo", model)
         job = ParityJob(folder, rows, output, validation, recipe, with_demo_length(laid_over), kind, processes)
     else:

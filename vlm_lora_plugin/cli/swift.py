@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
-ANY_OPTION = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+ANY_OPTION = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "allow_interspersed_args": False,
+    "help_option_names": [],
+}
 """Context settings: every option is Swift's, ``--help`` included."""
 
 

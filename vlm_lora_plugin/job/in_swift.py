@@ -66,7 +66,8 @@ def train_in_swift(plan: Plan, console: Console) -> SwiftResult:
             metric=plan.recipe.evaluation.metric if plan.metric is not None else None,
             notes=str(notes),
         ).write(folder / "job.json")
-        progress = _Progress(console, plan.output.log, notes)
+        kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())
+        progress = _Progress(console, plan.output.log, notes, kept)
         try:
             with printed.open("wb") as stream:
                 code = run_swift(
@@ -119,10 +120,10 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
 class _Progress:
     """Shows a job's progress from its log, which another process writes."""
 
-    def __init__(self, console: Console, log: Path, notes: Path) -> None:
+    def __init__(self, console: Console, log: Path, notes: Path, kept: int) -> None:
         self._shown = ConsoleProgress(console)
         self._log, self._notes = log, notes
-        self._lines = 0
+        self._lines = kept  # of an earlier part of the same job, shown then
         self._started = False
         self._state, self._control = TrainerState(), TrainerControl()
 
@@ -135,7 +136,6 @@ class _Progress:
         self._state.max_steps, self._state.global_step = told.last, told.step
         if not self._started:
             self._started = True
-            self._lines = sum(line["step"] < told.step for line in self._read())
             self._shown.on_train_begin(arguments, self._state, self._control)
         self._shown.on_step_end(arguments, self._state, self._control)
         lines = self._read()

@@ -12,6 +12,8 @@ from vlm_lora_plugin.errors import listed
 from vlm_lora_plugin.parity.causes import CAUSES, Kind
 from vlm_lora_plugin.parity.reading import Event, Run
 
+STEP: Event = {"event": "step"}
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -22,7 +24,7 @@ class Difference:
         where: The step, forward pass, process or names.
         left: What the first run has there, in words or digits.
         right: What the second run has there.
-        rows: Digests of the rows' ids on both sides, where they differ.
+        rows: Digests of the rows' ids on both sides, where they differ; names once they are known.
     """
 
     kind: Kind
@@ -82,35 +84,51 @@ def _all_ids(run: Run) -> set[str]:
 
 def _step(
     step: int, where: str, left: list[Event], right: list[Event], known: tuple[set[str], set[str]]
-) -> Iterator[tuple[int, Difference]]:
-    """Yield differences between two optimizer steps, each with its position among the events."""
-    passes: Counter[str] = Counter()
-    for position, (one, other) in enumerate(zip_longest(left, right)):
-        if one is None or other is None or _what(one) != _what(other):
-            batch = any(event is not None and event["event"] == "batch" for event in (one, other))
-            kind = Kind.micro_batches if batch else Kind.length
-            yield position, Difference(kind, f"step {step + 1}{where}", _what(one), _what(other))
-            return
-        found: Iterator[Difference] = iter(())
-        if one["event"] == "batch":
-            passes[one["mode"]] += 1
-            place = f"step {step + 1}" if one["mode"] == "train" else f"evaluation after step {step}"
-            found = _batch(f"{place}, forward pass {passes[one['mode']]}{where}", one, other, known)
-        elif one["event"] == "step":
-            found = _optimizer(f"step {step + 1}{where}", one, other)
-        elif one["event"] == "log":
-            found = _log(f"after step {step}{where}", one, other)
-        yield from ((position, difference) for difference in found)
+) -> Iterator[tuple[tuple[bool, int], Difference]]:
+    """Yield differences between two optimizer steps, each with its rank.
+
+    What goes into the forward passes comes first: one of them scales the loss of all.
+    """
+    counts = [
+        Counter(_what(event) for event in events if event["event"] in ("batch", "step")) for events in (left, right)
+    ]
+    if counts[0] != counts[1] and all(_what(STEP) in count for count in counts):
+        one, other = (", ".join(f"{number} x {name}" for name, number in count.items()) for count in counts)
+        yield (False, 0), Difference(Kind.micro_batches, f"step {step + 1}{where}", one, other)
+        return
+    for what_goes_in in (True, False):
+        passes: Counter[str] = Counter()
+        random_alike = True
+        for position, (ours, theirs) in enumerate(zip_longest(left, right)):
+            if ours is None or theirs is None or _what(ours) != _what(theirs):
+                if not what_goes_in:
+                    difference = Difference(Kind.length, f"step {step + 1}{where}", _what(ours), _what(theirs))
+                    yield (True, position), difference
+                break
+            found: Iterator[Difference] = iter(())
+            if ours["event"] == "batch":
+                passes[ours["mode"]] += 1
+                place = f"step {step + 1}" if ours["mode"] == "train" else f"evaluation after step {step}"
+                random_alike &= ours["random"] == theirs["random"] or ours["mode"] == "eval"
+                place = f"{place}, forward pass {passes[ours['mode']]}{where}"
+                found = _inputs(place, ours, theirs, known) if what_goes_in else _loss(place, ours, theirs)
+            elif ours["event"] == "step" and not what_goes_in:
+                found = _optimizer(f"step {step + 1}{where}", ours, theirs, random_alike)
+            elif ours["event"] == "log" and not what_goes_in:
+                found = _log(f"after step {step}{where}", ours, theirs)
+            yield from (((not what_goes_in, position), difference) for difference in found)
 
 
-def _optimizer(where: str, one: Event, other: Event) -> Iterator[Difference]:
+def _optimizer(where: str, one: Event, other: Event, random_alike: bool) -> Iterator[Difference]:
     if one["groups"] != other["groups"]:
         yield Difference(Kind.rates, where, *_first_unequal(one["groups"], other["groups"]))
-    yield from _digests(Kind.gradients, where, one["gradients"], other["gradients"])
+    # While LoRA's second factor is zero, dropout shows in gradients alone.
+    kind = Kind.gradients if random_alike else Kind.random
+    yield from _digests(kind, where, one["gradients"], other["gradients"])
     yield from _digests(Kind.weights, where, one["weights"], other["weights"])
 
 
-def _batch(where: str, one: Event, other: Event, known: tuple[set[str], set[str]]) -> Iterator[Difference]:
+def _inputs(where: str, one: Event, other: Event, known: tuple[set[str], set[str]]) -> Iterator[Difference]:
     if one["ids"] != other["ids"]:
         same_rows = set(one["ids"]) <= known[1] and set(other["ids"]) <= known[0]
         rows = (tuple(one["ids"]), tuple(other["ids"]))
@@ -120,6 +138,9 @@ def _batch(where: str, one: Event, other: Event, known: tuple[set[str], set[str]
         yield Difference(Kind.labels, where, " ".join(one["labels"]), " ".join(other["labels"]))
     if one["pixels"] != other["pixels"]:
         yield Difference(Kind.pixels, where, one["pixels"], other["pixels"])
+
+
+def _loss(where: str, one: Event, other: Event) -> Iterator[Difference]:
     if one["loss"] != other["loss"]:
         evaluating = one["mode"] == "eval"
         if one["random"] != other["random"] and not evaluating:

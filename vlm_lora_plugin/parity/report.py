@@ -43,8 +43,8 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "where": difference.where,
             "trainer": difference.left,
             "swift": difference.right,
-            "trainer_rows": outcome.rows[0],
-            "swift_rows": outcome.rows[1],
+            "trainer_rows": difference.rows[0],
+            "swift_rows": difference.rows[1],
             "likely_cause": difference.cause,
         },
     }
@@ -130,8 +130,8 @@ def _verdict(outcome: Outcome) -> Text:
     text = Text(f"first difference: {difference.kind.value}", "bold red")
     details: Mapping[str, str] = {
         "where": difference.where,
-        TITLES["trainer"]: ", ".join(outcome.rows[0]) or difference.left,
-        TITLES["swift"]: ", ".join(outcome.rows[1]) or difference.right,
+        TITLES["trainer"]: ", ".join(difference.rows[0]) or difference.left,
+        TITLES["swift"]: ", ".join(difference.rows[1]) or difference.right,
         "likely cause": difference.cause,
     }
     for name, value in details.items():

@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.parity.causes import Kind
 from vlm_lora_plugin.parity.digests import tensor_digest
 
 if TYPE_CHECKING:
+    from vlm_lora_plugin.parity.compare import Difference
     from vlm_lora_plugin.parity.settings import ParityJob
     from vlm_lora_plugin.recipe import Recipe
 
-Rows = tuple[tuple[str, ...], tuple[str, ...]]
 
+def name_rows(job: ParityJob, recipe: Recipe, difference: Difference) -> Difference:
+    """Return a difference with the rows' origins, ``train.jsonl:3``, instead of digests of their ids.
 
-def name_rows(job: ParityJob, recipe: Recipe, digests: Rows) -> Rows:
-    """Return the origin of each row, ``train.jsonl:3``, instead of the digest of its ids.
+    Where all of them are rows of the data, they were encoded alike and only their order differs.
 
     Args:
         job: What was trained.
         recipe: The resolved recipe.
-        digests: Of the rows on both sides.
+        difference: What was found.
 
     Returns:
-        The same with names; a row that is not in the data keeps its digest. Rows with equal ids share their names.
+        The difference; a row that is not in the data keeps its digest, rows with equal ids share their names.
     """
-    wanted = {digest for side in digests for digest in side}
-    if not wanted:
-        return digests
-    found: dict[str, list[str]] = {digest: [] for digest in wanted}
+    found: dict[str, list[str]] = {digest: [] for side in difference.rows for digest in side}
+    if not found:
+        return difference
     for name, digest in _encoded(job, recipe):
         if digest in found:
             found[digest].append(name)
-    left, right = (tuple(" or ".join(found[digest]) or digest for digest in side) for side in digests)
-    return left, right
+    left, right = (tuple(" or ".join(found[digest]) or digest for digest in side) for side in difference.rows)
+    kind = Kind.order if difference.kind is Kind.ids and all(found.values()) else difference.kind
+    return replace(difference, kind=kind, rows=(left, right))
 
 
 def _encoded(job: ParityJob, recipe: Recipe) -> Iterator[tuple[str, str]]:

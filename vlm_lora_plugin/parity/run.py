@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from vlm_lora_plugin.parity.compare import Difference, compare
 from vlm_lora_plugin.parity.reading import Run, read_run
 from vlm_lora_plugin.parity.record import RECORD_VARIABLE
 from vlm_lora_plugin.parity.rows import name_rows
-from vlm_lora_plugin.parity.settings import FRAMEWORKS, Framework, ParityJob, Side, TrainerTask
+from vlm_lora_plugin.parity.settings import FRAMEWORKS, ParityJob, Side, TrainerTask
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
@@ -37,22 +36,19 @@ class Outcome:
         recipe: The resolved recipe that both were given.
         runs: What each framework did, the Trainer first.
         difference: The first one, or None.
-        rows: Numbers of the data's rows in the forward pass that differs, on both sides; empty where they do not.
     """
 
     job: ParityJob
     recipe: Recipe
     runs: tuple[Run, Run]
     difference: Difference | None
-    rows: tuple[tuple[str, ...], tuple[str, ...]]
 
 
-def run(job: ParityJob, *, extra: Mapping[Framework, Sequence[str]] | None = None) -> Outcome:
+def run(job: ParityJob) -> Outcome:
     """Train in both frameworks, one after the other, and compare.
 
     Args:
         job: What to train.
-        extra: Further arguments for Swift's command line, under ``swift``; for experiments.
 
     Raises:
         VlmLoraError: The job cannot be done, or a framework failed.
@@ -60,11 +56,12 @@ def run(job: ParityJob, *, extra: Mapping[Framework, Sequence[str]] | None = Non
     _, recipe = job.check()
     sides = {name: Side(name, job.output / name) for name in FRAMEWORKS}
     run_trainer(job, recipe, sides["trainer"])
-    run_in_swift(job, recipe, sides["swift"], (extra or {}).get("swift", ()))
+    run_in_swift(job, recipe, sides["swift"])
     left, right = (read_run(side, job.processes) for side in sides.values())
     difference = compare(left, right)
-    rows = name_rows(job, recipe, difference.rows) if difference is not None else ((), ())
-    return Outcome(job, recipe, (left, right), difference, rows)
+    if difference is not None:
+        difference = name_rows(job, recipe, difference)
+    return Outcome(job, recipe, (left, right), difference)
 
 
 def run_trainer(job: ParityJob, recipe: Recipe, side: Side) -> None:
@@ -95,26 +92,24 @@ def run_trainer(job: ParityJob, recipe: Recipe, side: Side) -> None:
     _check(code, side)
 
 
-def run_in_swift(job: ParityJob, recipe: Recipe, side: Side, extra: Sequence[str] = ()) -> None:
+def run_in_swift(job: ParityJob, recipe: Recipe, side: Side) -> None:
     """Train with ``swift sft``.
 
     Args:
         job: What to train.
         recipe: The resolved recipe.
         side: Where its results go.
-        extra: Further arguments for Swift's command line.
 
     Raises:
         TrainingError: It failed.
         SwiftError: ms-swift is not installed, or of a version that is not supported.
     """
     _clear(side)
-    arguments = [*swift_arguments(job, recipe, side), *extra]
     environment = {RECORD_VARIABLE: str(side.records.absolute())}
     if job.processes > 1:
         environment |= {"NPROC_PER_NODE": str(job.processes), "MASTER_PORT": os.environ.get("MASTER_PORT", free_port())}
     with side.printed.open("wb") as printed:
-        code = run_swift("sft", arguments, environment=environment, output=printed)
+        code = run_swift("sft", swift_arguments(job, recipe, side), environment=environment, output=printed)
     _check(code, side)
 
 

@@ -26,14 +26,15 @@ def main(file: str) -> None:
     base, processor = load(task.model, dtype=dtype, seed=recipe.seed)
     model = prepare(base, recipe)
     family = model.vlm_lora.family
-    validation = None
-    if task.val_data is not None:
-        validation = ConversationDataset(task.val_data, processor, recipe.data, family)
+    files = [task.data] if task.val_data is None else [task.data, task.val_data]
+    sets = [ConversationDataset(file, processor, recipe.data, family) for file in files]
+    for data in sets:
+        data.check(decode=True)  # leaves out what the recipe wants left out
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=ConversationDataset(task.data, processor, recipe.data, family),
-        eval_dataset=validation,
+        train_dataset=sets[0],
+        eval_dataset=sets[1] if len(sets) > 1 else None,
         data_collator=processor.collate,
         callbacks=[VlmLoraCallback(recipe), Recorder(side.records)],
     )

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-import yaml
-
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 from vlm_lora_plugin.frameworks.swift.versions import check_version
@@ -62,6 +60,8 @@ def _is_plugins(text: str) -> bool:
 def _plugins_of_file(arguments: Sequence[str]) -> list[str]:
     if not arguments or not arguments[0].endswith((".json", ".yaml", ".yml")):
         return []
+    import yaml
+
     file = Path(arguments[0])
     try:
         text = file.read_text("utf-8")
