@@ -59,6 +59,11 @@ def test_each_preset_trains_its_parts(family, preset, learns):
     assert targets == (five if "lora" in learns else set())
 
 
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "lora+separators"])
+def test_presets_fit_version_2_which_has_no_separators(family, preset):
+    assert resolve_selection(tiny_model("xcomposer2"), family, resolve_recipe(preset, family)).names
+
+
 def test_presets_have_upstreams_defaults(family):
     assert tuple(family.presets) == PRESETS
     recipe = resolve_recipe(None, family)
