@@ -38,17 +38,20 @@ def load(
         The model in eval mode, and its processor.
 
     Raises:
+        AdapterError: The family's own loader raised something unexpected.
         ModelError: The folder is of no known family.
         RecipeError: The recipe cannot be read, or does not fit the model's processor.
         WeightsError: Tensors are missing, extra or of another shape.
     """
     path = Path(folder)
-    family = get_manager().family_of_folder(path)
+    manager = get_manager()
+    family = manager.family_of_folder(path)
     settings = {} if recipe is None else resolve_recipe(recipe, family).data.processor
-    model, processor = family.load(LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings))
+    request = LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings)
+    model, processor = manager.load(family, request)
     if processor is None:
         raise AdapterError(
-            f"The adapter of {family.title} loaded no processor",
+            f"The loader of {manager.title(family)} loaded no processor",
             why="Nothing could turn text and images into what the model takes.",
             fix="Its load function may leave it out only where LoadRequest.with_processor is False.",
         )
@@ -71,15 +74,17 @@ def load_model(
         variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
 
     Raises:
+        AdapterError: The family's own loader raised something unexpected.
         ModelError: The folder is of no known family, or its family has no such variant.
         WeightsError: Tensors are missing, extra or of another shape.
     """
     path = Path(folder)
-    family = get_manager().family_of_folder(path)
+    manager = get_manager()
+    family = manager.family_of_folder(path)
     if variant is not None and variant not in family.variants:
         raise ModelError(
             f"{family.title} has no variant '{variant}'",
             fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
         )
     request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant, with_processor=False)
-    return family.load(request)[0]
+    return manager.load(family, request)[0]

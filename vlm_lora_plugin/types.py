@@ -215,6 +215,8 @@ class Family:
         processor_options: What a recipe may set in ``data.processor``.
         read_mixture: Reads a file that names data files and how much of each to train on, or returns None when
             the file is no such mixture but data itself.
+        swift_model_types: Model types that ms-swift itself has for this family's checkpoints and that the
+            family takes over there, because Swift's own cannot work.
     """
 
     name: str
@@ -233,6 +235,7 @@ class Family:
     demo: Callable[[Path], None] | None = None
     processor_options: tuple[ProcessorOption, ...] = ()
     read_mixture: Callable[[Path], Sequence[MixturePart] | None] | None = None
+    swift_model_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,9 @@ def refuse_unfit(
     if fits is not None:
         advice = f"; the largest {HD_NUM} that fits is {fits[1]}" if fits[1] else f"; no {HD_NUM} is small enough"
     at = f" at {HD_NUM} {hd_num}" if fits is not None else ""
+    share = f", {images} of them for images{at}" if images else ""
     raise TooLongError(
-        f"{origin}: {needed} tokens are needed ({images} for {len(encoded.blocks)} images{at}), max_length is "
-        f"{max_length}{problem}{advice}",
+        f"{origin}: {needed} tokens are needed{share}; max_length is {max_length}{problem}{advice}",
         needed=needed,
         fits=fits,
         why="" if not problem else "The model takes whole images only, and learns nothing from a row without labels.",

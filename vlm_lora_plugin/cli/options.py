@@ -22,6 +22,13 @@ class Dtype(str, Enum):
     fp32 = "fp32"
 
 
+class Framework(str, Enum):
+    """What can train."""
+
+    trainer = "trainer"
+    swift = "swift"
+
+
 class BadSample(str, Enum):
     """What happens to a row that cannot be used."""
 

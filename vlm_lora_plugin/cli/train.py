@@ -11,6 +11,7 @@ from vlm_lora_plugin.cli.options import (
     BadSampleOption,
     CheckImagesOption,
     DtypeOption,
+    Framework,
     OutsideImagesOption,
     PresetOption,
     RecipeOption,
@@ -54,13 +55,22 @@ def train(
         bool, typer.Option("--dry-run", help="Check and show everything, and the resolved recipe; write nothing.")
     ] = False,
     check_images: CheckImagesOption = True,
+    framework: Annotated[
+        Framework, typer.Option("--framework", help="What trains: transformers' Trainer, or ms-swift; same result.")
+    ] = Framework.trainer,
     demo: Annotated[bool, typer.Option("--demo", help="Train a tiny model on handwritten digits instead.")] = False,
     traceback: TracebackOption = False,
 ) -> None:
     """Train an adapter. Everything is checked and shown before the first step; nothing is written until it is done."""
     if demo:
         given = (model, data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample)
-        if any(value is not None for value in given) or allow_outside_images or resume or dry_run:
+        if (
+            any(value is not None for value in given)
+            or allow_outside_images
+            or resume
+            or dry_run
+            or framework is not Framework.trainer
+        ):
             raise typer.BadParameter(
                 "--demo takes no model, data, recipe or job to resume; it brings its own", param_hint="--demo"
             )
@@ -91,6 +101,7 @@ def train(
         overwrite=overwrite,
         resume=resume,
         check_images=check_images,
+        framework=framework.value,
     )
     _, resolved = job.check()
     from vlm_lora_plugin.job.run import check_and_show, run  # imports torch: after what can be refused without it

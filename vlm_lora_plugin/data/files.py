@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,11 @@ from vlm_lora_plugin.errors import DataError
 if TYPE_CHECKING:
     from vlm_lora_plugin.types import Family
 
+LARGE_LIST = 2**30
+"""Bytes of a JSON list from which on a hint is given that JSONL would be read from disk instead."""
+
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _Format:
@@ -30,7 +36,7 @@ class ExampleFile(Sequence[Example]):
     """The rows of a JSONL file, or of a JSON file that holds one list.
 
     A row of a JSONL file is read from disk each time it is asked for: memory holds 16 bytes a row, however
-    long the rows are. A JSON list is held in memory as a whole; large data should be JSONL.
+    long the rows are. A JSON list is held in memory as a whole; from 1 GiB on a warning says how to make JSONL of it.
 
     A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` as ms-swift users have it, or a row of
     the family's own format (``Family.parse_record``). An image is a path, ``{"path": ...}`` or
@@ -104,6 +110,15 @@ class ExampleFile(Sequence[Example]):
     def _index(self) -> None:
         with self.path.open("rb") as stream:
             if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+                if self._state[0] > LARGE_LIST:
+                    _logger.warning(
+                        "%s is one JSON list of %.1f GiB, which is held in memory as a whole; as JSONL its rows are "
+                        "read from disk when they are needed: jq -c '.[]' %s > %s",
+                        self.path,
+                        self._state[0] / 2**30,
+                        self.path,
+                        self.path.with_suffix(".jsonl"),
+                    )
                 stream.seek(0)
                 self._items = _list_items(self.path, stream.read())
                 self._offsets = array("q", range(len(self._items)))

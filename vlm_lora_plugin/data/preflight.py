@@ -29,20 +29,20 @@ class DataStatistics:
         images: Number of images.
         tokens: Tokens of all rows, image positions included.
         longest: Tokens of the longest row.
-        longest_origin: File and line of that row.
         supervised_tokens: Tokens that are learnt from.
         truncated: Rows whose end is cut off.
         skipped: Rows left out because they cannot be used.
+        longest_origin: File and line of the longest row.
     """
 
     rows: int
     images: int
     tokens: int
     longest: int
-    longest_origin: str
     supervised_tokens: int
     truncated: int
     skipped: int = 0
+    longest_origin: str = ""
 
     @property
     def mean_tokens(self) -> float:

@@ -101,7 +101,7 @@ def raise_for_rows(problems: list[DataError], rows: int, *, most: int = 5) -> No
 
 def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Example:
     for wrong, right in _MISNAMED.items():
-        if wrong in record and right not in record:
+        if wrong in record and not record.get(right):
             raise DataError(f"{origin}: unknown key `{wrong}`", fix=f"Write `{right}`. {LIKE_THIS}")
     for key in _UNSUPPORTED:
         if record.get(key):

@@ -74,6 +74,8 @@ def run(output: Path, *, family_name: str | None = None) -> float:
     )
     job = TrainJob(model=base, data=train, output=output, overrides=OVERRIDES, dtype="fp32", overwrite=True)
     result = run_job(job, console)
+    if result.model is None:
+        raise TrainingError("The demo trains in this process")
     answers = generate_answers(result.model, processor, examples, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH)
     after = exact_match(answers, examples)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vlm_lora_plugin.errors import TrainingError, VlmLoraError
 from vlm_lora_plugin.evaluation import generate_answers
@@ -22,7 +24,8 @@ class AnswerMetric(TrainerCallback):
     """Answers examples greedily after each evaluation and logs the metric as ``eval_<name>``.
 
     The values also join the evaluation's own, so that ``metric_for_best_model`` may name them. In a job of several
-    processes each answers the same examples.
+    processes each answers its share of the examples, and all measure all answers. Under ZeRO-3 each answers all of
+    them, because every process must take part in each other's forward passes.
 
     Args:
         trainer: The Trainer that this callback is added to.
@@ -80,11 +83,17 @@ class AnswerMetric(TrainerCallback):
         trainer, model = self._trainer, self._trainer.model
         if model is None:
             raise TrainingError("The Trainer has no model to answer with", fix="Build it with a prepared model.")
-        with trainer.accelerator.autocast():
-            return generate_answers(
+        state = trainer.accelerator
+        rank, ranks = (0, 1) if is_deepspeed_zero3_enabled() else (state.process_index, state.num_processes)
+        with state.autocast():
+            own = generate_answers(
                 model,
                 self._processor,
-                examples,
+                examples[rank::ranks],
                 max_new_tokens=max_new_tokens,
                 batch_size=trainer.args.per_device_eval_batch_size,
             )
+        if ranks == 1:
+            return own
+        shares = gather_object([own])  # one list of each process, in the order of their ranks
+        return [shares[index % ranks][index // ranks] for index in range(len(examples))]

@@ -48,3 +48,10 @@ def look_at(model: nn.Module, name: str, family: Family, recipe: Recipe) -> Look
     """
     selection = trace_selection(model, family, recipe)
     return Look(summarise(model, name, family, recipe, selection.trainables), selection)
+
+
+def default_dtype() -> DtypeName:
+    """Return bf16 on a GPU that computes in it, fp16 on another GPU, fp32 on a CPU."""
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

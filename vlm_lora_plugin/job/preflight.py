@@ -15,10 +15,11 @@ from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.preflight import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
-from vlm_lora_plugin.job.look import DTYPES, look_at
+from vlm_lora_plugin.job.data_record import DataRecord, check_same_data, record_of
+from vlm_lora_plugin.job.look import DTYPES, default_dtype, look_at
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.resuming import ResumePoint, find_resume_point
-from vlm_lora_plugin.job.settings import DtypeName, TrainJob
+from vlm_lora_plugin.job.settings import TrainJob
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.metrics import Metric, load_metric
 
@@ -41,6 +42,7 @@ class Plan:
         training: The training data.
         validation: The validation data, or None.
         statistics: By the name of the data set.
+        records: What the data files are, by the name of the data set.
         arguments: The Trainer's, checkpoints going to the output folder.
         output: Where results go.
         metric: What is made of answers to the validation data, or None.
@@ -55,6 +57,7 @@ class Plan:
     training: ConversationDataset
     validation: ConversationDataset | None
     statistics: Mapping[str, DataStatistics]
+    records: Mapping[str, DataRecord]
     arguments: TrainingArguments
     output: OutputFolder
     metric: Metric | None
@@ -83,7 +86,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     family, recipe = job.check()
     output = OutputFolder(job.output)
     dtype = job.dtype or default_dtype()
-    resumed = find_resume_point(output, str(DTYPES[dtype]).removeprefix("torch.")) if job.resume else None
+    name = str(DTYPES[dtype]).removeprefix("torch.")
+    resumed = find_resume_point(output, name, recipe) if job.resume else None
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
@@ -97,6 +101,9 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     for name, data in sets.items():
         with checking(name, len(data)) as progress:
             statistics[name] = data.check(decode=job.check_images, progress=progress)
+    records = {name: record_of(data.examples.files, len(data)) for name, data in sets.items()}
+    if resumed is not None:
+        check_same_data(output, records)
     return Plan(
         job=job,
         family=family,
@@ -106,6 +113,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         training=sets["training"],
         validation=sets.get("validation"),
         statistics=statistics,
+        records=records,
         arguments=arguments,
         output=output,
         metric=metric,
@@ -124,10 +132,3 @@ def _arguments(recipe: Recipe, checkpoints: Path, dtype: torch.dtype, *, evaluat
             f"transformers refuses the recipe's optimizer or training settings: {error}",
             fix="See docs/reference/recipe.md for every key and its values.",
         ) from error
-
-
-def default_dtype() -> DtypeName:
-    """Return bf16 on a GPU that computes in it, fp16 on another GPU, fp32 on a CPU."""
-    if not torch.cuda.is_available():
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -14,6 +14,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.resources import ResourceMonitor
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
+from vlm_lora_plugin.job.data_record import to_json
+from vlm_lora_plugin.job.in_swift import train_in_swift
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
@@ -46,7 +48,7 @@ class TrainResult:
         metrics: Of the last evaluation, by name, ``eval_exact_match``.
         skipped: Rows left out, by the name of the data set; empty when none was.
         resources: What limited the run.
-        model: The trained model, still in memory.
+        model: The trained model, still in memory; None when it was trained in another process.
     """
 
     adapter: Path
@@ -57,19 +59,20 @@ class TrainResult:
     metrics: Mapping[str, float]
     skipped: Mapping[str, int]
     resources: ResourceSummary | None
-    model: VlmLoraPeftModel
+    model: VlmLoraPeftModel | None
 
 
 class _Begin(TrainerCallback):
     """Opens the output folder when the first step is done, and not before."""
 
     def __init__(self, plan: Plan) -> None:
-        self._output, self._recipe, self._resumed = plan.output, plan.recipe.to_yaml(), plan.resumed
+        self._output, self._resumed = plan.output, plan.resumed
+        self._recipe, self._data = plan.recipe.to_yaml(), to_json(plan.records)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._output.begun and state.is_world_process_zero:
             if self._resumed is None:
-                self._output.begin(self._recipe)
+                self._output.begin(self._recipe, self._data)
             else:
                 self._output.begin_again(self._resumed.kept_log)
 
@@ -121,6 +124,14 @@ def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:
 
 
 def _train(plan: Plan, console: Console) -> TrainResult:
+    finished = plan.resumed is not None and plan.resumed.finished
+    if plan.job.framework == "swift" and not finished:
+        done = train_in_swift(plan, console)
+        return _result(plan, done.steps, done.resources, None)
+    return _train_here(plan, console)
+
+
+def _train_here(plan: Plan, console: Console) -> TrainResult:
     recipe, output = plan.recipe, plan.output
     base, processor = load(plan.job.model, recipe, dtype=plan.dtype, seed=recipe.seed)
     model = prepare(base, recipe)
@@ -146,6 +157,13 @@ def _train(plan: Plan, console: Console) -> TrainResult:
     finally:
         progress.close()
     output.save_adapter(model.save_pretrained)
+    steps = plan.resumed.step if plan.resumed is not None and plan.resumed.finished else trainer.state.global_step
+    return _result(plan, steps, monitor.summary, model)
+
+
+def _result(plan: Plan, steps: int, resources: ResourceSummary | None, model: VlmLoraPeftModel | None) -> TrainResult:
+    """Draw the pictures and sum up the log."""
+    output = plan.output
     lines = read_log(output.log)
     title = f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}"
     draw_loss(lines, output.loss_picture, title=title)
@@ -155,12 +173,12 @@ def _train(plan: Plan, console: Console) -> TrainResult:
     results = {key: value for line in lines for key, value in line.items() if is_result(key)}  # the last of each
     return TrainResult(
         adapter=output.adapter,
-        steps=plan.resumed.step if plan.resumed is not None and plan.resumed.finished else trainer.state.global_step,
+        steps=steps,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
         eval_loss=results.pop("eval_loss", None),
         metrics=results,
         skipped={name: len(problems) for name, problems in plan.skipped().items() if problems},
-        resources=monitor.summary,
+        resources=resources,
         model=model,
     )

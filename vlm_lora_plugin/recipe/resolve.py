@@ -26,11 +26,18 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, An
         return source.model_dump(mode="json", exclude_unset=True)
     if isinstance(source, Mapping):
         return dict(source)
+    if not isinstance(source, (str, Path)):
+        raise RecipeError(
+            f"A {type(source).__name__} is no recipe",
+            fix="Give a mapping, a Recipe, a path to a YAML file or a preset's name.",
+        )
     path = Path(source)
     if path.suffix.lower() not in {".yaml", ".yml"}:
-        if path.exists() and path.is_file():
+        if path.is_file():
             raise RecipeError(f"{path} is no recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
-        return {"preset": str(source)}
+        if isinstance(source, Path) or path.name != source:  # a folder, or a path to nothing
+            raise RecipeError(f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name.")
+        return {"preset": source}
     try:
         document = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -40,7 +47,11 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, An
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(document, dict):
-        raise RecipeError(f"{path} holds {type(document).__name__}, not `key: value` lines")
+        held = "nothing" if document is None else f"a {type(document).__name__}"
+        raise RecipeError(
+            f"{path} holds {held}, not `key: value` lines",
+            fix="Begin with `preset: lora`, for example; see docs/reference/recipe.md for every key.",
+        )
     return document
 
 
@@ -65,8 +76,8 @@ def resolve_recipe(
     """
     document = {"preset": family.default_preset} if source is None else read_recipe(source)
     label = str(source) if isinstance(source, (str, Path)) else "recipe"
-    user = Recipe.parse(document, source=label, partial=True)
-    over = Recipe.parse(overrides or {}, source="override", partial=True)
+    user = Recipe.parse(document, source=label)
+    over = Recipe.parse(overrides or {}, source="override")
     for recipe in (user, over):
         if recipe.family not in (None, family.name):
             raise RecipeError(
@@ -81,7 +92,7 @@ def resolve_recipe(
                 f"{family.title} has no preset '{preset}'",
                 fix=nearest(preset, list(family.presets)),
             )
-        base = Recipe.parse(family.presets[preset], source=f"preset {preset}", partial=True)
+        base = Recipe.parse(family.presets[preset], source=f"preset {preset}")
         layers.insert(0, base.model_dump(exclude_unset=True))
     merged: dict[str, Any] = {}
     rules: list[dict[str, Any]] = []
