@@ -235,3 +235,15 @@ def test_the_separators_learn_by_one_rule(family):
     recipe = resolve_recipe({"preset": "lora-low-memory", "rules": [SEPARATORS_LEARN]}, family)
     names = resolve_selection(tiny_model(), family, recipe).names
     assert {"plora_glb_GN", "plora_sub_GN"} <= names
+
+
+@pytest.mark.parametrize(("r", "alpha", "outside"), [(8, 16, False), (64, 64, True), (8, 64, True)])
+def test_inspects_advice_names_the_range_and_what_lies_outside(family, r, alpha, outside):
+    recipe = resolve_recipe({"preset": "lora", "lora": {"r": r, "lora_alpha": alpha}}, family)
+
+    lines = family.advise(recipe)
+    assert "lora.r 4 to 32" in lines[0]
+    assert "1 to 2 times r" in lines[0]
+    assert ("outside" in lines[0]) == outside
+    assert "36 MiB" in lines[1]
+    assert not family.advise(resolve_recipe("full", family))
