@@ -217,6 +217,7 @@ class Family:
             the file is no such mixture but data itself.
         swift_model_types: Model types that ms-swift itself has for this family's checkpoints and that the
             family takes over there, because Swift's own cannot work.
+        advise: What ``inspect`` says about a resolved recipe beside its numbers, one sentence or two a line.
     """
 
     name: str
@@ -236,6 +237,7 @@ class Family:
     processor_options: tuple[ProcessorOption, ...] = ()
     read_mixture: Callable[[Path], Sequence[MixturePart] | None] | None = None
     swift_model_types: tuple[str, ...] = ()
+    advise: Callable[[Recipe], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora_plugin.hookspecs import hookimpl
 from vlm_lora_plugin.types import Component, Family, LoadRequest, ProcessorOption
 from vlm_lora_xcomposer import names
+from vlm_lora_xcomposer.advice import advise
 from vlm_lora_xcomposer.folder import MODEL_TYPE, recognises
 from vlm_lora_xcomposer.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_xcomposer.variants import VARIANTS
@@ -52,6 +53,8 @@ def describe_family() -> Family:
         processor_options=PROCESSOR_OPTIONS,
         read_mixture=_read_mixture,
         demo=_write_demo,
+        swift_model_types=tuple(sorted(VARIANTS)),
+        advise=advise,
     )
 
 

@@ -34,6 +34,9 @@ Upstream's LoRA trains them by accident (PEFT freezes what has no ``lora_`` in i
 does) and then loses them: its adapter files cannot give them back.
 """
 
+# Version 2 has no separators, and a pattern must match something; the last norm learns with `language` anyway.
+_SEPARATORS_IF_ANY = {"pattern": rf"{SEPARATOR_NAME}|model\.norm", "means": "full"}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "lora": {**_DEFAULTS, "components": {"language": "lora"}},
     "lora-low-memory": {
@@ -46,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full-llm": {
         **_DEFAULTS,
         "components": dict.fromkeys(_LANGUAGE, "full"),
-        "rules": [SEPARATORS_LEARN],
+        "rules": [_SEPARATORS_IF_ANY],
     },
     "full": {**_DEFAULTS, "components": {"vision": "full", "aligner": "full", **dict.fromkeys(_LANGUAGE, "full")}},
 }
