@@ -216,7 +216,7 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
         from vlm_lora_omnilmm.tokenization import resolve_image_ids
 
         folder = Path(str(pretrained_model_name_or_path))
-        if folder.is_dir() and isinstance(kwargs.get("config", None), OmniLMMConfig | None):
+        if folder.is_dir() and isinstance(kwargs.get("config"), OmniLMMConfig | None):
             kwargs["config"] = resolve_image_ids(kwargs.get("config") or OmniLMMConfig.from_pretrained(folder), folder)
         model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         return model

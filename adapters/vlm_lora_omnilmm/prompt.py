@@ -56,6 +56,7 @@ def render(turns: Sequence[Message], tokenizer: PreTrainedTokenizerFast, *, gene
 
     whole = rendered(len(messages), generation=generation)
     text = whole if generation else whole.strip()
+    lead = whole.index(text)
     answers = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -67,5 +68,5 @@ def render(turns: Sequence[Message], tokenizer: PreTrainedTokenizerFast, *, gene
                     why="The answers cannot be told from the rest of the text.",
                     fix="Use the published tokenizer_config.json.",
                 )
-            answers.append((len(before), end))
+            answers.append((len(before) - lead, end - lead))
     return Prompt(text, tuple(answers))

@@ -34,7 +34,7 @@ TINY_CONFIG: dict[str, Any] = {
 }
 
 # What the prompt is made of, so that a tiny model's rows are short.
-WORDS = [SYSTEM_PROMPT, "<|system|> <|user|> <|assistant|>", *("Which digit? 0 1 2 3 4 5 6 7 8 9".split())]
+WORDS = [SYSTEM_PROMPT, "<|system|> <|user|> <|assistant|>", "Which digit?", *map(str, range(10))]
 
 
 def tiny_config(**overrides: Any) -> OmniLMMConfig:
