@@ -75,3 +75,14 @@ def write_tiny_folder(folder: str | Path, *, seed: int = 0, **config_overrides: 
     tiny_model(seed=seed, **config_overrides).save_pretrained(path)
     tiny_tokenizer(WORDS).save_pretrained(path)
     return path
+
+
+def write_demo_folder(folder: str | Path) -> Path:
+    """Write the model that the demo starts from: random weights that LoRA, resampler and embeddings can steer.
+
+    The weights are drawn wider than usual. With the published 0.02 the frozen head's logits stay so close
+    together that no input could make one answer likely.
+    """
+    return write_tiny_folder(
+        folder, num_hidden_layers=1, initializer_range=0.15, tower={"embed_dim": 64, "num_heads": 4, "depth": 2}
+    )

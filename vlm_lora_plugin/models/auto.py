@@ -16,6 +16,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from vlm_lora_plugin.discovery import installed_entries
+from vlm_lora_plugin.hookspecs import ENTRY_POINT_GROUP
+
 PACKAGE = "transformers"
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 
@@ -24,62 +27,55 @@ def install() -> None:
     """Import the families' ``auto_modules`` now, or as soon as transformers' auto classes are imported."""
     if any(isinstance(finder, _Waiting) for finder in sys.meta_path):
         return
-    postponed = import_auto_modules() if AUTO_CLASSES in sys.modules else None
-    if postponed is None or postponed:
-        sys.meta_path.insert(0, _Waiting(postponed or ()))
+    due = AUTO_CLASSES in sys.modules
+    if due and not adapter_is_half_imported():
+        import_auto_modules()
+    else:
+        sys.meta_path.insert(0, _Waiting(due=due))
 
 
-def import_auto_modules(names: Sequence[str] | None = None) -> tuple[str, ...]:
+def import_auto_modules() -> None:
     """Import every family's ``auto_modules``, which register their classes.
 
-    One that fails is left out with a warning: this runs inside somebody's import of transformers. One that is
-    being imported at this moment registers its classes when it is done.
-
-    Args:
-        names: Only these modules; None for all.
-
-    Returns:
-        The modules that could not be imported yet, because another module of their package is half imported.
+    One that fails is left out with a warning: this runs inside somebody's import of transformers.
     """
     from vlm_lora_plugin.manager import get_manager
 
-    postponed = []
     for family in get_manager().families().values():
         for name in family.auto_modules:
-            if names is not None and name not in names:
-                continue
-            if name not in sys.modules and _is_half_imported(name.partition(".")[0]):
-                postponed.append(name)
-                continue
             try:
                 import_module(name)
             except Exception as error:  # model code of others may raise anything
                 warnings.warn(f"AutoModelForCausalLM cannot load {family.title}: {error!r}", stacklevel=2)
-    return tuple(postponed)
 
 
-def _is_half_imported(package: str) -> bool:
-    """Return whether a module of a package is being imported, so that not all of its names can be had yet."""
-    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == package]
-    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
+def adapter_is_half_imported() -> bool:
+    """Return whether a module of an installed adapter's package is being imported, so that it lacks names yet."""
+    entries = installed_entries(ENTRY_POINT_GROUP).values()
+    packages = {entry.value.partition(".")[0] for claims in entries for entry in claims}
+    return any(
+        name.partition(".")[0] in packages and getattr(getattr(module, "__spec__", None), "_initializing", False)
+        for name, module in list(sys.modules.items())
+    )
 
 
 class _Waiting(MetaPathFinder):
     """Finds transformers' modules through the other finders, and notices when one has been executed.
 
     Args:
-        postponed: Modules that are to be imported with the first import, of anything, at which they can be.
+        due: The auto classes are there already; what is waited for is the first import, of anything, at which no
+            adapter is half imported.
     """
 
-    def __init__(self, postponed: Sequence[str] = ()) -> None:
+    def __init__(self, *, due: bool) -> None:
         self._depth = 0
-        self._postponed = tuple(postponed)
+        self._due = due
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if self._postponed:
-            self._import(self._postponed)
+        if self._due:
+            self._import_when_whole()
             return None
         if fullname.partition(".")[0] != PACKAGE:
             return None
@@ -99,12 +95,12 @@ class _Waiting(MetaPathFinder):
             finally:
                 self._depth -= 1
             if self._depth == 0 and AUTO_CLASSES in sys.modules and self in sys.meta_path:
-                self._import(None)
+                self._import_when_whole()
 
         loader.exec_module = watched
 
-    def _import(self, names: Sequence[str] | None) -> None:
-        sys.meta_path.remove(self)
-        self._postponed = import_auto_modules(names)
-        if self._postponed:
-            sys.meta_path.insert(0, self)
+    def _import_when_whole(self) -> None:
+        self._due = True
+        if not adapter_is_half_imported():
+            sys.meta_path.remove(self)
+            import_auto_modules()
