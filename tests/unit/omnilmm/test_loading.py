@@ -170,8 +170,13 @@ def test_sentencepiece_alone_gives_the_ids_of_the_fast_tokenizer(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "ours"),
-    [({}, True), ({"model_type": "mistral"}, False), ({"mm_vision_tower": None}, False), ({"model_type": "minicpmv"}, False)],
-)  # fmt: skip
+    [
+        ({}, True),
+        ({"model_type": "mistral"}, False),
+        ({"mm_vision_tower": None}, False),
+        ({"model_type": "minicpmv"}, False),
+    ],
+)
 def test_a_folder_is_recognised_by_its_config(folder, changes, ours):
     edit_config(folder, **changes)
     assert recognises(folder) is ours
