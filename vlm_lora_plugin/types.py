@@ -156,7 +156,8 @@ class Family:
             family's.
         auto_modules: Modules that register this family's own model types with transformers' auto classes when
             they are imported. That happens by itself once ``AutoModelForCausalLM`` is imported.
-        demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family.
+        demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family, and
+            may return a recipe document that is laid over the demo's own settings.
     """
 
     name: str
@@ -172,7 +173,7 @@ class Family:
     parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None
     read_golden_case: Callable[[Path], GoldenCase | None] | None = None
     auto_modules: tuple[str, ...] = ()
-    demo: Callable[[Path], None] | None = None
+    demo: Callable[[Path], Mapping[str, Any] | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def _read_golden_case(folder: Path) -> GoldenCase | None:
     return read_golden_case(folder)
 
 
-def _write_demo(folder: Path) -> None:
-    from vlm_lora_omnilmm.tiny import write_demo_folder
+def _write_demo(folder: Path) -> Mapping[str, Any]:
+    from vlm_lora_omnilmm.tiny import DEMO_OVERRIDES, write_demo_folder
 
     write_demo_folder(folder)
+    return DEMO_OVERRIDES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm_lora_omnilmm.adapter import COMPONENTS
-from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
+from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.forward.answer_only import answer_only_logits
 from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
@@ -37,8 +37,8 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     size = model.config.image_size
 
     def dummy_tokens() -> torch.Tensor:
-        weight = model.model.embed_tokens.weight
-        return model.model.encode_images(torch.zeros(1, 3, size, size, device=weight.device))
+        inner: OmniLMMModel = model.model
+        return inner.encode_images(torch.zeros(1, 3, size, size, device=inner.embed_tokens.weight.device))
 
     checkpointed = [
         checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)

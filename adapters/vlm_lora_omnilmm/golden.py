@@ -75,7 +75,7 @@ def read_golden_case(folder: Path) -> GoldenCase | None:
     config._attn_implementation = attention
     model = OmniLMMForCausalLM(config)
     expected = json.loads((folder / "expected.json").read_text("utf-8"))
-    model.train(expected.get("mode", "train()") == "train()")
+    model.train(expected.get("mode", "train()") == "train()")  # type: ignore[no-untyped-call]
     family = describe_family()
     return GoldenCase(
         model=model,

@@ -27,7 +27,7 @@ from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_image
 Images = torch.Tensor | Sequence[torch.Tensor]
 
 
-class OmniLMMPreTrainedModel(MistralPreTrainedModel):  # type: ignore[no-untyped-call]
+class OmniLMMPreTrainedModel(MistralPreTrainedModel):
     """What both classes share."""
 
     config_class = OmniLMMConfig
@@ -39,8 +39,9 @@ class OmniLMMPreTrainedModel(MistralPreTrainedModel):  # type: ignore[no-untyped
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         init_resampler(module)
-        if hasattr(module, "init_own_weights"):
-            module.init_own_weights()
+        init_own_weights = getattr(module, "init_own_weights", None)
+        if callable(init_own_weights):
+            init_own_weights()
 
 
 class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
@@ -54,7 +55,7 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         self.vision_tower = VisionTower(config.vision)
         self.resampler = OmniLMMResampler(config)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -218,8 +219,7 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
         folder = Path(str(pretrained_model_name_or_path))
         if folder.is_dir() and isinstance(kwargs.get("config"), OmniLMMConfig | None):
             kwargs["config"] = resolve_image_ids(kwargs.get("config") or OmniLMMConfig.from_pretrained(folder), folder)
-        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        return model
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -40,7 +40,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     fix = f"Put the published {TOKENIZER_FILE} or {SENTENCEPIECE_FILE} and {TOKENIZER_CONFIG} into the model folder."
     try:
         if (path / TOKENIZER_FILE).is_file():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+            tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path)
         elif (path / SENTENCEPIECE_FILE).is_file():
             tokenizer = LlamaTokenizer.from_pretrained(path, legacy=_is_legacy(path))
         else:
@@ -66,7 +66,7 @@ def _is_legacy(folder: Path) -> bool:
 
 def image_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int, int]:
     """Return the ids of ``<im_patch>``, ``<im_start>`` and ``<im_end>``."""
-    patch, start, end = (int(tokenizer.convert_tokens_to_ids(token)) for token in IMAGE_TOKENS)
+    patch, start, end = tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS))
     return patch, start, end
 
 

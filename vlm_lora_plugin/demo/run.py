@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def run(output: Path, *, family_name: str | None = None) -> float:
     base, data = output / "base", output / "data"
     for folder in (base, data):
         shutil.rmtree(folder, ignore_errors=True)
-    write_base(base)
+    own = write_base(base) or {}
     train, held_out = write_digits(data)
     examples = read_examples(held_out, family)
 
@@ -70,7 +70,8 @@ def run(output: Path, *, family_name: str | None = None) -> float:
         generate_answers(model, processor, examples, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH), examples
     )
     whole = {component.name: False for component in family.components if component.blocks}
-    overrides = {**OVERRIDES, "gradient_checkpointing": whole}
+    overrides = {key: {**OVERRIDES.get(key, {}), **own.get(key, {})} for key in {**OVERRIDES, **own}}
+    overrides["gradient_checkpointing"] = whole
     job = TrainJob(model=base, data=train, output=output, overrides=overrides, dtype="fp32", overwrite=True)
     result = run_job(job, console)
     answers = generate_answers(result.model, processor, examples, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH)
@@ -95,7 +96,7 @@ def run(output: Path, *, family_name: str | None = None) -> float:
     return after
 
 
-def _demo_of(name: str | None) -> tuple[Family, Callable[[Path], None]]:
+def _demo_of(name: str | None) -> tuple[Family, Callable[[Path], Mapping[str, Any] | None]]:
     families = get_manager().families()
     demos = {family.name: family for family in families.values() if family.demo is not None}
     if name is None:
