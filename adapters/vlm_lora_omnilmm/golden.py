@@ -75,7 +75,7 @@ def read_golden_case(folder: Path) -> GoldenCase | None:
     config._attn_implementation = attention
     model = OmniLMMForCausalLM(config)
     expected = json.loads((folder / "expected.json").read_text("utf-8"))
-    model.train(expected.get("mode", "train()") == "train()")  # type: ignore[no-untyped-call]
+    model.train(expected.get("mode", "train()") == "train()")
     family = describe_family()
     return GoldenCase(
         model=model,
@@ -121,11 +121,12 @@ def run_stages(
     own = [name for name in names if not name.startswith((ALL_IMAGES, TEXT_ONLY))]
     with _last_image_only(model):
         output, stages = _run(model, inputs, own, one_by_one)
-    for prefix, narrowed in ((ALL_IMAGES, lambda: inputs), (TEXT_ONLY, lambda: _text_rows(model, inputs))):
+    for prefix in (ALL_IMAGES, TEXT_ONLY):
         wanted = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         if wanted:
             with torch.no_grad():
-                _, found = _run(model, narrowed(), wanted, one_by_one)
+                given = inputs if prefix == ALL_IMAGES else _text_rows(model, inputs)
+                _, found = _run(model, given, wanted, one_by_one)
             stages |= {prefix + name: tensor for name, tensor in found.items()}
     return output, stages
 

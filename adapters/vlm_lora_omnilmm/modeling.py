@@ -180,26 +180,21 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
             use_cache = self.config.use_cache and labels is None and not self.training
         outputs = self.model(
             input_ids=input_ids,
-            attention_mask=attention_mask,
             pixel_values=pixel_values,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
             return_dict=True,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(to_weight_dtype(outputs.last_hidden_state[:, kept], self.lm_head.weight))
         loss = None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch)
-        result = CausalLMOutputWithPast(
-            loss=cast(torch.FloatTensor | None, loss),
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        passed_on = {key: outputs[key] for key in ("past_key_values", "hidden_states", "attentions") if key in outputs}
+        result = CausalLMOutputWithPast(loss=cast(torch.FloatTensor | None, loss), logits=logits, **passed_on)
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return result if wants_dict else result.to_tuple()
 
