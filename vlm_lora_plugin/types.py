@@ -211,13 +211,14 @@ class Family:
             family's.
         auto_modules: Modules that register this family's own model types with transformers' auto classes when
             they are imported. That happens by itself once ``AutoModelForCausalLM`` is imported.
-        demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family.
         processor_options: What a recipe may set in ``data.processor``.
         read_mixture: Reads a file that names data files and how much of each to train on, or returns None when
             the file is no such mixture but data itself.
         swift_model_types: Model types that ms-swift itself has for this family's checkpoints and that the
             family takes over there, because Swift's own cannot work.
         advise: What ``inspect`` says about a resolved recipe beside its numbers, one sentence or two a line.
+        demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family, and
+            may return a recipe document that is laid over the demo's own settings.
     """
 
     name: str
@@ -233,11 +234,11 @@ class Family:
     parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None
     read_golden_case: Callable[[Path], GoldenCase | None] | None = None
     auto_modules: tuple[str, ...] = ()
-    demo: Callable[[Path], None] | None = None
     processor_options: tuple[ProcessorOption, ...] = ()
     read_mixture: Callable[[Path], Sequence[MixturePart] | None] | None = None
     swift_model_types: tuple[str, ...] = ()
     advise: Callable[[Recipe], Sequence[str]] | None = None
+    demo: Callable[[Path], Mapping[str, Any] | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from vlm_lora_monkey.adapter import COMPONENTS
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_plugin.errors import ModelError
@@ -31,4 +33,13 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     checkpointed = [
         checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
     ]
-    return (keep_text_only_trainable("transformer", ["transformer.visual"]), *checkpointed)
+    size = model.config.vision.image_size
+
+    def dummy_tokens() -> torch.Tensor:
+        visual = model.transformer.visual
+        return visual.encode(torch.zeros(1, 3, size, size, device=visual.positional_embedding.device))
+
+    text_only = keep_text_only_trainable(
+        "transformer", ["transformer.visual"], embeddings="transformer.wte", dummy=dummy_tokens
+    )
+    return (text_only, *checkpointed)

@@ -32,7 +32,9 @@ DEMO_OUTPUT = Path("runs/demo")
 
 
 def train(
-    model: Annotated[Path | None, typer.Argument(help="A model folder.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="A model folder; with --demo the name of a family, monkey if left out.")
+    ] = None,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Training data, JSONL or JSON.")] = None,
     val_data: Annotated[Path | None, typer.Option("--val-data", help="Data to evaluate on, same form.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
@@ -63,7 +65,7 @@ def train(
 ) -> None:
     """Train an adapter. Everything is checked and shown before the first step; nothing is written until it is done."""
     if demo:
-        given = (model, data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample)
+        given = (data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample)
         if (
             any(value is not None for value in given)
             or allow_outside_images
@@ -72,11 +74,11 @@ def train(
             or framework is not Framework.trainer
         ):
             raise typer.BadParameter(
-                "--demo takes no model, data, recipe or job to resume; it brings its own", param_hint="--demo"
+                "--demo takes no data, recipe or job to resume; it brings its own", param_hint="--demo"
             )
         from vlm_lora_plugin.demo import run_demo
 
-        run_demo(output or DEMO_OUTPUT)
+        run_demo(output or DEMO_OUTPUT, None if model is None else str(model))
         return
     if model is None or data is None or output is None:
         missing = [name for name, value in (("MODEL", model), ("--data", data), ("--output", output)) if value is None]

@@ -106,3 +106,72 @@ def test_undo_removes_it(model, text):
 def test_a_model_of_another_structure_is_refused():
     with pytest.raises(ModelError, match="another structure"):
         PATCH.apply(nn.Linear(1, 1))
+
+
+@pytest.fixture
+def encoded():
+    """Dummy images encoded so far."""
+    return []
+
+
+@pytest.fixture
+def partitioned(model, encoded):
+    """The same model as ZeRO-3 would mark it, patched with a dummy image."""
+
+    def dummy():
+        encoded.append(1)
+        return model.transformer.visual.encode(torch.zeros(1, 3, 64, 64))
+
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id = number
+    patch = keep_text_only_trainable("transformer", ["transformer.visual"], embeddings="transformer.wte", dummy=dummy)
+    patch.apply(model)
+    return model
+
+
+def visited(model, inputs):
+    """The modules in the order in which they are called, which is the order in which ZeRO-3 gathers."""
+    order = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return order
+
+
+def test_under_zero_3_a_text_only_batch_visits_the_modules_that_an_image_would(partitioned, text):
+    config = partitioned.config
+    block = [config.image_start_id, *[config.image_pad_id] * config.image_token_span, config.image_end_id]
+    ids = torch.tensor([[*block, 5, 6]])
+    with_image = visited(partitioned, {"input_ids": ids, "labels": ids, "pixel_values": torch.ones(1, 3, 64, 64)})
+
+    assert visited(partitioned, text) == with_image
+    assert visited(partitioned.eval(), text) == with_image
+
+
+def test_under_zero_3_the_dummy_image_changes_no_logit_and_gives_gradients_of_zero(partitioned, text):
+    plain = tiny_model().train()(**text)
+    outputs = partitioned(**text)
+    outputs.loss.backward()
+
+    assert torch.equal(outputs.logits, plain.logits)
+    learning = [p for p in partitioned.transformer.visual.parameters() if p.requires_grad]
+    assert all(p.grad is not None and not p.grad.any() for p in learning)
+
+
+def test_without_zero_3_no_dummy_image_is_encoded(partitioned, text, encoded):
+    for parameter in partitioned.parameters():
+        del parameter.ds_id
+    partitioned(**text).loss.backward()
+
+    assert not encoded
+
+
+def test_tokens_after_the_prompt_need_no_dummy_image(partitioned, text, encoded):
+    partitioned.eval().generate(text["input_ids"], max_new_tokens=3, do_sample=False, eos_token_id=-1)
+
+    assert len(encoded) == 1
