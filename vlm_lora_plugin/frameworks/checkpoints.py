@@ -74,7 +74,8 @@ def install_checkpoints() -> None:
     ) -> Any:
         prepared = find_prepared(self.model)
         if prepared is not None:
-            check_ranks_agree(prepared, resume_from_checkpoint)
+            asked = {"resume_from_checkpoint": resume_from_checkpoint or False, "deepspeed": self.args.deepspeed}
+            check_ranks_agree(prepared.vlm_lora.manifest, **asked)
             check_loaded_in_parts(prepared)
             if resume_from_checkpoint:
                 check_same_checkpoint(_check_resumed(self, resume_from_checkpoint))
