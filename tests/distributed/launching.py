@@ -88,7 +88,7 @@ def launch(folder: Path, model: Path, jobs: dict[str, dict[str, Any]], *, proces
     }
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else ()), str(SCRIPT), *files],
+        [sys.executable, *launcher, str(SCRIPT), *files],
         env=environment,
         capture_output=True,
         text=True,

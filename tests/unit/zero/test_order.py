@@ -4,8 +4,8 @@ import gc
 
 import pytest
 import torch
-from toy_family import toy_model
 from torch import nn
+from toy_family import toy_model
 
 from vlm_lora_plugin import prepare
 from vlm_lora_plugin.errors import ModelError
