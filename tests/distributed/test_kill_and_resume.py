@@ -21,8 +21,7 @@ CASES = [
 @pytest.mark.parametrize(("engine", "moment"), CASES)
 def test_resumed_after_a_kill_it_ends_like_the_uninterrupted_run(tiny_monkey, tmp_path, engine, moment):
     job = {"rows": ROWS, "deepspeed": ENGINES[engine]}
-    whole = launch(tmp_path, tiny_monkey, {"whole": job})
-    killed = launch(tmp_path, tiny_monkey, {"job": {**job, "kill": [1, 4, moment]}})
+    killed = launch(tmp_path, tiny_monkey, {"whole": job, "job": {**job, "kill": [1, 4, moment]}})
 
     assert killed.status != 0
     assert why_incomplete(tmp_path / "job" / "checkpoints" / "checkpoint-2") is None
@@ -31,7 +30,7 @@ def test_resumed_after_a_kill_it_ends_like_the_uninterrupted_run(tiny_monkey, tm
     resumed = launch(tmp_path, tiny_monkey, {"job": {**job, "resume": True}})
 
     assert resumed.status == 0, resumed.printed
-    expected = {step: entry for step, entry in whole.result("whole")["losses"].items() if int(step) > 2}
+    expected = {step: entry for step, entry in killed.result("whole")["losses"].items() if int(step) > 2}
     for rank in range(2):
         assert resumed.result("job", rank)["losses"] == expected, "to every printed digit"
     one, other = (trained(tmp_path / name / "adapter") for name in ("whole", "job"))

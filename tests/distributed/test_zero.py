@@ -115,6 +115,7 @@ def test_weights_trained_in_full_are_saved_whole(tiny_monkey, tmp_path, stage):
     assert largest_difference(tmp_path / "one" / "adapter", tmp_path / "two" / "adapter") < 1e-5
 
 
+@pytest.mark.slow
 def test_loading_before_the_arguments_is_refused_under_zero_3(tiny_monkey, tmp_path):
     job = {"rows": "tttt", "deepspeed": zero(3), "mistake": "arguments last"}
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +77,7 @@ def check_same_checkpoint(checkpoint: str | None) -> None:
     """
     if not several_ranks():
         return
-    found = _everyone(checkpoint)
+    found = _everyone(None if checkpoint is None else Path(checkpoint).name)
     if len(set(found)) > 1:
         picked = ", ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(found))
         raise TrainingError(

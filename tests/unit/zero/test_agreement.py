@@ -74,7 +74,7 @@ def test_where_a_recipe_came_from_makes_no_difference(ranks, manifest):
 def test_ranks_that_see_different_checkpoints_are_refused(ranks):
     ranks.append(lambda value: None)
 
-    with pytest.raises(TrainingError, match="rank 0: out/checkpoint-4, rank 1: none"):
+    with pytest.raises(TrainingError, match="rank 0: checkpoint-4, rank 1: none"):
         agreement.check_same_checkpoint("out/checkpoint-4")
 
 
