@@ -148,7 +148,7 @@ def run(job):
     trainer.kill = job.get("kill")
     trainer.train(resume_from_checkpoint=job.get("resume"))
     if mistake == "prepare in an engine":
-        prepare(base, recipe)
+        prepare(trainer.model_wrapped, recipe)
     model.save_pretrained(output / "adapter")
     return {"losses": losses.logged}
 
