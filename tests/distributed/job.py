@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 job.py JOB.json...
 
 Keys of a job: ``model``, ``output``, ``rows`` (one letter each: ``i`` has an image, ``I`` two, ``t`` none), and if
-wanted ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that), ``deepspeed``, ``dtype``,
+wanted ``evaluate`` (rows of the same kind), ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that), ``deepspeed``, ``dtype``,
 ``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``) and ``mistake``, something
 that must stop the job.
 
@@ -43,6 +43,8 @@ COMMON = {
         "max_steps": STEPS,
         "save_steps": 2,
         "per_device_train_batch_size": BATCH // WORLD,
+        "per_device_eval_batch_size": 2,
+        "eval_steps": 2,
         "gradient_accumulation_steps": 1,
         "dataloader_num_workers": 0,
     },
@@ -76,9 +78,11 @@ class InOrder(Trainer):
 
 class Losses(TrainerCallback):
     def __init__(self):
-        self.logged = {}
+        self.logged, self.evaluated = {}, {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if "eval_loss" in logs:
+            self.evaluated[state.global_step] = logs["eval_loss"]
         if "loss" in logs:
             self.logged[state.global_step] = (logs["loss"], logs["grad_norm"])
 
@@ -127,7 +131,9 @@ def run(job):
     dtype = getattr(torch, job.get("dtype", "float32"))
 
     def make_arguments():
-        return training_arguments(recipe, output / "checkpoints", dtype=dtype, **options)
+        return training_arguments(
+            recipe, output / "checkpoints", dtype=dtype, evaluate=bool(job.get("evaluate")), **options
+        )
 
     mistake = job.get("mistake")
     if mistake == "image gradient cut":
@@ -142,6 +148,7 @@ def run(job):
         model=model,
         args=arguments,
         train_dataset=rows(processor, job["rows"]),
+        eval_dataset=rows(processor, job["evaluate"]) if job.get("evaluate") else None,
         data_collator=processor.collate,
         callbacks=[VlmLoraCallback(), losses],
     )
@@ -150,7 +157,7 @@ def run(job):
     if mistake == "prepare in an engine":
         prepare(trainer.model_wrapped, recipe)
     model.save_pretrained(output / "adapter")
-    return {"losses": losses.logged}
+    return {"losses": losses.logged, "evaluated": losses.evaluated}
 
 
 def main(paths):

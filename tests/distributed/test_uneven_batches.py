@@ -38,3 +38,18 @@ def test_a_dataset_whose_second_half_has_no_images_trains_under_zero_3(tiny_monk
 @pytest.mark.parametrize("engine", ENGINES)
 def test_text_and_images_mixed_over_ranks(tiny_monkey, tmp_path, tower, engine):
     compare(tiny_monkey, tmp_path, tower, engine, ROWS)
+
+
+@pytest.mark.slow
+def test_ranks_evaluate_uneven_batches_together(tiny_monkey, tmp_path):
+    job = {"rows": "i" * 16, "evaluate": "iittiItt"}
+
+    done = launch(
+        tmp_path,
+        tiny_monkey,
+        {name: {**job, "deepspeed": engine} for name, engine in ENGINES.items() if name != "zero-2"},
+    )
+
+    plain, parts = (done.result(name)["evaluated"] for name in ("ddp", "zero-3"))
+    assert plain.keys() == parts.keys() == {"2", "4"}
+    assert all(abs(plain[step] - parts[step]) < 1e-5 for step in plain)
