@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 2 job.py JOB.json...
 
 Keys of a job: ``model``, ``output``, ``rows`` (one letter each: ``i`` has an image, ``I`` two, ``t`` none), and if
-wanted ``evaluate`` (rows of the same kind), ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that), ``deepspeed``, ``dtype``,
-``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``) and ``mistake``, something
-that must stop the job.
+wanted ``evaluate`` (rows of the same kind), ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that),
+``deepspeed``, ``dtype``, ``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``) and
+``mistake``, something that must stop the job.
 
 Each rank leaves ``result-<rank>.json`` in the output folder: what it saw, or the error that stopped it. The process
 then ends at once, so that nothing that the interpreter's own end brings can change the verdict.
