@@ -22,6 +22,9 @@ from vlm_lora_plugin.selection.injection import FRESH_LORA_ATTRIBUTE, inject
 from vlm_lora_plugin.selection.manifest import differences, make_manifest
 from vlm_lora_plugin.selection.names import canonical_name, is_injected
 from vlm_lora_plugin.selection.resolve import resolve_selection
+from vlm_lora_plugin.zero.agreement import check_ranks_agree
+from vlm_lora_plugin.zero.order import refuse_engine
+from vlm_lora_plugin.zero.partition import is_partitioned, whole_numel, whole_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,9 +55,10 @@ def prepare(
         recipe before is returned as it is, and so is every prepared one when no recipe is given.
 
     Raises:
-        ModelError: No family owns the model, or it is not freshly loaded.
+        ModelError: No family owns the model, it is not freshly loaded, or an engine trains it already.
         RecipeError: The recipe cannot be read.
         SelectionError: The recipe does not fit the model.
+        TrainingError: Under ZeRO-3, another rank prepares its model differently.
     """
     if isinstance(model, VlmLoraPeftModel):
         return model if recipe is None else _prepared_before(model, recipe)
@@ -74,6 +78,8 @@ def prepare(
     own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
     weights = base_digests(model, family.components, own, name)
     manifest = make_manifest(selection, resolved, model.config, name, weights)
+    if any(is_partitioned(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
+        check_ranks_agree(manifest)
     prepared = inject(model, selection, resolved)
     _switch(prepared, selection)
     prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)
@@ -104,6 +110,7 @@ def _check_is_model(model: object) -> None:
             f"prepare takes a loaded model, not a {type(model).__name__}",
             fix="model, processor = vlm_lora_plugin.load(folder), then prepare(model, recipe).",
         )
+    refuse_engine(model)
     if vars(model).get(_MARK, False):
         raise ModelError(
             f"This {type(model).__name__} was prepared before; prepare returned another object around it",
@@ -139,7 +146,7 @@ def _load_dtype(model: nn.Module) -> torch.dtype:
     sizes: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            sizes[parameter.dtype] += parameter.numel()
+            sizes[parameter.dtype] += whole_numel(parameter)
     return sizes.most_common(1)[0][0]
 
 
@@ -148,8 +155,8 @@ def _switch(model: VlmLoraPeftModel, selection: TrainableSet) -> None:
     expected = {parameter.name: parameter.shape for parameter in selection.parameters}
     for name, parameter in ((canonical_name(name), parameter) for name, parameter in model.named_parameters()):
         learns = expected.pop(name, None)
-        if learns is not None and tuple(parameter.shape) != learns:
-            raise ModelError(f"{name} has the shape {tuple(parameter.shape)}, {learns} was expected")
+        if learns is not None and whole_shape(parameter) != learns:
+            raise ModelError(f"{name} has the shape {whole_shape(parameter)}, {learns} was expected")
         parameter.requires_grad_(learns is not None)
     if expected:
         raise ModelError(f"PEFT did not make these parameters: {listed(sorted(expected))}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vlm_lora_monkey.adapter import COMPONENTS
-from vlm_lora_monkey.modeling import MonkeyForCausalLM
+from vlm_lora_monkey.modeling import MonkeyForCausalLM, MonkeyModel
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
 from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
@@ -33,13 +33,11 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     checkpointed = [
         checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
     ]
-    size = model.config.vision.image_size
+    return (keep_text_only_trainable("transformer", ["transformer.visual"], look=_look_at_grey), *checkpointed)
 
-    def dummy_tokens() -> torch.Tensor:
-        visual = model.transformer.visual
-        return visual.encode(torch.zeros(1, 3, size, size, device=visual.positional_embedding.device))
 
-    text_only = keep_text_only_trainable(
-        "transformer", ["transformer.visual"], embeddings="transformer.wte", dummy=dummy_tokens
-    )
-    return (text_only, *checkpointed)
+def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of an image whose pixels are all the mean of the published normalisation."""
+    visual = cast(MonkeyModel, trunk).visual
+    size = visual.settings.image_size
+    return visual.encode(torch.zeros(1, 3, size, size, device=embeds.device))

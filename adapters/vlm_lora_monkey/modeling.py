@@ -29,6 +29,7 @@ from vlm_lora_plugin.models.loss import causal_lm_loss
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import find_image_blocks, put_images
 from vlm_lora_plugin.selection.keyed_init import draw_builtin
+from vlm_lora_plugin.zero.order import zero3_configuration
 
 DEFAULT_SEED = 42
 
@@ -118,8 +119,12 @@ class MonkeyModel(nn.Module):
             images=0 if pixel_values is None else len(pixel_values),
         )
         if blocks is None or pixel_values is None:
-            return cast(torch.Tensor, embeds)
+            return self.without_images(embeds)
         return put_images(embeds, blocks, self.visual.encode(_checked(pixel_values, self.config)))
+
+    def without_images(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings ``[B, T, C]`` of a prompt without an image; where ranks must agree, a patch looks."""
+        return embeds
 
     def _ntk_factor(self, length: int, seen: int, cache: Cache | None) -> float:
         """Return the factor of this forward: 1 in training, else by the prompt's length.
@@ -247,7 +252,17 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load as the library does; a local folder's tensors tell the variant where its config does not."""
+        """Load as the library does; a local folder's tensors tell the variant where its config does not.
+
+        Raises:
+            ModelError: ZeRO-3 is on, under which the library draws missing weights in a way of its own.
+        """
+        if zero3_configuration() is not None:
+            raise ModelError(
+                "Under ZeRO-3 the library would draw LoRA that the checkpoint lacks in a way of its own",
+                why="It would not start from the same values as in one process.",
+                fix="Load the model with vlm_lora_plugin.load(folder).",
+            )
         folder = Path(str(pretrained_model_name_or_path))
         if folder.is_dir() and not isinstance(kwargs.get("config"), (str, os.PathLike)):
             config = kwargs.get("config") or MonkeyConfig.from_pretrained(folder)

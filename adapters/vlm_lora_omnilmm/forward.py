@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -34,16 +34,15 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
             f"The forward pass of this {type(model).__module__}.{type(model).__name__} is not known here",
             fix="Load the model with vlm_lora_plugin.load(folder).",
         )
-    size = model.config.image_size
-
-    def dummy_tokens() -> torch.Tensor:
-        inner: OmniLMMModel = model.model
-        return inner.encode_images(torch.zeros(1, 3, size, size, device=inner.embed_tokens.weight.device))
-
     checkpointed = [
         checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
     ]
-    text_only = keep_text_only_trainable(
-        "model", ["model.vision_tower", "model.resampler"], embeddings="model.embed_tokens", dummy=dummy_tokens
-    )
+    text_only = keep_text_only_trainable("model", ["model.vision_tower", "model.resampler"], look=_look_at_grey)
     return (text_only, *checkpointed, answer_only_logits())
+
+
+def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of an image whose pixels are all the mean of the published normalisation."""
+    inner = cast(OmniLMMModel, trunk)
+    size = inner.config.image_size
+    return inner.encode_images(torch.zeros(1, 3, size, size, device=embeds.device))

@@ -93,6 +93,10 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         """Return ``embeds`` [B, T, C] with the tokens of every image in its block."""
         return put_images(embeds, blocks, tokens)
 
+    def without_images(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings ``[B, T, C]`` of a prompt without an image; where ranks must agree, a patch looks."""
+        return embeds
+
     def _embed(
         self,
         input_ids: torch.Tensor | None,
@@ -115,7 +119,7 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         span = self.config.num_query
         blocks = find_image_blocks(input_ids, start_id=start_id, end_id=end_id, span=span, images=images)
         if blocks is None or pixel_values is None:
-            return embeds
+            return self.without_images(embeds)
         return self.place_images(embeds, blocks, self.encode_images(pixel_values))
 
 

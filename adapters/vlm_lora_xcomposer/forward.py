@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -14,6 +14,8 @@ from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
 from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
 from vlm_lora_plugin.selection.names import canonical_name
 from vlm_lora_plugin.types import Patch
+from vlm_lora_plugin.zero.agreement import several_ranks
+from vlm_lora_plugin.zero.partition import is_partitioned
 from vlm_lora_xcomposer.adapter import COMPONENTS
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.names import HEAD_PREFIX, PLORA_NAME, PROJECTOR_PREFIX, SEPARATOR_NAME, VISION_PREFIX
@@ -50,10 +52,35 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     return (
         *([Patch("fused attention", "no matrix of all pairs of tokens", _use_sdpa)] if _eager_configs(model) else []),
         Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
-        keep_text_only_trainable("model", imageless, images="image_mask"),
+        keep_text_only_trainable("model", imageless, images="image_mask", look=_look_at_grey, splicer=""),
+        Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
         answer_only_logits(HEAD_PREFIX),
         *checkpointed,
     )
+
+
+def _look_at_grey(model: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of an image whose pixels are all the mean of the published normalisation."""
+    looking = cast(XComposerForCausalLM, model)
+    size = looking.config.image_size
+    return looking.encode_images(torch.zeros(1, 3, size, size, device=embeds.device))[0]
+
+
+def _mask_nothing(model: nn.Module) -> Callable[[], None]:
+    """Let partial LoRA act on no token of a batch without an image, rather than not act, where ranks wait for it."""
+    partial_lora = [
+        parameter for name, parameter in model.named_parameters() if re.fullmatch(PLORA_NAME, canonical_name(name))
+    ]
+
+    def mask(trunk: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        waits = any(parameter.requires_grad or is_partitioned(parameter) for parameter in partial_lora)
+        if kwargs.get("image_mask") is not None or not waits or not several_ranks():
+            return None
+        embeds = kwargs["inputs_embeds"]
+        nowhere = torch.zeros(*embeds.shape[:2], 1, dtype=torch.bool, device=embeds.device)
+        return args, {**kwargs, "image_mask": nowhere}
+
+    return model.get_submodule("model").register_forward_pre_hook(mask, with_kwargs=True).remove
 
 
 def _eager_configs(model: nn.Module) -> list[PreTrainedConfig]:
@@ -84,6 +111,8 @@ def _chunk(model: nn.Module) -> Callable[[], None]:
         if any(parameter.requires_grad for parameter in tower.parameters()):
             return plain(views)
         with torch.no_grad():
+            if any(map(is_partitioned, tower.parameters())):  # ranks must call it equally often
+                return plain(views)
             return torch.cat([plain(some) for some in torch.split(views, VIEWS_AT_A_TIME)])
 
     tower.forward = forward

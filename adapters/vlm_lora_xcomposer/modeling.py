@@ -218,6 +218,10 @@ class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
         projected: torch.Tensor = self.vision_proj(to_weight_dtype(torch.cat(tokens), first.weight))
         return projected, [len(part) for part in tokens]
 
+    def without_images(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings ``[B, T, C]`` of a prompt without an image; where ranks must agree, a patch looks."""
+        return embeds
+
     def _embed(
         self,
         input_ids: torch.Tensor | None,
@@ -239,6 +243,7 @@ class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
         if pixel_values is None or not has_images:
             if is_prompt:
                 find_image_tokens(input_ids, image_token_id, [])  # refuses places without an image
+                embeds = self.without_images(embeds)
             return embeds, None
         tokens, lengths = self.encode_images(pixel_values)
         places = find_image_tokens(input_ids, image_token_id, lengths)

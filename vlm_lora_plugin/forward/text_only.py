@@ -1,4 +1,10 @@
-"""Text-only batches of a model that also sees."""
+"""Text-only batches of a model that also sees: they train, and leave no other rank waiting.
+
+Such a batch reaches no vision parameter. In one process that only costs gradients: where nothing but vision
+learns, the loss has none. Several processes wait for each other's gradients (DistributedDataParallel), mix up
+whose gradient is whose (ZeRO-2, which reduces them in the order in which they come), or wait for parts of weights
+(ZeRO-3, whose modules must be called equally often and in the same order on all ranks, frozen or not).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +18,16 @@ from torch import nn
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.selection.names import canonical_name
 from vlm_lora_plugin.types import Patch
+from vlm_lora_plugin.zero.agreement import several_ranks
+from vlm_lora_plugin.zero.partition import is_partitioned, optimizer_keeps
 
-PARTITIONED = "ds_id"
-"""Attribute of a parameter that ZeRO-3 has divided over the ranks."""
+Look = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""Given a module and text embeddings, sends one made-up image through the vision modules just as the module does with
+real ones, and returns its features, of any shape. Pixels are in the range of real ones."""
+
+WITHOUT_IMAGES = "without_images"
+"""Method of the module that puts images among the embeddings ``[B, T, C]``. Its forward pass calls it where a prompt
+has no image, at the place where it would put them, and goes on with what it returns."""
 
 
 def keep_text_only_trainable(
@@ -22,71 +35,54 @@ def keep_text_only_trainable(
     unused: Sequence[str],
     images: str = "pixel_values",
     *,
-    embeddings: str | None = None,
-    dummy: Callable[[], torch.Tensor] | None = None,
+    look: Look | None = None,
+    splicer: str | None = None,
 ) -> Patch:
-    """Return the patch that lets a batch without an image train.
+    """Return the patch that lets a batch without an image train, in one process or several.
 
-    Such a batch reaches no vision parameter. Where only those learn, its loss has no gradient at all, and
-    DistributedDataParallel waits for gradients that never come. In training, the patch adds zero times their
-    sum to the hidden states, so that every one gets a gradient of zero.
-
-    Under ZeRO-3 the ranks gather each module's parameters together, in the order of the forward pass. A rank
-    whose batch has no image would gather others than those that have one, and all of them hang. There, in
-    training and in evaluation, an image that nobody looks at goes through the tower where a real one would: right
-    behind the token embeddings, to which zero times its tokens is added.
+    In one process it adds, in training, zero times the sum of the vision parameters to the hidden states, so
+    that every one gets a gradient of zero. In several, a made-up image takes the way of a real one at the same
+    place of the forward pass, and zero times its features is added to the embeddings: so every rank calls the
+    same modules in the same order and has the same graph, whatever its rows hold. That is right only where
+    all images of a batch go through the vision modules in one call.
 
     Args:
         trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
         unused: Names of the modules, and of single parameters, that a text-only batch does not reach.
         images: Keyword argument of ``trunk`` that is None or empty for a text-only batch.
-        embeddings: Name of the module inside ``trunk`` that embeds the tokens, before the images are encoded.
-        dummy: Encodes an image of any content through the modules' own forward and returns its tokens. Without
-            it and ``embeddings``, text-only batches under ZeRO-3 are left to hang.
+        look: Looks at a made-up image. Without it, several processes train under DistributedDataParallel alone.
+        splicer: Name of the module with the method :data:`WITHOUT_IMAGES`, ``""`` for the model itself; None for
+            the trunk.
     """
     return Patch(
         name="text-only batches",
-        reason="every trainable parameter gets a gradient, of zero, without an image",
-        apply=partial(_apply, trunk, tuple(unused), images, embeddings, dummy),
+        reason="every trainable parameter gets a gradient, of zero, without an image; ranks never wait",
+        apply=partial(_apply, trunk, tuple(unused), images, look, trunk if splicer is None else splicer),
     )
 
 
 def _apply(
-    trunk: str,
-    unused: Sequence[str],
-    images: str,
-    embeddings: str | None,
-    dummy: Callable[[], torch.Tensor] | None,
-    model: nn.Module,
+    trunk: str, unused: Sequence[str], images: str, look: Look | None, splicer: str, model: nn.Module
 ) -> Callable[[], None]:
     try:
         module = model.get_submodule(trunk)
         parameters = _parameters_of(model, unused)
-        embedding = None if embeddings is None else model.get_submodule(embeddings)
+        splicing = model.get_submodule(splicer)
+        if look is not None:
+            getattr(splicing, WITHOUT_IMAGES)
     except AttributeError as error:
         raise ModelError(
             f"This {type(model).__name__} has another structure: {error}",
             fix="Load the model with vlm_lora_plugin.load.",
         ) from None
-    blind = False  # whether the batch in the trunk is a prompt without an image, under ZeRO-3
-
-    def look(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        nonlocal blind
-        cache = kwargs.get("past_key_values")
-        is_prompt = cache is None or cache.get_seq_length() == 0
-        blind = is_prompt and not _given(kwargs, images) and _partitioned(parameters)
-
-    def pretend(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        nonlocal blind
-        if not blind or dummy is None:
-            return output
-        blind = False
-        return output + (dummy().sum() * 0.0).to(output.device, output.dtype)
 
     def touch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if not module.training or not torch.is_grad_enabled() or _given(kwargs, images) or _partitioned(parameters):
+        given = kwargs.get(images)
+        if (given is not None and len(given)) or (look is not None and several_ranks()):
             return output
-        learning = [parameter for parameter in parameters if parameter.requires_grad]
+        if look is None and several_ranks():
+            _refuse_zero(parameters)
+        learning = _learning(parameters) if module.training and torch.is_grad_enabled() else []
         if learning:
             hidden = output.last_hidden_state
             zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
@@ -94,24 +90,26 @@ def _apply(
         return output
 
     # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
-    handles = [module.register_forward_hook(touch, with_kwargs=True)]
-    if embedding is not None and dummy is not None:
-        handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
-        handles.append(embedding.register_forward_hook(pretend))
+    undo: list[Callable[[], None]] = [module.register_forward_hook(touch, with_kwargs=True).remove]
+    if look is not None:
+        undo.append(_look_at_nothing(splicing, parameters, look))
 
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
+    def undo_all() -> None:
+        for step in undo:
+            step()
 
-    return undo
-
-
-def _given(kwargs: dict[str, Any], images: str) -> bool:
-    return kwargs.get(images) is not None and len(kwargs[images]) > 0
+    return undo_all
 
 
-def _partitioned(parameters: Sequence[nn.Parameter]) -> bool:
-    return any(hasattr(parameter, PARTITIONED) for parameter in parameters)
+def _look_at_nothing(splicing: nn.Module, parameters: Sequence[nn.Parameter], look: Look) -> Callable[[], None]:
+    def without_images(embeds: torch.Tensor) -> torch.Tensor:
+        trains = splicing.training and torch.is_grad_enabled() and bool(_learning(parameters))
+        if not several_ranks() or not (trains or any(map(is_partitioned, parameters))):
+            return embeds
+        return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
+
+    vars(splicing)[WITHOUT_IMAGES] = without_images
+    return partial(vars(splicing).pop, WITHOUT_IMAGES)
 
 
 def _parameters_of(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
@@ -127,3 +125,21 @@ def _parameters_of(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]
             raise AttributeError(f"it has no module or parameter {name}")
         found += modules[name].parameters() if name in modules else [single[name]]
     return found
+
+
+def _learning(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def _refuse_zero(parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse what ZeRO would mix up, or what would leave other ranks waiting.
+
+    Raises:
+        ModelError: ZeRO-3 holds parameters of these modules in parts, or a stage of it trains some.
+    """
+    if any(map(is_partitioned, parameters)) or any(map(optimizer_keeps, _learning(parameters))):
+        raise ModelError(
+            "This family's batches without an image cannot be used under ZeRO on several processes",
+            why="ZeRO-1 and 2 would add up gradients of different parameters, and under ZeRO-3 ranks wait forever.",
+            fix="Train without DeepSpeed, or on rows that all have an image.",
+        )

@@ -19,6 +19,7 @@ from vlm_lora_plugin.frameworks.in_place import prepare_in_place
 from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe, resolve_recipe
 from vlm_lora_plugin.selection.manifest import differences
+from vlm_lora_plugin.zero.order import check_loaded_in_parts, keep_configuration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -190,11 +191,14 @@ def training_arguments(
             or fp32 when a recipe was given.
         evaluate: Evaluate as the recipe says; the Trainer then needs an ``eval_dataset``.
         **overrides: Further arguments, which win. Rates, decay, betas and epsilon are the recipe's alone: the
-            run stops when an argument differs from them.
+            run stops when an argument differs from them. With ``deepspeed``, its configuration stays known to
+            transformers until arguments are made anew; for ZeRO-3, give a recipe and load the model afterwards.
 
     Raises:
         TrainingError: It is no recipe, or still names a preset, or float16 is asked for without an accelerator.
+        ModelError: ZeRO-3 is asked for when the model is loaded already.
     """
+    prepared = recipe if isinstance(recipe, VlmLoraPeftModel) else None
     if isinstance(recipe, VlmLoraPeftModel):
         dtype, recipe = dtype or recipe.vlm_lora.dtype, recipe.vlm_lora.recipe
     if not isinstance(recipe, Recipe):
@@ -204,7 +208,11 @@ def training_arguments(
             fix="training_arguments(model, output_dir) with what prepare returned.",
         )
     values = argument_values(recipe, dtype=dtype, evaluate=evaluate)
-    return TrainingArguments(**{"output_dir": str(output_dir), **values, **overrides})
+    arguments = TrainingArguments(**{"output_dir": str(output_dir), **values, **overrides})
+    keep_configuration(getattr(arguments, "hf_deepspeed_config", None))
+    if prepared is not None:
+        check_loaded_in_parts(prepared)
+    return arguments
 
 
 def argument_values(

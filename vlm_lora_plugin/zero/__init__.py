@@ -1,0 +1,1 @@
+"""DeepSpeed's ZeRO: settings for the hardware, and several processes that cannot silently differ."""
