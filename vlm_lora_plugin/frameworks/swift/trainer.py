@@ -51,6 +51,10 @@ class VlmLoraSwiftTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # Swift is unt
         """See the Trainer."""
         return Trainer.training_step(self, *args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Count each row once; Seq2SeqTrainer also counts those that fill up the last batch of several processes."""
+        return Trainer.evaluate(self, *args, **kwargs)
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """See the Trainer."""
         return Trainer.prediction_step(self, *args, **kwargs)
