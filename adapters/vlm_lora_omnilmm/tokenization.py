@@ -66,7 +66,8 @@ def _is_legacy(folder: Path) -> bool:
 
 def image_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int, int]:
     """Return the ids of ``<im_patch>``, ``<im_start>`` and ``<im_end>``."""
-    patch, start, end = tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS))
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    patch, start, end = (vocabulary[token] for token in IMAGE_TOKENS)
     return patch, start, end
 
 
