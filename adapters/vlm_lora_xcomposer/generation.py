@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import GenerationConfig
+from vlm_lora_xcomposer.images import number_of_image_tokens
 
-from vlm_lora_xcomposer.configuration import XComposerConfig
-from vlm_lora_xcomposer.vision import grid_of
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig
+
+    from vlm_lora_xcomposer.configuration import XComposerConfig
 
 
 def stop_at_turn_end(generation_config: GenerationConfig, config: XComposerConfig) -> None:
@@ -17,19 +20,6 @@ def stop_at_turn_end(generation_config: GenerationConfig, config: XComposerConfi
     ends = [] if known is None else known if isinstance(known, list) else [known]
     if config.turn_end_id not in ends:
         generation_config.eos_token_id = [*ends, config.turn_end_id]
-
-
-def tokens_of(image: torch.Tensor, config: XComposerConfig) -> int:
-    """Return how many tokens one transformed image ``[3, H, W]`` has.
-
-    Raises:
-        ModelError: The image's size is not one that the model sees.
-    """
-    rows, columns = grid_of(image, config)
-    side = config.tokens_per_side
-    if not config.takes_crops:
-        return side**2
-    return side * (side + 1) + 1 + rows * side * (columns * side + 1)
 
 
 def images_per_copy(
@@ -47,8 +37,8 @@ def images_per_copy(
     repeated: list[torch.Tensor] = []
     for room in input_ids.eq(config.image_token_id or 0).sum(-1).tolist():
         own = []
-        while left and room >= tokens_of(left[0], config):
-            room -= tokens_of(left[0], config)
+        while left and room >= (size := number_of_image_tokens(left[0].shape[1], left[0].shape[2], config)):
+            room -= size
             own.append(left.pop(0))
         repeated += own * copies
     return repeated + left  # what fits in no row is refused by the forward pass

@@ -24,13 +24,13 @@ from vlm_lora_plugin.models.dtypes import to_weight_dtype
 from vlm_lora_plugin.models.loss import causal_lm_loss
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.generation import images_per_copy, stop_at_turn_end
+from vlm_lora_xcomposer.grids import grid_of
 from vlm_lora_xcomposer.language import XComposerBlock, XComposerRMSNorm, rotary_tables
 from vlm_lora_xcomposer.plora import LowRankProjection
 from vlm_lora_xcomposer.splicing import find_image_tokens, mask_of, put_images
 from vlm_lora_xcomposer.vision import (
     VisionEmbeddings,
     VisionTower,
-    grid_of,
     in_token_order,
     merge_patches,
     views_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
-from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
 from vlm_lora_xcomposer.configuration import XComposerConfig
+from vlm_lora_xcomposer.grids import Grid, grid_of
 
 
 class VisionEmbeddings(nn.Module):
@@ -70,36 +70,6 @@ class VisionTower(nn.Module):
         """Map square views ``[V, 3, S, S]`` to the features of their patches ``[V, patches, C]``."""
         hidden: torch.Tensor = self.vision_tower.get_submodule("vision_model")(views)
         return hidden[:, 1:]
-
-
-class Grid(NamedTuple):
-    """How many crops an image has, downwards and across."""
-
-    rows: int
-    columns: int
-
-    @property
-    def views(self) -> int:
-        """Crops and the global view."""
-        return self.rows * self.columns + 1
-
-
-def grid_of(image: torch.Tensor, config: XComposerConfig) -> Grid:
-    """Return the grid of one transformed image ``[3, H, W]``; version 2 has the one crop.
-
-    Raises:
-        ModelError: The image's size is not one that the model sees.
-    """
-    side = config.image_size
-    channels, height, width = image.shape
-    fits = min(height, width) > 0 and height % side == 0 and width % side == 0
-    if channels != 3 or not fits or (not config.takes_crops and (height, width) != (side, side)):
-        sizes = f"multiples of {side}" if config.takes_crops else f"{side} x {side}"
-        raise ModelError(
-            f"An image has the shape {list(image.shape)}; three channels of {sizes} pixels are needed",
-            fix="Use the model's own processor.",
-        )
-    return Grid(height // side, width // side)
 
 
 def views_of(images: Sequence[torch.Tensor], config: XComposerConfig) -> torch.Tensor:

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_xcomposer.generation import tokens_of
+from vlm_lora_xcomposer.grids import Grid
 from vlm_lora_xcomposer.images import number_of_image_tokens
 from vlm_lora_xcomposer.tiny import tiny_config, tiny_model
-from vlm_lora_xcomposer.vision import Grid, in_token_order, merge_patches, views_of
+from vlm_lora_xcomposer.vision import in_token_order, merge_patches, views_of
 
 
 def test_the_global_view_comes_first_and_crops_row_by_row():
@@ -61,7 +61,6 @@ def test_the_encoder_gives_as_many_tokens_as_the_formula_says(variant, grids):
     tokens, lengths = model.encode_images(images)
     assert tokens.shape == (sum(lengths), 64)
     assert lengths == [number_of_image_tokens(*image.shape[1:], model.config) for image in images]
-    assert lengths == [tokens_of(image, model.config) for image in images]
 
 
 def test_an_images_tokens_do_not_depend_on_its_neighbours(lively):
