@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vlm_lora_plugin.errors import TrainingError, VlmLoraError
 from vlm_lora_plugin.evaluation import generate_answers
 from vlm_lora_plugin.zero.partition import is_partitioned
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import Trainer
 
     from vlm_lora_plugin.data.example import Example
@@ -72,9 +72,8 @@ class AnswerMetric(TrainerCallback):
             TrainingError: The model cannot generate, or the metric fails.
         """
         model = self._trainer.model
-        partitioned = model is not None and any(is_partitioned(parameter) for parameter in model.parameters())
         try:
-            self._answer([] if partitioned else self._examples[:1], 1)
+            self._answer([] if model is not None and _in_parts(model) else self._examples[:1], 1)
         except VlmLoraError:
             raise
         except Exception as error:  # generation runs a family's model code, which may raise anything
@@ -89,7 +88,7 @@ class AnswerMetric(TrainerCallback):
         if model is None:
             raise TrainingError("The Trainer has no model to answer with", fix="Build it with a prepared model.")
         state = trainer.accelerator
-        rank, ranks = (0, 1) if is_deepspeed_zero3_enabled() else (state.process_index, state.num_processes)
+        rank, ranks = (0, 1) if _in_parts(model) else (state.process_index, state.num_processes)
         with state.autocast():
             own = generate_answers(
                 model,
@@ -102,3 +101,7 @@ class AnswerMetric(TrainerCallback):
             return own
         shares = gather_object([own])  # one list of each process, in the order of their ranks
         return [shares[index % ranks][index // ranks] for index in range(len(examples))]
+
+
+def _in_parts(model: nn.Module) -> bool:
+    return any(is_partitioned(parameter) for parameter in model.parameters())

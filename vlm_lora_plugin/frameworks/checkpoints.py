@@ -96,7 +96,7 @@ def install_checkpoints() -> None:
         if find_prepared(self.model) is not None and self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        run_epoch(self, *args, **kwargs)
+        run_epoch(self, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     setattr(_save_checkpoint, _MARK, True)
     Trainer._run_epoch = run_epoch_unless_over  # type: ignore[method-assign]
