@@ -36,7 +36,7 @@ def keep_text_only_trainable(trunk: str, unused: Sequence[str], images: str = "p
 def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> Callable[[], None]:
     try:
         module = model.get_submodule(trunk)
-        parameters = _parameters_of(model, unused)
+        parts, single = _named(model, unused)
     except AttributeError as error:
         raise ModelError(
             f"This {type(model).__name__} has another structure: {error}",
@@ -47,6 +47,8 @@ def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> 
         given = kwargs.get(images)
         if not module.training or not torch.is_grad_enabled() or (given is not None and len(given)):
             return output
+        # Asked of the modules each time: PEFT may have added LoRA since the patch was applied.
+        parameters = [*single, *(parameter for part in parts for parameter in part.parameters())]
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         if learning:
             hidden = output.last_hidden_state
@@ -58,16 +60,18 @@ def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> 
     return module.register_forward_hook(touch, with_kwargs=True).remove
 
 
-def _parameters_of(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
-    """Return the parameters of the modules, and the single parameters, of these names.
+def _named(model: nn.Module, names: Sequence[str]) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """Return the modules and the single parameters of these names.
 
     PEFT may have wrapped a parameter's layer; its canonical name is the one it had before.
+
+    Raises:
+        AttributeError: The model has neither a module nor a parameter of a name.
     """
     modules = dict(model.named_modules())
     single = {canonical_name(path): parameter for path, parameter in model.named_parameters()}
-    found: list[nn.Parameter] = []
     for name in names:
         if name not in modules and name not in single:
             raise AttributeError(f"it has no module or parameter {name}")
-        found += modules[name].parameters() if name in modules else [single[name]]
-    return found
+    parts = [modules[name] for name in names if name in modules]
+    return parts, [single[name] for name in names if name not in modules]
