@@ -27,7 +27,7 @@ def _check(recipe: str) -> None:
     from vlm_lora_plugin.recipe import Recipe, read_recipe
 
     document = read_recipe(Path(recipe) if recipe.endswith((".yaml", ".yml")) else recipe)
-    parsed = Recipe.parse(document, source=recipe, partial=True)
+    parsed = Recipe.parse(document, source=recipe)
     known = sorted({name for family in get_manager().families().values() for name in family.presets})
     if parsed.preset is not None and parsed.preset not in known:
         raise RecipeError(f"No installed family has a preset '{parsed.preset}'", fix=nearest(parsed.preset, known))

@@ -112,10 +112,10 @@ def train(
         console.print(f"\n{resolved.to_yaml()}", highlight=False, soft_wrap=True, markup=False)
         console.print("Everything is in order; nothing was trained or written.", highlight=False)
         return
-    _report(job, run(job, console), console)
+    _report(job, run(job, console), console, processor_is_set=bool(resolved.data.processor))
 
 
-def _report(job: TrainJob, result: TrainResult, console: Console) -> None:
+def _report(job: TrainJob, result: TrainResult, console: Console, *, processor_is_set: bool) -> None:
     losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.last_loss is not None else ""
     if result.eval_loss is not None:
         losses += f", validation {result.eval_loss:.4f}"
@@ -129,8 +129,7 @@ def _report(job: TrainJob, result: TrainResult, console: Console) -> None:
     for text, path in (("adapter", f"{result.adapter} ({size:.1f} MiB)"), ("results", str(job.output))):
         console.print(f"{text}  {path}", highlight=False, soft_wrap=True, markup=False)
     console.print("Reload it:", highlight=False)
-    own_processor = result.model.vlm_lora.recipe.data.processor
-    recipe = f", recipe={str(job.output / 'recipe.yaml')!r}" if own_processor else ""
+    recipe = f", recipe={str(job.output / 'recipe.yaml')!r}" if processor_is_set else ""
     for line in (
         "from vlm_lora_plugin import load, load_adapter",
         f"model, processor = load({str(job.model)!r}{recipe})",

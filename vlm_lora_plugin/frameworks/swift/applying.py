@@ -65,7 +65,7 @@ def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Recipe:
     if source is None and checkpoint:
         source = dict(read_manifest(checkpoint).recipe)
     problems = [problem for name, value in given.items() if (problem := _impossible(name, value, arguments, family))]
-    written = Recipe.parse({} if source is None else read_recipe(source), partial=True)
+    written = Recipe.parse({} if source is None else read_recipe(source))
     laid: dict[str, Any] = {}
     for name, value in given.items():
         if isinstance(OPTIONS.get(name), LaidOver):
