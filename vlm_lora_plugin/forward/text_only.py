@@ -25,6 +25,8 @@ Look = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Given a module and text embeddings, sends one made-up image through the vision modules just as the module does with
 real ones, and returns its features, of any shape. Pixels are in the range of real ones."""
 
+_Parameters = Callable[[], list[nn.Parameter]]
+
 WITHOUT_IMAGES = "without_images"
 """Method of the module that puts images among the embeddings ``[B, T, C]``. Its forward pass calls it where a prompt
 has no image, at the place where it would put them, and goes on with what it returns."""
@@ -66,7 +68,7 @@ def _apply(
 ) -> Callable[[], None]:
     try:
         module = model.get_submodule(trunk)
-        parameters = _parameters_of(model, unused)
+        unreached = _parameters_of(model, unused)
         splicing = model.get_submodule(splicer)
         if look is not None:
             getattr(splicing, WITHOUT_IMAGES)
@@ -81,8 +83,8 @@ def _apply(
         if (given is not None and len(given)) or (look is not None and several_ranks()):
             return output
         if look is None and several_ranks():
-            _refuse_zero(parameters)
-        learning = _learning(parameters) if module.training and torch.is_grad_enabled() else []
+            _refuse_zero(unreached())
+        learning = _learning(unreached()) if module.training and torch.is_grad_enabled() else []
         if learning:
             hidden = output.last_hidden_state
             zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
@@ -92,7 +94,7 @@ def _apply(
     # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
     undo: list[Callable[[], None]] = [module.register_forward_hook(touch, with_kwargs=True).remove]
     if look is not None:
-        undo.append(_look_at_nothing(splicing, parameters, look))
+        undo.append(_look_at_nothing(splicing, unreached, look))
 
     def undo_all() -> None:
         for step in undo:
@@ -101,10 +103,10 @@ def _apply(
     return undo_all
 
 
-def _look_at_nothing(splicing: nn.Module, parameters: Sequence[nn.Parameter], look: Look) -> Callable[[], None]:
+def _look_at_nothing(splicing: nn.Module, unreached: _Parameters, look: Look) -> Callable[[], None]:
     def without_images(embeds: torch.Tensor) -> torch.Tensor:
-        trains = splicing.training and torch.is_grad_enabled() and bool(_learning(parameters))
-        if not several_ranks() or not (trains or any(map(is_partitioned, parameters))):
+        trains = splicing.training and torch.is_grad_enabled() and bool(_learning(unreached()))
+        if not several_ranks() or not (trains or any(map(is_partitioned, unreached()))):
             return embeds
         return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
 
@@ -112,19 +114,28 @@ def _look_at_nothing(splicing: nn.Module, parameters: Sequence[nn.Parameter], lo
     return partial(vars(splicing).pop, WITHOUT_IMAGES)
 
 
-def _parameters_of(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
-    """Return the parameters of the modules, and the single parameters, of these names.
+def _parameters_of(model: nn.Module, names: Sequence[str]) -> _Parameters:
+    """Return what lists the parameters of the modules, and the single parameters, of these names.
 
-    PEFT may have wrapped a parameter's layer; its canonical name is the one it had before.
+    PEFT may have wrapped a parameter's layer; its canonical name is the one it had before. The modules are asked
+    each time, because LoRA may be added to them later.
+
+    Raises:
+        AttributeError: The model has neither a module nor a parameter of a name.
     """
     modules = dict(model.named_modules())
     single = {canonical_name(path): parameter for path, parameter in model.named_parameters()}
-    found: list[nn.Parameter] = []
     for name in names:
         if name not in modules and name not in single:
             raise AttributeError(f"it has no module or parameter {name}")
-        found += modules[name].parameters() if name in modules else [single[name]]
-    return found
+
+    def parameters() -> list[nn.Parameter]:
+        found: list[nn.Parameter] = []
+        for name in names:
+            found += modules[name].parameters() if name in modules else [single[name]]
+        return found
+
+    return parameters
 
 
 def _learning(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
