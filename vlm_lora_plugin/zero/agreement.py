@@ -99,6 +99,7 @@ def _statement(manifest: Manifest) -> dict[str, Any]:
         "parameters": {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in manifest.parameters},
         "recipe": {key: value for key, value in manifest.recipe.items() if key != "origin"},
         "base": {"family": manifest.family, "dtype": manifest.dtype, **manifest.base_config},
+        "base weights": dict(manifest.base_weights or {}),
         "versions": {
             "vlm-lora-plugin": manifest.plugin_version,
             f"adapter {manifest.family}": BY_HAND,
