@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _CHANGING_CALLBACKS = frozenset({"adalora", "lisa"})
 """Swift's callbacks that switch parameters on and off while training."""
 
+_SWIFTS = frozenset({"report_to", "remove_unused_columns", "warmup_steps"})
+"""Arguments of the Trainer that a recipe sets and that Swift sets in its own way."""
+
 
 def apply_recipe(arguments: SftArguments, given: Mapping[str, Any]) -> None:
     """Check what was given against the recipe, and set everything else as ``vlm-lora train`` has it.
@@ -173,7 +176,8 @@ def _recorded(recipe: Recipe) -> dict[str, Any]:
         "max_length": recipe.data.max_length,
         "truncation_strategy": "right" if recipe.data.truncation_strategy == "right" else "delete",
         "strict": recipe.data.on_bad_sample == "error",
-        "warmup_ratio": 0.0,  # warmup_steps, set with the Trainer's, stands for it
+        "warmup_ratio": recipe.optimizer.warmup_ratio,  # Swift makes warmup_steps of it as each transformers wants
+        "warmup_steps": 0,
         "vit_lr": None,
         "aligner_lr": None,
         "gradient_checkpointing": False,  # the recipe's patches do it
@@ -190,4 +194,4 @@ def _of_trainer(recipe: Recipe, dtype: torch.dtype, arguments: SftArguments) -> 
         if isinstance(OPTIONS.get(field.name), OfTrainer)
     }
     values = defaults | argument_values(recipe, dtype=dtype, evaluate=bool(arguments.val_dataset))
-    return {name: value for name, value in values.items() if name not in ("report_to", "remove_unused_columns")}
+    return {name: value for name, value in values.items() if name not in _SWIFTS}
