@@ -23,6 +23,7 @@ from vlm_lora_plugin.hookspecs import (
     AdapterSpecs,
     hookimpl,
 )
+from vlm_lora_plugin.models import auto
 from vlm_lora_plugin.types import AdapterRecord, Family, TrainableSelection
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class AdapterRegistry:
         self._families: dict[str, Family] = {}
         self._plugins: dict[str, object] = {}
         self._errors: dict[str, str] = {}
+        self._loading: set[str] = set()
         self._entries = installed_entries(ENTRY_POINT_GROUP) if discover else {}
         self._policies = installed_entries(POLICY_ENTRY_POINT_GROUP) if discover else {}
         self._policy_errors: dict[str, str] | None = None
@@ -173,8 +175,13 @@ class AdapterRegistry:
             self._load(name)
         return dict(sorted(self._families.items()))
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether an adapter is being loaded at this moment, further up the stack."""
+        return bool(self._loading)
+
     def _load(self, name: str) -> None:
-        if name in self._families or name in self._errors:
+        if name in self._families or name in self._errors or name in self._loading:
             return
         claims = self._entries[name]
         if len(claims) > 1:
@@ -182,6 +189,7 @@ class AdapterRegistry:
                 f"{len(claims)} distributions claim this name: {', '.join(distribution_of(e) for e in claims)}"
             )
             return
+        self._loading.add(name)
         try:
             adapter = claims[0].load()
             family = self.register(adapter, name=f"adapter {name} of {distribution_of(claims[0])}")
@@ -196,6 +204,10 @@ class AdapterRegistry:
                 )
         except Exception:  # a plugin may raise anything; it is kept and shown to whoever needs this family
             self._errors[name] = traceback.format_exc()
+        finally:
+            self._loading.remove(name)
+            if not self._loading:
+                auto.look_again()
 
     def _ask(self, plugin: object, hook: str, **arguments: Any) -> Any:
         self._load_policies()

@@ -97,7 +97,7 @@ def test_a_folder_that_holds_no_monkey_is_bad_input(vlm_lora, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     outcome = vlm_lora("inspect", tmp_path)
     assert outcome.code == 2
-    assert "holds none of the known models (Monkey)" in outcome.err
+    assert "holds none of the known models (Monkey, OmniLMM, InternLM-XComposer)" in outcome.err
 
 
 def test_names_lists_every_parameter_that_learns(vlm_lora, model):

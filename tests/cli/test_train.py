@@ -41,6 +41,7 @@ def test_it_leaves_adapter_recipe_log_picture_and_checkpoints(finished):
     assert {path.name for path in output.iterdir()} == {
         "adapter",
         "checkpoints",
+        "data.json",
         "log.jsonl",
         "loss.png",
         "memory.png",
@@ -265,7 +266,7 @@ def test_train_says_what_is_missing(vlm_lora, model):
     assert "--data and --output" in outcome.err
 
 
-def test_the_demo_takes_no_model(vlm_lora, model):
+def test_the_demo_takes_a_family_and_no_model(vlm_lora, model):
     outcome = vlm_lora("train", model, "--demo")
     assert outcome.code == 2
-    assert "brings its own" in outcome.err
+    assert "monkey, omnilmm, xcomposer" in outcome.err

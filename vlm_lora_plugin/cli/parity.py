@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,7 +79,14 @@ def parity(
     job.check()
     from vlm_lora_plugin.parity.run import run  # imports torch: after what can be refused without it
 
-    _report(run(job), job, as_json=as_json)
+    with _aside(as_json):
+        outcome = run(job)
+    _report(outcome, job, as_json=as_json)
+
+
+def _aside(as_json: bool) -> AbstractContextManager[object]:
+    """Send what libraries print to standard error where standard output is for JSON alone."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def _report(outcome: Outcome, job: ParityJob, *, as_json: bool) -> None:
@@ -105,7 +114,8 @@ def _defaults(as_json: bool) -> None:
     from vlm_lora_plugin.parity.defaults import differing_defaults, table
     from vlm_lora_plugin.reporting.console import make_console
 
-    found = differing_defaults()
+    with _aside(as_json):
+        found = differing_defaults()
     if as_json:
         typer.echo(json.dumps([vars(line) for line in found], indent=2))
     else:

@@ -28,10 +28,16 @@ def install() -> None:
     if any(isinstance(finder, _Waiting) for finder in sys.meta_path):
         return
     due = AUTO_CLASSES in sys.modules
-    if due and not adapter_is_half_imported():
+    if due and not adapter_is_half_loaded():
         import_auto_modules()
     else:
         sys.meta_path.insert(0, _Waiting(due=due))
+
+
+def look_again() -> None:
+    """Do what was put off while an adapter was being loaded, now that it is."""
+    for finder in [finder for finder in sys.meta_path if isinstance(finder, _Waiting)]:
+        finder.import_if_due()
 
 
 def import_auto_modules() -> None:
@@ -49,8 +55,15 @@ def import_auto_modules() -> None:
                 warnings.warn(f"AutoModelForCausalLM cannot load {family.title}: {error!r}", stacklevel=2)
 
 
-def adapter_is_half_imported() -> bool:
-    """Return whether a module of an installed adapter's package is being imported, so that it lacks names yet."""
+def adapter_is_half_loaded() -> bool:
+    """Return whether an installed adapter is being registered, or a module of its package imported.
+
+    It lacks names then, or would be registered twice.
+    """
+    from vlm_lora_plugin.manager import get_manager
+
+    if get_manager().is_loading:
+        return True
     entries = installed_entries(ENTRY_POINT_GROUP).values()
     packages = {entry.value.partition(".")[0] for claims in entries for entry in claims}
     return any(
@@ -70,12 +83,13 @@ class _Waiting(MetaPathFinder):
     def __init__(self, *, due: bool) -> None:
         self._depth = 0
         self._due = due
+        self._looking = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if self._due:
-            self._import_when_whole()
+            self.import_if_due()
             return None
         if fullname.partition(".")[0] != PACKAGE:
             return None
@@ -99,8 +113,20 @@ class _Waiting(MetaPathFinder):
 
         loader.exec_module = watched
 
+    def import_if_due(self) -> None:
+        """Import the families' ``auto_modules`` if the auto classes are there and no adapter is half loaded."""
+        if self._due:
+            self._import_when_whole()
+
     def _import_when_whole(self) -> None:
         self._due = True
-        if not adapter_is_half_imported():
+        if self._looking:  # looking imports modules itself
+            return
+        self._looking = True
+        try:
+            whole = not adapter_is_half_loaded()
+        finally:
+            self._looking = False
+        if whole and self in sys.meta_path:
             sys.meta_path.remove(self)
             import_auto_modules()

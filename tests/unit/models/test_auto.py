@@ -91,3 +91,21 @@ def test_a_family_that_cannot_be_imported_warns_and_leaves_the_others(monkeypatc
 
     with pytest.warns(UserWarning, match="cannot load Broken"):
         auto.import_auto_modules()
+
+
+def test_an_adapter_that_is_being_loaded_is_not_loaded_once_more():
+    """What it imports meanwhile may be what the auto classes have waited for."""
+    code = (
+        "import transformers.models.auto.modeling_auto\n"
+        "import vlm_lora_xcomposer.configuration\n"
+        "from vlm_lora_plugin.manager import get_manager\n"
+        "get_manager().family('xcomposer')\n"
+        "assert not any(record.error for record in get_manager().records())\n"
+        "import json\n"
+        "from transformers import AutoConfig\n"
+        "print(AutoConfig.for_model('internlmxcomposer2').model_type)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "internlmxcomposer2"
