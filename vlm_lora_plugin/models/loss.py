@@ -24,8 +24,25 @@ def causal_lm_loss(
     Returns:
         An fp32 scalar; 0 when nothing is supervised.
     """
-    targets = F.pad(labels[:, 1:].long(), (0, 1), value=IGNORED).flatten()
-    wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    return token_loss(logits.flatten(0, 1), next_tokens(labels).flatten(), num_items_in_batch)
+
+
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Return, for every position, the label that it predicts: ``labels`` [B, T] moved left by one, -100 at the end."""
+    return F.pad(labels[:, 1:].long(), (0, 1), value=IGNORED)
+
+
+def token_loss(
+    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Return the same loss for positions that stand in a row.
+
+    Args:
+        logits: ``[N, V]``, any float dtype.
+        targets: ``[N]`` int64, the token that each position predicts, or -100.
+        num_items_in_batch: As in :func:`causal_lm_loss`.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = F.cross_entropy(wide, targets, ignore_index=IGNORED, reduction="sum")
     if num_items_in_batch is None:
         return total / (targets != IGNORED).sum().clamp(min=1)
