@@ -146,7 +146,8 @@ class ComponentSize:
         blocks: Layers that repeat.
         width: Channels between them.
         kept_per_position: Bytes that one block keeps for the backward pass for each position, in 16 bit and
-            without checkpointing.
+            without checkpointing, where it learns.
+        passed_per_position: The same where the block is frozen and gradients only pass through it.
         positions_per_image: Positions of its blocks for one image; 0: its positions are the row's tokens.
     """
 
@@ -158,6 +159,7 @@ class ComponentSize:
     blocks: int = 0
     width: int = 0
     kept_per_position: int = 0
+    passed_per_position: int = 0
     positions_per_image: int = 0
 
 

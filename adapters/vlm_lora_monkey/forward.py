@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vlm_lora_monkey.adapter import COMPONENTS
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.forward.answer_only import answer_only_logits
 from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
 from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
 
@@ -31,4 +32,5 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     checkpointed = [
         checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
     ]
-    return (keep_text_only_trainable("transformer", ["transformer.visual"]), *checkpointed)
+    answer_only = [answer_only_logits()] if recipe.answer_only_loss else []
+    return (keep_text_only_trainable("transformer", ["transformer.visual"]), *checkpointed, *answer_only)

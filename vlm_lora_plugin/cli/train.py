@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_lora_plugin.cli.options import (
+    COMMAND_LINE,
     BadSampleOption,
     CheckImagesOption,
     DtypeOption,
@@ -31,6 +32,7 @@ DEMO_OUTPUT = Path("runs/demo")
 
 
 def train(
+    ctx: typer.Context,
     model: Annotated[Path | None, typer.Argument(help="A model folder.")] = None,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Training data, JSONL or JSON.")] = None,
     val_data: Annotated[Path | None, typer.Option("--val-data", help="Data to evaluate on, same form.")] = None,
@@ -54,6 +56,17 @@ def train(
         bool, typer.Option("--dry-run", help="Check and show everything, and the resolved recipe; write nothing.")
     ] = False,
     check_images: CheckImagesOption = True,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Processes of this node, one a device; starts torchrun.")
+    ] = None,
+    nnodes: Annotated[int | None, typer.Option("--nnodes", min=1, help="Nodes of the job, for torchrun.")] = None,
+    node_rank: Annotated[int | None, typer.Option("--node-rank", min=0, help="This node's number, from 0.")] = None,
+    master_addr: Annotated[str | None, typer.Option("--master-addr", help="Address of node 0.")] = None,
+    master_port: Annotated[int | None, typer.Option("--master-port", help="Port on node 0.")] = None,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option("--rdzv-endpoint", help="HOST:PORT where nodes meet, in place of the three above.")
+    ] = None,
+    rdzv_id: Annotated[str | None, typer.Option("--rdzv-id", help="The job's name where nodes meet.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Train a tiny model on handwritten digits instead.")] = False,
     traceback: TracebackOption = False,
 ) -> None:
@@ -75,6 +88,7 @@ def train(
         raise typer.BadParameter("needs --val-data", param_hint="--metric")
     if resume and overwrite:
         raise typer.BadParameter("goes on with the results that --overwrite replaces", param_hint="--resume")
+    from vlm_lora_plugin.job.launching import is_rank, launch_job, wanted_launch
     from vlm_lora_plugin.job.settings import TrainJob
     from vlm_lora_plugin.reporting.console import make_console
 
@@ -93,6 +107,18 @@ def train(
         check_images=check_images,
     )
     _, resolved = job.check()
+    if not dry_run and not is_rank():
+        meeting = {
+            "node-rank": node_rank,
+            "master-addr": master_addr,
+            "master-port": master_port,
+            "rdzv-endpoint": rdzv_endpoint,
+            "rdzv-id": rdzv_id,
+            "rdzv-backend": None if rdzv_endpoint is None else "c10d",
+        }
+        started = wanted_launch(resolved, gpus, nnodes, {key: v for key, v in meeting.items() if v is not None})
+        if started is not None:
+            raise typer.Exit(launch_job(started, resolved, ctx.find_root().meta[COMMAND_LINE]))
     from vlm_lora_plugin.job.run import check_and_show, run  # imports torch: after what can be refused without it
 
     console = make_console()

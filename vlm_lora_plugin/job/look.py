@@ -10,6 +10,7 @@ import torch
 from vlm_lora_plugin.job.settings import DtypeName
 from vlm_lora_plugin.reporting.summary import ModelSummary, summarise
 from vlm_lora_plugin.selection.resolve import trace_selection
+from vlm_lora_plugin.zero.plan import HardwarePlan, plan_hardware
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,10 +29,12 @@ class Look:
     Attributes:
         summary: In numbers.
         selection: By name, with what became of each rule.
+        hardware: The recipe on its hardware; None where it names none.
     """
 
     summary: ModelSummary
     selection: SelectionTrace
+    hardware: HardwarePlan | None = None
 
 
 def look_at(model: nn.Module, name: str, family: Family, recipe: Recipe) -> Look:
@@ -47,4 +50,5 @@ def look_at(model: nn.Module, name: str, family: Family, recipe: Recipe) -> Look
         SelectionError: The recipe does not fit the model.
     """
     selection = trace_selection(model, family, recipe)
-    return Look(summarise(model, name, family, recipe, selection.trainables), selection)
+    hardware = plan_hardware(recipe, family, model, selection.trainables) if recipe.hardware is not None else None
+    return Look(summarise(model, name, family, recipe, selection.trainables), selection, hardware)

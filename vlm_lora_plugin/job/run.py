@@ -14,12 +14,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.resources import ResourceMonitor
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
+from vlm_lora_plugin.job.launching import check_started
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
 from vlm_lora_plugin.reporting.checking import checking_bar
 from vlm_lora_plugin.reporting.console import make_console
 from vlm_lora_plugin.reporting.data_table import data_table, skipped_lines
+from vlm_lora_plugin.reporting.hardware_table import hardware_tree
 from vlm_lora_plugin.reporting.log import JsonlLog, is_result, read_log
 from vlm_lora_plugin.reporting.loss_picture import draw_loss
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
@@ -86,6 +88,7 @@ def run(job: TrainJob, console: Console | None = None) -> TrainResult:
     """
     console = console or make_console()
     plan = check_and_show(job, console)
+    check_started(plan.recipe)
     try:
         return _train(plan, console)
     except BaseException:
@@ -101,6 +104,8 @@ def check_and_show(job: TrainJob, console: Console) -> Plan:
     """
     plan = preflight(job, partial(checking_bar, console))
     console.print(component_tree(plan.summary))
+    if plan.hardware is not None:
+        console.print(hardware_tree(plan.hardware, plan.hardware.check()))
     console.print(data_table(plan.statistics))
     skipped = skipped_lines(plan.skipped(), {name: data.rows for name, data in plan.statistics.items()})
     if skipped:

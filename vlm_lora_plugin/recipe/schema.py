@@ -313,6 +313,13 @@ class Recipe(_Strict):
         partial = bool(info.context and info.context.get(PARTIAL))
         if not partial and self.hardware is not None and self.hardware.gpu_memory is None:
             raise ValueError("hardware.gpu_memory is needed: the memory of one device in GiB")
+        if not partial and self.hardware is None:
+            for key, value in (
+                ("training.global_batch_size", self.training.global_batch_size),
+                ("deepspeed", self.deepspeed),
+            ):
+                if value:
+                    raise ValueError(f"{key} has no effect without `hardware`, which says what it is divided over")
         for name in () if partial else RATE_KEYS:
             for key in getattr(self.optimizer, name):
                 if key not in known:

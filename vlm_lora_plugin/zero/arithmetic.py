@@ -2,7 +2,8 @@
 
 States of parameters follow the ZeRO paper (arXiv:1910.02054, section 3.1): with mixed precision 2 bytes of
 weight, 2 of gradient and 12 of fp32 master weight and AdamW's two moments for each element that learns; each
-ZeRO stage divides one more of them by the number of ranks. Without ZeRO what learns is held in fp32: 4 + 4 + 8.
+ZeRO stage divides one more of them by the number of ranks. Without ZeRO what learns is held in fp32: 4 + 4 + 8,
+and 2 for the copy that autocast computes with.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ GIB = 2**30
 HALF = 2
 """Bytes of an element in bf16 or fp16."""
 
-PLAIN_TRAINABLE = 16
-"""fp32 weight, gradient and AdamW's two moments."""
+PLAIN_TRAINABLE = 18
+"""fp32 weight, gradient and AdamW's two moments, and the 16-bit copy that autocast makes of the weight."""
 
 MASTER_AND_MOMENTS = 12
 LOGIT = 12
@@ -29,6 +30,9 @@ LOGIT = 12
 
 RESERVE_GIB = 1.75
 """CUDA context, libraries' workspace and fragmentation: an assumption, between the 1.5 and 2 that users report."""
+
+WORTH_OFFLOADING = 1_000_000_000
+"""Elements that must learn before moving AdamW's state to the host frees more than 4 GiB of three devices."""
 
 MAX_LIVE_PARAMETERS = 200_000_000
 """Elements that ZeRO-3 keeps gathered at a time."""
@@ -158,11 +162,13 @@ def activations(size: ModelSize, means: Mapping[ComponentName, Means], step: Ste
         if not part.blocks or not keeps_activations(name, means):
             continue
         positions = step.rows * (part.positions_per_image or step.tokens)
+        learns = means.get(name, "frozen") != "frozen"
+        of_a_block = positions * (part.kept_per_position if learns else part.passed_per_position)
         if name in step.checkpointed:
             kept += part.blocks * positions * part.width * HALF
-            recomputed = max(recomputed, positions * part.kept_per_position)
+            recomputed = max(recomputed, of_a_block)
         else:
-            kept += part.blocks * positions * part.kept_per_position
+            kept += part.blocks * of_a_block
     return (kept + recomputed) / GIB
 
 
@@ -205,9 +211,11 @@ def predict(
         gathered = 3 * bucket_size(load.trainable) * HALF  # two to reduce, in turn, and one to gather
     pinned = 0.0
     if stage == 3:
-        pinned = (weights + load.trainable * HALF) / nodes if offload else 0.0
+        state = load.trainable * (2 * HALF + MASTER_AND_MOMENTS) / ranks
+        if offload:
+            pinned = (weights + load.trainable * offloaded_bytes(load.trainable)) / nodes
+            state -= load.trainable * min(offloaded_bytes(load.trainable), 2 * HALF + MASTER_AND_MOMENTS) / ranks
         weights = 0.0 if offload else weights / ranks
-        state = load.trainable * (0 if offload else HALF) / ranks + load.trainable * (HALF + MASTER_AND_MOMENTS) / ranks
         gathered = HALF * (MAX_LIVE_PARAMETERS + PREFETCH_BUCKET + REDUCE_BUCKET_ZERO_3 + load.largest)
     return Memory(
         weights=weights / GIB,
@@ -217,6 +225,19 @@ def predict(
         logits=0.0 if size is None else logits(size, step),
         pinned_host=pinned / GIB,
     )
+
+
+def offloads_optimizer(trainable: int) -> bool:
+    """Return whether offloading moves AdamW's state, too: for LoRA alone it frees next to nothing."""
+    return trainable >= WORTH_OFFLOADING
+
+
+def offloaded_bytes(trainable: int) -> int:
+    """Return the bytes of host memory for each element that learns, when ZeRO-3 offloads.
+
+    Its 16-bit weight, and with AdamW's state fp32 master weight, two moments and an fp32 gradient.
+    """
+    return HALF + MASTER_AND_MOMENTS + 4 if offloads_optimizer(trainable) else HALF
 
 
 def bucket_size(trainable: int) -> int:

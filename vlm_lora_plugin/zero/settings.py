@@ -12,10 +12,12 @@ from vlm_lora_plugin.zero.arithmetic import (
     PREFETCH_BUCKET,
     REDUCE_BUCKET_ZERO_3,
     bucket_size,
+    offloads_optimizer,
     published_load,
 )
 from vlm_lora_plugin.zero.merging import check_document, merge
 from vlm_lora_plugin.zero.tiers import choose_tier
+from vlm_lora_plugin.zero.validation import check_recipe, check_unused
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
@@ -43,11 +45,16 @@ def deepspeed_settings(
         The document, or None where no DeepSpeed is needed: one device, or nothing to shard.
 
     Raises:
-        HardwareError: The adapter's or the recipe's keys cannot be used.
+        HardwareError: The adapter's or the recipe's keys cannot be used, or contradict the recipe.
     """
     offload = offload or (recipe.hardware is not None and recipe.hardware.offload)
     stage = decided_stage(recipe, family, hardware, offload=offload)
-    return None if stage == 0 else stage_settings(stage, recipe, family, hardware, offload=offload)
+    if stage == 0:
+        check_unused(recipe, hardware)
+        return None
+    document = stage_settings(stage, recipe, family, hardware, offload=offload)
+    check_recipe(document, recipe, hardware)
+    return document
 
 
 def decided_stage(recipe: Recipe, family: Family, hardware: Hardware, *, offload: bool = False) -> int:
@@ -156,7 +163,7 @@ def zero_block(stage: int, trainable: int, *, offload: bool = False) -> dict[str
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         }
-    block = {
+    block: dict[str, Any] = {
         "stage": 3,
         "overlap_comm": False,
         "contiguous_gradients": True,
@@ -167,4 +174,8 @@ def zero_block(stage: int, trainable: int, *, offload: bool = False) -> dict[str
         "stage3_max_reuse_distance": MAX_LIVE_PARAMETERS,
         "stage3_gather_16bit_weights_on_model_save": True,
     }
-    return {**block, "offload_param": {"device": "cpu", "pin_memory": True}} if offload else block
+    if offload:
+        block["offload_param"] = {"device": "cpu", "pin_memory": True}
+        if offloads_optimizer(trainable):
+            block["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return block

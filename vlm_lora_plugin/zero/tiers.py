@@ -12,7 +12,14 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.types import ComponentName, Family, Hardware
-from vlm_lora_plugin.zero.arithmetic import Memory, Step, means_by_component, predict, published_load
+from vlm_lora_plugin.zero.arithmetic import (
+    Memory,
+    Step,
+    keeps_activations,
+    means_by_component,
+    predict,
+    published_load,
+)
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
@@ -24,6 +31,9 @@ LARGE_GIB = 64
 """Devices from here on may take several examples at once."""
 
 MICRO_BATCHES = (4, 2)
+ROOM = 0.95
+"""Share of a device that may be predicted to be full: predictions err, and a card of "40 GB" has 39.4 GiB."""
+
 ROOMY = 0.8
 """Share of a device that may be predicted to be full when several examples are taken at once."""
 
@@ -62,6 +72,10 @@ class Tier:
     def value(self, key: str) -> Any:
         """Return what the tier sets for a key."""
         return next(choice.value for choice in self.choices if choice.key == key)
+
+    def reason(self, key: str) -> str:
+        """Return why it sets a key so."""
+        return next(choice.reason for choice in self.choices if choice.key == key)
 
 
 def choose_tier(
@@ -128,7 +142,7 @@ class _Sizes:
             offload=self.offload and stage == 3,
         )
 
-    def fits(self, stage: int, checkpointed: frozenset[ComponentName], rows: int = 1, share: float = 1.0) -> bool:
+    def fits(self, stage: int, checkpointed: frozenset[ComponentName], rows: int = 1, share: float = ROOM) -> bool:
         memory = self.memory(stage, checkpointed, rows)
         return memory is not None and memory.total <= share * self.hardware.gpu_memory
 
@@ -163,8 +177,6 @@ def _stage(sizes: _Sizes) -> tuple[int, str]:
 
 
 def _checkpointing(sizes: _Sizes, stage: int) -> tuple[frozenset[ComponentName], Mapping[ComponentName, str]]:
-    from vlm_lora_plugin.zero.arithmetic import keeps_activations
-
     needed = [name for name in sizes.repeating if keeps_activations(name, sizes.means)]
     reasons: dict[ComponentName, str] = {
         name: "nothing in it learns: it keeps no activations" for name in sizes.repeating if name not in needed
