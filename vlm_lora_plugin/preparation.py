@@ -20,6 +20,8 @@ from vlm_lora_plugin.selection.injection import inject
 from vlm_lora_plugin.selection.manifest import differences, make_manifest
 from vlm_lora_plugin.selection.names import canonical_name, is_injected
 from vlm_lora_plugin.selection.resolve import resolve_selection
+from vlm_lora_plugin.zero.order import refuse_engine
+from vlm_lora_plugin.zero.partition import whole_numel, whole_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,12 +50,13 @@ def prepare(
         recipe before is returned as it is.
 
     Raises:
-        ModelError: No family owns the model, or it is not freshly loaded.
+        ModelError: No family owns the model, it is not freshly loaded, or an engine trains it already.
         RecipeError: The recipe cannot be read.
         SelectionError: The recipe does not fit the model.
     """
     if isinstance(model, VlmLoraPeftModel):
         return _prepared_before(model, recipe)
+    refuse_engine(model)
     if isinstance(model, PeftModel) or is_injected(model):
         raise ModelError(
             "The model already has PEFT layers",
@@ -109,7 +112,7 @@ def _load_dtype(model: nn.Module) -> torch.dtype:
     sizes: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            sizes[parameter.dtype] += parameter.numel()
+            sizes[parameter.dtype] += whole_numel(parameter)
     return sizes.most_common(1)[0][0]
 
 
@@ -118,8 +121,8 @@ def _switch(model: VlmLoraPeftModel, selection: TrainableSet) -> None:
     expected = {parameter.name: parameter.shape for parameter in selection.parameters}
     for name, parameter in ((canonical_name(name), parameter) for name, parameter in model.named_parameters()):
         learns = expected.pop(name, None)
-        if learns is not None and tuple(parameter.shape) != learns:
-            raise ModelError(f"{name} has the shape {tuple(parameter.shape)}, {learns} was expected")
+        if learns is not None and whole_shape(parameter) != learns:
+            raise ModelError(f"{name} has the shape {whole_shape(parameter)}, {learns} was expected")
         parameter.requires_grad_(learns is not None)
     if expected:
         raise ModelError(f"PEFT did not make these parameters: {listed(sorted(expected))}")

@@ -18,6 +18,7 @@ from peft import PeftModelForCausalLM
 
 from vlm_lora_plugin.errors import CheckpointError, ModelError, TrainingError
 from vlm_lora_plugin.selection.names import ADAPTER_NAME, canonical_name
+from vlm_lora_plugin.zero.partition import whole_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,7 +156,8 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
             safe_serialization: Must be True: only safetensors are written.
             selected_adapters: None or ``["default"]``.
             save_embedding_layers: Without effect: trained embeddings are always saved, frozen ones never.
-            is_main_process: False writes nothing.
+            is_main_process: False writes nothing; nor does, without ``state_dict``, another than a machine's
+                first process. Where ZeRO holds the parameters in parts, every rank must come here all the same.
             path_initial_model_for_weight_conversion: Must be None.
             state_dict: Tensors to write instead of the model's, as gathered by DeepSpeed.
 
@@ -174,6 +176,9 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
                 f"A prepared model has one adapter, '{ADAPTER_NAME}', not {selected_adapters}",
                 fix="Leave selected_adapters out.",
             )
+        if state_dict is None:
+            is_main_process = is_main_process and int(os.environ.get("LOCAL_RANK", "0")) == 0
+            state_dict = whole_values(self.named_trainables(), keep=is_main_process)
         if is_main_process:
             save_adapter(self, save_directory, state_dict=state_dict)
 

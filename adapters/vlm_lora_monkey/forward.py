@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+import torch
 
 from vlm_lora_monkey.adapter import COMPONENTS
-from vlm_lora_monkey.modeling import MonkeyForCausalLM
+from vlm_lora_monkey.modeling import MonkeyForCausalLM, MonkeyModel
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.forward.answer_only import answer_only_logits
 from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
@@ -33,4 +35,12 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
         checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
     ]
     answer_only = [answer_only_logits()] if recipe.answer_only_loss else []
-    return (keep_text_only_trainable("transformer", ["transformer.visual"]), *checkpointed, *answer_only)
+    text_only = keep_text_only_trainable("transformer", ["transformer.visual"], look=_look_at_grey)
+    return (text_only, *checkpointed, *answer_only)
+
+
+def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of an image whose pixels are all the mean of the published normalisation."""
+    visual = cast(MonkeyModel, trunk).visual
+    size = visual.settings.image_size
+    return visual.encode(torch.zeros(1, 3, size, size, device=embeds.device))

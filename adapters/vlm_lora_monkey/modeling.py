@@ -111,8 +111,12 @@ class MonkeyModel(nn.Module):
             return cast(torch.Tensor, embeds)
         blocks = find_image_blocks(input_ids, self.config, 0 if pixel_values is None else len(pixel_values))
         if blocks is None or pixel_values is None:
-            return cast(torch.Tensor, embeds)
+            return self.without_images(embeds)
         return put_images(embeds, blocks, self.visual.encode(check_pixels(pixel_values, self.config)))
+
+    def without_images(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings ``[B, T, C]`` of a prompt without an image; where ranks must agree, a patch looks."""
+        return embeds
 
     def _ntk_factor(self, length: int, seen: int, cache: Cache | None) -> float:
         """Return the factor of this forward: 1 in training, else by the prompt's length.

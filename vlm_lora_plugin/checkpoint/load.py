@@ -13,6 +13,7 @@ from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANI
 from vlm_lora_plugin.errors import CheckpointError, ModelError, listed
 from vlm_lora_plugin.selection.manifest import Manifest, architecture, differences, trainable_differences
 from vlm_lora_plugin.selection.names import PEFT_PREFIX
+from vlm_lora_plugin.zero.partition import put_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -77,7 +78,7 @@ def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
     parameters = model.named_trainables()
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            put_whole(parameter, tensors[name])
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:

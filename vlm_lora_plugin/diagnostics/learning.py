@@ -13,6 +13,8 @@ from vlm_lora_plugin.diagnostics.causes import SEEING, image_gradient_cut, no_gr
 from vlm_lora_plugin.diagnostics.fingerprint import fingerprint, largest, local
 from vlm_lora_plugin.models.loss import IGNORED
 from vlm_lora_plugin.selection.names import canonical_name
+from vlm_lora_plugin.zero.optimizer import held_parameters
+from vlm_lora_plugin.zero.partition import own_numel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +58,8 @@ class LearningProbe:
         self._leaders = {name: up for name in self._entries if (up := _up_of(name, everything)) is not None}
         self._tiny = torch.finfo(prepared.vlm_lora.dtype).tiny
         self._unproven = set(self._entries)
-        self._unmoved: dict[str, tuple[int, float]] = dict.fromkeys((e.group for e in self._entries.values()), (0, 0.0))
+        here = [entry.group for name, entry in self._entries.items() if own_numel(self._tensors[name])]
+        self._unmoved: dict[str, tuple[int, float]] = dict.fromkeys(here, (0, 0.0))
         self._before = {name: fingerprint(tensor) for name, tensor in self._tensors.items()}
         self._gradients: dict[str, torch.Tensor] = {}
         self._has_image = False
@@ -76,12 +79,8 @@ class LearningProbe:
         return not self._unproven and not self._unmoved
 
     def before_step(self, optimizer: Any) -> None:
-        """Note what the coming step starts from; called when the window's gradients are complete."""
+        """Note the rates of the window's step; called before the schedule goes on to the next."""
         self._rates = self._group_rates(optimizer)
-        if self._has_image and self._unproven:
-            values = {up: local(up_tensor) for up, up_tensor in self._leaders.values()}
-            sizes = torch.stack([largest(value).float().cpu() for value in values.values()]) if values else ()
-            self._grown = {up for up, size in zip(values, sizes, strict=True) if float(size) > self._tiny}
 
     def after_step(self, *, skipped: bool) -> None:
         """Judge the window that has just ended.
@@ -122,6 +121,10 @@ class LearningProbe:
         if images is None or len(images) == 0 or labels is None or not bool((labels[:, 1:] != IGNORED).any()):
             return
         self._has_image = True
+        if self._unproven:  # noted here, because DeepSpeed takes its step before any callback is asked
+            values = {up: local(up_tensor) for up, up_tensor in self._leaders.values()}
+            sizes = torch.stack([largest(value).float().cpu() for value in values.values()]) if values else ()
+            self._grown = {up for up, size in zip(values, sizes, strict=True) if float(size) > self._tiny}
         loss = getattr(output, "loss", None)
         if loss is not None and not loss.requires_grad:
             raise image_gradient_cut()
@@ -168,8 +171,8 @@ class LearningProbe:
         return name in self._leaders or re.search(r"lora_b(\.weight)?$", name, re.IGNORECASE) is not None
 
     def _group_rates(self, optimizer: Any) -> dict[str, float]:
-        """Return the rate of the coming step by group; an engine that holds other tensors gives one for all."""
-        by_tensor = {id(tensor): group["lr"] for group in optimizer.param_groups for tensor in group["params"]}
+        """Return the rate of the step by group; of tensors that the optimizer does not hold, its highest."""
+        by_tensor = {id(tensor): group["lr"] for tensor, group in held_parameters(optimizer)}
         highest = max((float(rate) for rate in by_tensor.values()), default=0.0)
         rates: dict[str, float] = {}
         for name, entry in self._entries.items():

@@ -1,4 +1,10 @@
-"""Text-only batches of a model that also sees."""
+"""Text-only batches of a model that also sees: they train, and leave no other rank waiting.
+
+Such a batch reaches no vision parameter. In one process that only costs gradients: where nothing but vision
+learns, the loss has none. Several processes wait for each other's gradients (DistributedDataParallel), mix up
+whose gradient is whose (ZeRO-2, which reduces them in the order in which they come), or wait for parts of weights
+(ZeRO-3, whose modules must be called equally often and in the same order on all ranks, frozen or not).
+"""
 
 from __future__ import annotations
 
@@ -11,31 +17,58 @@ from torch import nn
 
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.types import Patch
+from vlm_lora_plugin.zero.agreement import several_ranks
+from vlm_lora_plugin.zero.partition import is_partitioned
+
+Look = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""Given a module and text embeddings, sends one made-up image through the vision modules just as the module does with
+real ones, and returns its features, of any shape. Pixels are in the range of real ones."""
+
+WITHOUT_IMAGES = "without_images"
+"""Method of the module that puts images among the embeddings ``[B, T, C]``. Its forward pass calls it where a prompt
+has no image, at the place where it would put them, and goes on with what it returns."""
 
 
-def keep_text_only_trainable(trunk: str, unused: Sequence[str], images: str = "pixel_values") -> Patch:
-    """Return the patch that lets a batch without an image train.
+def keep_text_only_trainable(
+    trunk: str,
+    unused: Sequence[str],
+    images: str = "pixel_values",
+    *,
+    look: Look | None = None,
+    splicer: str | None = None,
+) -> Patch:
+    """Return the patch that lets a batch without an image train, in one process or several.
 
-    Such a batch reaches no vision parameter. Where only those learn, its loss has no gradient at all, and
-    DistributedDataParallel waits for gradients that never come. In training, the patch adds zero times their
-    sum to the hidden states, so that every one gets a gradient of zero.
+    In one process it adds, in training, zero times the sum of the vision parameters to the hidden states, so
+    that every one gets a gradient of zero. In several, a made-up image takes the way of a real one at the same
+    place of the forward pass, and zero times its features is added to the embeddings: so every rank calls the
+    same modules in the same order and has the same graph, whatever its rows hold. That is right only where
+    all images of a batch go through the vision modules in one call.
 
     Args:
         trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
         unused: Names of the modules whose trainable parameters a text-only batch does not reach.
         images: Keyword argument of ``trunk`` that is None or empty for a text-only batch.
+        look: Looks at a made-up image. Without it, several processes train under DistributedDataParallel alone.
+        splicer: Name of the module with the method :data:`WITHOUT_IMAGES`, ``""`` for the model itself; None for
+            the trunk.
     """
     return Patch(
         name="text-only batches",
-        reason="every trainable parameter gets a gradient, of zero, without an image",
-        apply=partial(_apply, trunk, tuple(unused), images),
+        reason="every trainable parameter gets a gradient, of zero, without an image; ranks never wait",
+        apply=partial(_apply, trunk, tuple(unused), images, look, trunk if splicer is None else splicer),
     )
 
 
-def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> Callable[[], None]:
+def _apply(
+    trunk: str, unused: Sequence[str], images: str, look: Look | None, splicer: str, model: nn.Module
+) -> Callable[[], None]:
     try:
         module = model.get_submodule(trunk)
         parts = [model.get_submodule(name) for name in unused]
+        splicing = model.get_submodule(splicer)
+        if look is not None:
+            getattr(splicing, WITHOUT_IMAGES)
     except AttributeError as error:
         raise ModelError(
             f"This {type(model).__name__} has another structure: {error}",
@@ -44,9 +77,11 @@ def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> 
 
     def touch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         given = kwargs.get(images)
-        if not module.training or not torch.is_grad_enabled() or (given is not None and len(given)):
+        if (given is not None and len(given)) or (look is not None and several_ranks()):
             return output
-        learning = [p for part in parts for p in part.parameters() if p.requires_grad]
+        if look is None and several_ranks():
+            _refuse_partitioned(parts)
+        learning = _learning(parts) if module.training and torch.is_grad_enabled() else []
         if learning:
             hidden = output.last_hidden_state
             zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
@@ -54,4 +89,45 @@ def _apply(trunk: str, unused: Sequence[str], images: str, model: nn.Module) -> 
         return output
 
     # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
-    return module.register_forward_hook(touch, with_kwargs=True).remove
+    undo: list[Callable[[], None]] = [module.register_forward_hook(touch, with_kwargs=True).remove]
+    if look is not None:
+        undo.append(_look_at_nothing(splicing, parts, look))
+
+    def undo_all() -> None:
+        for step in undo:
+            step()
+
+    return undo_all
+
+
+def _look_at_nothing(splicing: nn.Module, parts: Sequence[nn.Module], look: Look) -> Callable[[], None]:
+    def without_images(embeds: torch.Tensor) -> torch.Tensor:
+        trains = splicing.training and torch.is_grad_enabled() and bool(_learning(parts))
+        if not several_ranks() or not (trains or _is_partitioned(parts)):
+            return embeds
+        return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
+
+    vars(splicing)[WITHOUT_IMAGES] = without_images
+    return partial(vars(splicing).pop, WITHOUT_IMAGES)
+
+
+def _learning(parts: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+
+
+def _is_partitioned(parts: Sequence[nn.Module]) -> bool:
+    return any(is_partitioned(parameter) for part in parts for parameter in part.parameters())
+
+
+def _refuse_partitioned(parts: Sequence[nn.Module]) -> None:
+    """Refuse what would leave other ranks waiting for parts of weights.
+
+    Raises:
+        ModelError: Some of these modules are partitioned.
+    """
+    if _is_partitioned(parts):
+        raise ModelError(
+            "This family's batches without an image cannot be used under ZeRO-3 on several processes",
+            why="Other ranks would wait forever for this one's parts of the vision weights.",
+            fix="Use ZeRO-2 or no DeepSpeed, or rows that all have an image.",
+        )

@@ -1,8 +1,8 @@
-"""A Trainer's checkpoints: complete, or recognised as incomplete and never resumed from.
+"""A Trainer's checkpoints: complete, or recognised as incomplete and never resumed from; on all ranks the same.
 
-No callback runs between ``Trainer.train`` and its choice of a checkpoint, and old checkpoints are deleted
-before ``on_save``. So ``train`` and ``_save_checkpoint`` are wrapped once for the whole process, and act only
-on models that ``prepare`` returned.
+No callback runs between ``Trainer.train`` and its choice of a checkpoint, nor before its engine is made, and old
+checkpoints are deleted before ``on_save``. So ``train``, ``save_model`` and ``_save_checkpoint`` are wrapped once
+for the whole process, and act only on models that ``prepare`` returned.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
 from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
 from vlm_lora_plugin.errors import CheckpointError
 from vlm_lora_plugin.frameworks.groups import find_prepared
+from vlm_lora_plugin.zero.agreement import check_ranks_agree, check_same_checkpoint
+from vlm_lora_plugin.zero.order import check_loaded_in_parts
+from vlm_lora_plugin.zero.partition import whole_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,10 +32,13 @@ _logger = logging.getLogger(__name__)
 
 
 def install_checkpoints() -> None:
-    """Wrap ``transformers.Trainer``'s saving and the start of its ``train``; a second call changes nothing."""
+    """Wrap ``transformers.Trainer``'s saving and the start of its ``train``; a second call changes nothing.
+
+    Before anything is trained, the ranks then agree on what that is.
+    """
     from transformers import Trainer
 
-    save, train = Trainer._save_checkpoint, Trainer.train
+    save, train, save_model = Trainer._save_checkpoint, Trainer.train, Trainer.save_model
     if getattr(save, _MARK, False):
         return
 
@@ -49,17 +55,35 @@ def install_checkpoints() -> None:
             self.args.save_total_limit = limit
         _complete(self, trial)
 
+    @wraps(save_model)
+    def save_trainables(self: Trainer, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        prepared = find_prepared(self.model)
+        if prepared is None or not self.is_deepspeed_enabled:
+            save_model(self, output_dir, _internal_call)
+            return
+        # The Trainer would gather the frozen weights too, in the stage's own dtype.
+        tensors = whole_values(prepared.named_trainables(), keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=tensors)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     @wraps(train)
-    def train_from_complete(
+    def train_together(
         self: Trainer, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        if resume_from_checkpoint and find_prepared(self.model) is not None:
-            _check_resumed(self, resume_from_checkpoint)
+        prepared = find_prepared(self.model)
+        if prepared is not None:
+            check_ranks_agree(prepared, resume_from_checkpoint)
+            check_loaded_in_parts(prepared)
+            if resume_from_checkpoint:
+                check_same_checkpoint(_check_resumed(self, resume_from_checkpoint))
         return train(self, resume_from_checkpoint, *args, **kwargs)
 
     setattr(_save_checkpoint, _MARK, True)
     Trainer._save_checkpoint = _save_checkpoint  # type: ignore[method-assign]
-    Trainer.train = train_from_complete  # type: ignore[method-assign]
+    Trainer.save_model = save_trainables  # type: ignore[method-assign]
+    Trainer.train = train_together  # type: ignore[method-assign]
 
 
 def _complete(trainer: Trainer, trial: Any) -> None:
@@ -86,8 +110,11 @@ def _complete(trainer: Trainer, trial: Any) -> None:
     )
 
 
-def _check_resumed(trainer: Trainer, wanted: str | bool) -> None:
+def _check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
     """Set incomplete checkpoints aside, and refuse a checkpoint that cannot be resumed from.
+
+    Returns:
+        The checkpoint that will be resumed from; None when there is none.
 
     Raises:
         CheckpointError: The checkpoint that was named is incomplete, or the one that will be resumed from
@@ -107,7 +134,7 @@ def _check_resumed(trainer: Trainer, wanted: str | bool) -> None:
         check_complete(last)
     prepared = find_prepared(trainer.model)
     if last is None or prepared is None:
-        return
+        return None
     check_fits(prepared, read_manifest(last), last)
     if trainer.model is not prepared and not (Path(last) / TRAINER_WEIGHTS).is_file():
         raise CheckpointError(
@@ -115,6 +142,7 @@ def _check_resumed(trainer: Trainer, wanted: str | bool) -> None:
             why="The Trainer cannot load it into the plain model that the callback prepared in place.",
             fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer.",
         )
+    return str(last)
 
 
 def _wait() -> None:

@@ -16,6 +16,8 @@ import torch
 from vlm_lora_plugin.errors import TrainingError, listed
 from vlm_lora_plugin.prepared_model import PREPARED_ATTRIBUTE, VlmLoraPeftModel
 from vlm_lora_plugin.selection.names import canonical_name
+from vlm_lora_plugin.zero.optimizer import held_parameters, keeps_fp32
+from vlm_lora_plugin.zero.partition import whole_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,15 +81,16 @@ def parameter_groups(model: VlmLoraPeftModel) -> list[dict[str, Any]]:
 def verify_optimizer(model: VlmLoraPeftModel, optimizer: torch.optim.Optimizer) -> None:
     """Check that an optimizer holds exactly what the manifest lists, in fp32, at the recipe's rates.
 
+    DeepSpeed's optimizers may hold parameters of 16 bit, for which they keep fp32 values themselves.
+
     Raises:
         TrainingError: A parameter is missing, frozen, strange to the model, of another dtype or at another rate.
     """
     wanted = {parameter.name: parameter for parameter in model.vlm_lora.trainable.parameters}
     names = {id(tensor): canonical_name(name) for name, tensor in model.named_parameters()}
     held: dict[str, Mapping[str, Any]] = {}
-    for group in optimizer.param_groups:
-        for tensor in group["params"]:
-            held[names.get(id(tensor), f"a parameter of shape {tuple(tensor.shape)} from elsewhere")] = group
+    for tensor, group in held_parameters(optimizer):
+        held[names.get(id(tensor), f"a parameter of shape {whole_shape(tensor)} from elsewhere")] = group
     tensors = model.named_trainables()
     learning = {canonical_name(name) for name, tensor in model.named_parameters() if tensor.requires_grad}
     problems = {
@@ -95,7 +98,7 @@ def verify_optimizer(model: VlmLoraPeftModel, optimizer: torch.optim.Optimizer) 
         "in the optimizer, but not in the recipe": sorted(held.keys() - wanted.keys()),
         "frozen since prepare": sorted(wanted.keys() - learning),
         "unfrozen since prepare": sorted(learning - wanted.keys()),
-        "no longer fp32": [name for name, tensor in tensors.items() if tensor.dtype != torch.float32],
+        "no longer fp32": [name for name, tensor in tensors.items() if not keeps_fp32(tensor)],
     }
     for key, attribute in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
         problems[f"at another {attribute} than the recipe's"] = [

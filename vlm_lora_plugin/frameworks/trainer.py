@@ -17,6 +17,7 @@ from vlm_lora_plugin.frameworks.in_place import prepare_in_place
 from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe, resolve_recipe
 from vlm_lora_plugin.selection.manifest import differences
+from vlm_lora_plugin.zero.order import check_loaded_in_parts, keep_configuration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -162,11 +163,14 @@ def training_arguments(
             or fp32 when a recipe was given.
         evaluate: Evaluate as the recipe says; the Trainer then needs an ``eval_dataset``.
         **overrides: Further arguments, which win. Rates, decay, betas and epsilon are the recipe's alone: the
-            run stops when an argument differs from them.
+            run stops when an argument differs from them. With ``deepspeed``, its configuration stays known to
+            transformers until arguments are made anew; for ZeRO-3, give a recipe and load the model afterwards.
 
     Raises:
         TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
+        ModelError: ZeRO-3 is asked for when the model is loaded already.
     """
+    prepared = recipe if isinstance(recipe, VlmLoraPeftModel) else None
     if isinstance(recipe, VlmLoraPeftModel):
         dtype, recipe = dtype or recipe.vlm_lora.dtype, recipe.vlm_lora.recipe
     if recipe.preset is not None:
@@ -214,4 +218,8 @@ def training_arguments(
     if evaluate:
         values["eval_strategy"] = "epoch" if training.eval_steps is None else "steps"
         values["eval_steps"] = training.eval_steps
-    return TrainingArguments(**{**values, **overrides})
+    arguments = TrainingArguments(**{**values, **overrides})
+    keep_configuration(getattr(arguments, "hf_deepspeed_config", None))
+    if prepared is not None:
+        check_loaded_in_parts(prepared)
+    return arguments

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from vlm_lora_plugin.reporting.progress import ConsoleProgress
 from vlm_lora_plugin.reporting.run_pictures import draw_memory, draw_rates
 from vlm_lora_plugin.reporting.tree import component_tree
 from vlm_lora_plugin.selection.names import ADAPTER_NAME
+from vlm_lora_plugin.zero.partition import whole_values
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.diagnostics.resources import ResourceSummary
@@ -125,6 +126,16 @@ def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:
         trainer.train(resume_from_checkpoint=True)
 
 
+def _write(plan: Plan, save: Callable[[Path], None]) -> None:
+    output = plan.output
+    output.save_adapter(save)
+    lines = read_log(output.log)
+    title = f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}"
+    draw_loss(lines, output.loss_picture, title=title)
+    draw_rates(lines, output.rates_picture, title=title)
+    draw_memory(lines, output.memory_picture, title=title)
+
+
 def _train(plan: Plan, console: Console) -> TrainResult:
     recipe, output = plan.recipe, plan.output
     base, processor = load(plan.job.model, dtype=plan.dtype, seed=recipe.seed)
@@ -150,12 +161,11 @@ def _train(plan: Plan, console: Console) -> TrainResult:
         _run(trainer, model, plan)
     finally:
         progress.close()
-    output.save_adapter(model.save_pretrained)
-    lines = read_log(output.log)
-    title = f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}"
-    draw_loss(lines, output.loss_picture, title=title)
-    draw_rates(lines, output.rates_picture, title=title)
-    draw_memory(lines, output.memory_picture, title=title)
+    tensors = whole_values(model.named_trainables(), keep=trainer.is_world_process_zero())
+    if trainer.is_world_process_zero():
+        _write(plan, partial(model.save_pretrained, state_dict=tensors))
+    trainer.accelerator.wait_for_everyone()  # then others may read what the first process wrote
+    lines = read_log(output.log) if output.log.is_file() else []  # another node may not see the folder
     losses = [line["loss"] for line in lines if "loss" in line]
     results = {key: value for line in lines for key, value in line.items() if is_result(key)}  # the last of each
     return TrainResult(

@@ -18,6 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlm_lora_plugin.errors import WeightsError, listed
+from vlm_lora_plugin.zero.order import start_communication, zero3_configuration
+from vlm_lora_plugin.zero.partition import partition
+
+PARTITIONED_BYTES = 2**28
+"""Bytes of weights that each rank holds whole at a time while they are spread over the ranks."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
@@ -77,7 +82,8 @@ def load_weights(
 ) -> tuple[str, ...]:
     """Fill a model that was built on the meta device from a folder's weight files.
 
-    Names and shapes are compared before the first tensor is read.
+    Names and shapes are compared before the first tensor is read. Where ZeRO-3 is on, parameters are spread over
+    the ranks as they are read; no rank ever holds the whole model.
 
     Args:
         model: The model; every parameter is replaced by one on ``device``, ``requires_grad`` is kept.
@@ -100,6 +106,10 @@ def load_weights(
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     absent = _absent_sets(wanted, found, optional)
     _check(folder, wanted, found, absent)
+    configuration = zero3_configuration()
+    if configuration is not None:
+        _load_in_parts(model, files, wanted, absent, dtype, configuration)
+        return absent
     for file in files:
         for name, tensor in _tensors(file):
             if name in wanted:
@@ -107,6 +117,47 @@ def load_weights(
     for name in absent:
         _put(model, name, torch.empty(wanted[name], dtype=dtype, device=device))
     return absent
+
+
+def _load_in_parts(
+    model: nn.Module,
+    files: Sequence[Path],
+    wanted: Mapping[str, tuple[int, ...]],
+    absent: Sequence[str],
+    dtype: torch.dtype,
+    configuration: Mapping[str, Any],
+) -> None:
+    """Load under ZeRO-3: rank 0 reads, and every rank keeps its part of each tensor.
+
+    At most ``PARTITIONED_BYTES``, or one larger tensor, is whole on a rank at a time.
+    """
+    start_communication()
+    reads = torch.distributed.get_rank() == 0
+    waiting: list[nn.Parameter] = []
+
+    def flush() -> None:
+        if waiting:
+            partition(waiting, configuration)
+            waiting.clear()
+
+    def put(name: str, tensor: torch.Tensor | None) -> None:
+        kind = dtype if model.get_parameter(name).is_floating_point() else model.get_parameter(name).dtype
+        whole = torch.empty(wanted[name], dtype=kind) if tensor is None else tensor.to(kind, copy=True)
+        if waiting and sum(other.nbytes for other in waiting) + whole.nbytes > PARTITIONED_BYTES:
+            flush()
+        waiting.append(_put(model, name, whole))
+
+    for file in files:
+        source: Iterable[tuple[str, torch.Tensor | None]]
+        source = _tensors(file) if reads else ((name, None) for name in _shapes(file))
+        for name, tensor in source:
+            if name in wanted:
+                put(name, tensor)
+    for name in absent:
+        put(name, torch.zeros(wanted[name], dtype=dtype))
+    flush()
+    for buffer in model.buffers():  # the engine leaves a model that was loaded like this where it is
+        buffer.data = buffer.data.to(next(model.parameters()).device)
 
 
 def _found(files: Iterable[Path], ignore: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -158,10 +209,12 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> nn.Parameter:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    setattr(module, leaf, nn.Parameter(tensor, requires_grad=getattr(module, leaf).requires_grad))
+    parameter = nn.Parameter(tensor, requires_grad=getattr(module, leaf).requires_grad)
+    setattr(module, leaf, parameter)
+    return parameter
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.types import ComponentName, Family, Kind, Means
+from vlm_lora_plugin.zero.partition import whole_numel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,7 +115,7 @@ def summarise(model: nn.Module, name: str, family: Family, recipe: Recipe, train
     base = dict(model.named_parameters())
     learning = {parameter.name for parameter in trainables.of_base()}
     frozen = [tensor for key, tensor in base.items() if key not in learning]
-    frozen_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*frozen, *model.buffers()))
+    frozen_bytes = sum(whole_numel(tensor) * tensor.element_size() for tensor in (*frozen, *model.buffers()))
     trainable = sum(component.trainable for component in components)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in base.values()})
     return ModelSummary(

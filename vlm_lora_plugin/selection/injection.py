@@ -17,6 +17,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.selection.keyed_init import draw_builtin, keyed_lora_down
 from vlm_lora_plugin.selection.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
+from vlm_lora_plugin.zero.partition import gathered, to_fp32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +84,7 @@ def _start_builtin(base: nn.Module, selection: TrainableSet, seed: int) -> None:
     parameters = dict(base.named_parameters())
     fresh = tuple(getattr(base, FRESH_LORA_ATTRIBUTE, ()))
     loaded = (p.name for p in selection.parameters if p.kind == "builtin_lora" and p.name not in fresh)
-    broken = [name for name in loaded if not parameters[name].isfinite().all()]
+    broken = [name for name in loaded if not _is_finite(parameters[name])]
     if broken:
         raise ModelError(
             f"These LoRA parameters hold values that are not finite: {listed(broken)}",
@@ -91,7 +92,7 @@ def _start_builtin(base: nn.Module, selection: TrainableSet, seed: int) -> None:
             fix="Load the model with vlm_lora_plugin.load(folder).",
         )
     for trained in selection.of_base():
-        parameters[trained.name].data = parameters[trained.name].data.float()
+        to_fp32(parameters[trained.name])
     draw_builtin(parameters, fresh, seed)
 
 
@@ -106,4 +107,11 @@ def _draw_peft(layers: Mapping[str, LoraLayer], parameters: Mapping[str, nn.Para
         magnitude = parameters.get(f"{name}.lora_magnitude_vector")
         if magnitude is not None:
             # PEFT takes the norm in the base's dtype; in fp32 the first step is the base model's own.
-            magnitude.data = torch.linalg.norm(layer.get_base_layer().weight.float(), dim=1)
+            weight = layer.get_base_layer().weight
+            with gathered([weight]):
+                magnitude.data = torch.linalg.norm(weight.float(), dim=1)
+
+
+def _is_finite(parameter: torch.Tensor) -> bool:
+    with gathered([parameter]):
+        return bool(parameter.isfinite().all())

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.zero.partition import gathered
 
 
 def keyed_generator(seed: int, name: str) -> torch.Generator:
@@ -44,7 +45,7 @@ def draw_builtin(parameters: Mapping[str, torch.Tensor], names: Iterable[str], s
     """Initialise LoRA that a base model carries itself: down drawn by key, up zero, scale one.
 
     Args:
-        parameters: Canonical name -> tensor, changed in place in its own dtype.
+        parameters: Canonical name -> tensor, changed in place in its own dtype; ZeRO-3 may hold it in parts.
         names: Which of them to draw. The ending tells the part: ``lora_a``, ``lora_b`` (each with or
             without ``.weight``, in any case) or ``lora_scale``.
         seed: The recipe's seed.
@@ -60,9 +61,10 @@ def draw_builtin(parameters: Mapping[str, torch.Tensor], names: Iterable[str], s
                 + ("the model has no such parameter" if part else "its ending is none of lora_a, lora_b, lora_scale")
             )
         tensor = parameters[name]
-        if part[1].lower() == "a":
-            tensor.copy_(keyed_lora_down(name, tensor.shape, seed))
-        elif part[1].lower() == "b":
-            tensor.zero_()
-        else:
-            tensor.fill_(1.0)
+        with gathered([tensor], change=True):
+            if part[1].lower() == "a":
+                tensor.copy_(keyed_lora_down(name, tensor.shape, seed))
+            elif part[1].lower() == "b":
+                tensor.zero_()
+            else:
+                tensor.fill_(1.0)

@@ -17,6 +17,7 @@ from vlm_lora_plugin.selection.names import is_injected
 from vlm_lora_plugin.selection.trace import RuleTrace, SelectionTrace
 from vlm_lora_plugin.selection.trainables import Trainable, TrainableSet
 from vlm_lora_plugin.types import Component, Family, Kind
+from vlm_lora_plugin.zero.partition import whole_numel, whole_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,17 +82,17 @@ class _Resolution:
             rule, component = self._matches[index].rule, self._layout.component_of[name]
             layer = name.removesuffix(".weight")
             if name in self._layout.builtin:
-                trained.append((index, self._trainable(name, tuple(tensor.shape), component, rule, "builtin_lora")))
+                trained.append((index, self._trainable(name, whole_shape(tensor), component, rule, "builtin_lora")))
             elif rule.means == "full":
                 self._check_floating(name)
-                trained.append((index, self._trainable(name, tuple(tensor.shape), component, rule, "full")))
+                trained.append((index, self._trainable(name, whole_shape(tensor), component, rule, "full")))
             elif layer != name and layer in self._layers(self._matches[index]):
                 targets.append(layer)
                 for part, shape in self._lora_shapes(layer):
                     trained.append((index, self._trainable(f"{layer}.{part}", shape, component, rule, "peft_lora")))
         self._check_result(trained, targets)
         totals = tuple(
-            (component, sum(self._layout.parameters[name].numel() for name in names))
+            (component, sum(whole_numel(self._layout.parameters[name]) for name in names))
             for component, names in self._layout.members.items()
         )
         trainables = TrainableSet(self._family.name, tuple(entry for _, entry in trained), tuple(targets), totals)

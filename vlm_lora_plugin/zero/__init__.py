@@ -1,1 +1,1 @@
-"""Settings by hardware: what a job sets on which machine, and why. Nothing here imports torch or DeepSpeed."""
+"""DeepSpeed's ZeRO: settings for the hardware, and several processes that cannot silently differ."""

@@ -1,0 +1,137 @@
+"""All ranks train the same, or none trains.
+
+No framework compares what its processes train: DistributedDataParallel averages the gradients of different
+parameters where their number and shapes happen to agree, and ZeRO crashes without a name or hangs where not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlm_lora_plugin.errors import TrainingError, listed
+from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.selection.manifest import differences
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+
+LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
+"""Distributions of which every rank must have the same version, besides those of the adapter and the policies."""
+
+BY_HAND = "registered by hand"
+
+
+def several_ranks() -> bool:
+    """Return whether this process trains together with others."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def check_ranks_agree(model: VlmLoraPeftModel, resumed: object = None) -> None:
+    """Compare what all ranks are about to train; every rank must come here before an engine is made.
+
+    Compared are the manifest (parameters with shapes and means, recipe, base config, dtype), the versions of
+    adapter, policies and libraries, and what is to be resumed from.
+
+    Args:
+        model: This rank's prepared model.
+        resumed: What this rank was asked to resume from.
+
+    Raises:
+        TrainingError: A rank differs from rank 0; raised on all ranks alike.
+    """
+    if not several_ranks():
+        return
+    own = _statement(model, resumed)
+    digests = _everyone(hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest())
+    if len(set(digests)) > 1:
+        raise _disagreement(_everyone(own))
+
+
+def check_same_checkpoint(checkpoint: str | None) -> None:
+    """Check that all ranks resume from the same checkpoint; every rank must come here.
+
+    Raises:
+        TrainingError: They do not, for instance because they do not share the output folder.
+    """
+    if not several_ranks():
+        return
+    found = _everyone(checkpoint)
+    if len(set(found)) > 1:
+        picked = ", ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(found))
+        raise TrainingError(
+            f"The ranks would resume from different checkpoints ({picked})",
+            why="They would train from different weights and steps.",
+            fix="Let all machines see the same output folder, or copy the checkpoint to each of them.",
+        )
+
+
+def _statement(model: VlmLoraPeftModel, resumed: object) -> dict[str, Any]:
+    """Return everything in which ranks must agree, as plain data."""
+    own = model.vlm_lora
+    manifest = asdict(own.manifest)
+    parameters = {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in own.manifest.parameters}
+    records = get_manager().records()
+    plugins = {
+        f"{'policy' if record.policy else 'adapter'} {record.name}": record.distribution
+        for record in records
+        if record.policy or record.name == own.family.name
+    }
+    if f"adapter {own.family.name}" not in plugins:
+        plugins[f"adapter {own.family.name}"] = BY_HAND
+    statement = {
+        "parameters": parameters,
+        "recipe": {key: value for key, value in manifest["recipe"].items() if key != "origin"},
+        "base": {"family": own.manifest.family, "dtype": own.manifest.dtype, **manifest["base_config"]},
+        "versions": {"vlm-lora-plugin": own.manifest.plugin_version, **plugins, **_versions()},
+        "resume_from_checkpoint": str(resumed or False),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(statement, default=str))
+    return plain
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _everyone(value: Any) -> list[Any]:
+    """Return the values of all ranks, in their order."""
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _disagreement(statements: Sequence[Mapping[str, Any]]) -> TrainingError:
+    reference = statements[0]
+    alike: dict[str, list[int]] = {}
+    for rank, statement in enumerate(statements):
+        if statement != reference:
+            alike.setdefault(json.dumps(statement, sort_keys=True), []).append(rank)
+    lines = []
+    for text, ranks in alike.items():
+        other = json.loads(text)
+        parts = []
+        for topic, value in reference.items():
+            found = differences(value, other[topic], "" if isinstance(value, Mapping) else topic)
+            if found:
+                parts.append(f"{topic} {listed(found)}")
+        who = f"Rank {ranks[0]}" if len(ranks) == 1 else f"Ranks {listed(map(str, ranks))}"
+        lines.append(f"{who} against rank 0 (rank 0 / rank {ranks[0]}): {'; '.join(parts)}.")
+    return TrainingError(
+        "The ranks are not about to train the same.\n" + "\n".join(lines),
+        why="Gradients of different parameters would be averaged, or the ranks would wait for each other forever.",
+        fix="Start every rank with the same recipe, model folder and installed versions.",
+    )
