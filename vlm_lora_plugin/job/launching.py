@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
 
 PROGRAM = "vlm_lora_plugin.cli"
-CPU_VARIABLES = {"ACCELERATE_USE_CPU": ("true", "1", "yes"), "DS_ACCELERATOR": ("cpu",)}
-"""Variables of accelerate and DeepSpeed by which processes on the CPU are asked for."""
+CPU_VARIABLE, CPU = "DS_ACCELERATOR", "cpu"
+"""DeepSpeed's own switch. Accelerate's, ACCELERATE_USE_CPU, makes it leave DeepSpeed out without a word."""
 
 SIGNALLED = 128
 """What a shell adds to a signal's number for an exit code."""
@@ -119,13 +119,13 @@ def check_devices(gpus: int) -> None:
         raise HardwareError(
             f"{gpus} processes need {gpus} devices; this machine has {devices}",
             why="Two processes on one device would share its memory.",
-            fix=f"Give --gpus {devices}." if devices else "For processes on the CPU set ACCELERATE_USE_CPU=true.",
+            fix=f"Give --gpus {devices}." if devices else f"For processes on the CPU set {CPU_VARIABLE}={CPU}.",
         )
 
 
 def on_cpu() -> bool:
     """Return whether the user asked for processes on the CPU."""
-    return any(os.environ.get(name, "").lower() in values for name, values in CPU_VARIABLES.items())
+    return os.environ.get(CPU_VARIABLE) == CPU
 
 
 def check_deepspeed() -> None:

@@ -134,6 +134,7 @@ def _arguments(
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": on_gpu,
         "deepspeed": deepspeed,
+        "ddp_find_unused_parameters": False,  # every parameter that learns has a gradient in every pass
     }
     try:
         arguments = training_arguments(recipe, checkpoints, dtype=dtype, evaluate=evaluate, **options)

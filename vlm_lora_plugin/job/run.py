@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import DistributedType
 from rich.console import Console
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.resources import ResourceMonitor
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
@@ -150,6 +152,12 @@ def _train(plan: Plan, console: Console) -> TrainResult:
         data_collator=processor.collate,
         callbacks=[_Begin(plan), VlmLoraCallback(recipe), monitor, log, progress],
     )
+    if plan.arguments.deepspeed and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise TrainingError(
+            f"DeepSpeed was asked for, and accelerate set up {trainer.accelerator.distributed_type.value}",
+            why="Every process would hold and train the whole model.",
+            fix="Unset ACCELERATE_USE_CPU and other variables of accelerate's launcher.",
+        )
     if plan.metric is not None and plan.validation is not None:
         rows = plan.validation.examples[: recipe.evaluation.max_rows]
         limit = recipe.evaluation.max_new_tokens
