@@ -20,8 +20,9 @@ from vlm_lora_plugin.selection.injection import inject
 from vlm_lora_plugin.selection.manifest import differences, make_manifest
 from vlm_lora_plugin.selection.names import canonical_name, is_injected
 from vlm_lora_plugin.selection.resolve import resolve_selection
+from vlm_lora_plugin.zero.agreement import check_ranks_agree
 from vlm_lora_plugin.zero.order import refuse_engine
-from vlm_lora_plugin.zero.partition import whole_numel, whole_shape
+from vlm_lora_plugin.zero.partition import is_partitioned, whole_numel, whole_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,7 @@ def prepare(
         ModelError: No family owns the model, it is not freshly loaded, or an engine trains it already.
         RecipeError: The recipe cannot be read.
         SelectionError: The recipe does not fit the model.
+        TrainingError: Under ZeRO-3, another rank prepares its model differently.
     """
     if isinstance(model, VlmLoraPeftModel):
         return _prepared_before(model, recipe)
@@ -69,6 +71,8 @@ def prepare(
     selection = resolve_selection(model, family, resolved)
     dtype = _load_dtype(model)
     manifest = make_manifest(selection, resolved, model.config, str(dtype).removeprefix("torch."))
+    if any(is_partitioned(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
+        check_ranks_agree(manifest)
     prepared = inject(model, selection, resolved)
     _switch(prepared, selection)
     prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)

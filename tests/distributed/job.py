@@ -2,10 +2,13 @@
 
     torchrun --nproc-per-node 2 job.py JOB.json...
 
-Keys of the job: ``model``, ``output``, ``recipe``; and if wanted ``deepspeed``, ``dtype``, ``rows`` (one letter
-for each: ``i`` has an image, ``I`` two, ``t`` none), ``resume``, ``crash`` and ``recipes`` (by rank).
-Each rank leaves ``result-<rank>.json`` in the output folder: what it saw, or the error that stopped it. The
-process then ends at once, so that nothing that the interpreter's own end brings can change the verdict.
+Keys of a job: ``model``, ``output``, ``rows`` (one letter each: ``i`` has an image, ``I`` two, ``t`` none), and if
+wanted ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that), ``deepspeed``, ``dtype``,
+``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``) and ``mistake``, something
+that must stop the job.
+
+Each rank leaves ``result-<rank>.json`` in the output folder: what it saw, or the error that stopped it. The process
+then ends at once, so that nothing that the interpreter's own end brings can change the verdict.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -21,27 +25,70 @@ import torch
 from PIL import Image
 from transformers import Trainer, TrainerCallback
 
+import vlm_lora_monkey.modeling
 from vlm_lora_plugin import VlmLoraCallback, get_manager, load, prepare, training_arguments
 from vlm_lora_plugin.data.example import Example, Message
 from vlm_lora_plugin.recipe import resolve_recipe
 
 RANK = int(os.environ.get("RANK", "0"))
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+BATCH = 4
+STEPS = 4
+
+COMMON = {
+    "preset": "lora+llm-lora",
+    "lora": {"lora_dropout": 0.0},
+    "optimizer": {"learning_rate": 1e-3, "warmup_ratio": 0.0},
+    "training": {
+        "max_steps": STEPS,
+        "save_steps": 2,
+        "per_device_train_batch_size": BATCH // WORLD,
+        "gradient_accumulation_steps": 1,
+        "dataloader_num_workers": 0,
+    },
+}
 
 
 class InOrder(Trainer):
-    """Takes the rows as they come, so that one process and two see the same batches."""
+    """Takes the rows as they come, so that one process and two see the same batches; is killed where asked."""
+
+    kill: tuple[int, int, str] | None = None
 
     def _get_train_sampler(self, *_):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
+    def _here(self, method):
+        if self.kill is not None and tuple(self.kill) == (RANK, self.state.global_step, method):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def save_model(self, *args, **kwargs):
+        self._here("save_model")
+        super().save_model(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, *args):
+        self._here("_save_optimizer_and_scheduler")
+        super()._save_optimizer_and_scheduler(*args)
+
+    def _save_rng_state(self, *args):
+        self._here("_save_rng_state")
+        super()._save_rng_state(*args)
+
 
 class Losses(TrainerCallback):
     def __init__(self):
-        self.logged = []
+        self.logged = {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            self.logged.append({"step": state.global_step, "loss": logs["loss"], "grad_norm": logs["grad_norm"]})
+            self.logged[state.global_step] = (logs["loss"], logs["grad_norm"])
+
+
+def merged(document, changes):
+    result = dict(document)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
 
 
 def rows(processor, kinds):
@@ -64,18 +111,32 @@ def skip_compiling():
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def write_through_data(embeds, blocks, tokens):
+    embeds.data[blocks] = tokens.data
+    return embeds
+
+
 def run(job):
     output = Path(job["output"])
-    document = job.get("recipes", [job["recipe"]] * 2)[RANK]
+    document = merged(COMMON, merged(job.get("recipe", {}), job.get("recipes", {}).get(str(RANK), {})))
     recipe = resolve_recipe(document, get_manager().family_of_folder(Path(job["model"])))
     options = {"disable_tqdm": True, "ddp_find_unused_parameters": False, "use_cpu": True, "ddp_backend": "gloo"}
     if job.get("deepspeed"):
         skip_compiling()
         options["deepspeed"] = job["deepspeed"]
     dtype = getattr(torch, job.get("dtype", "float32"))
-    arguments = training_arguments(recipe, output / "checkpoints", dtype=dtype, **options)
+
+    def make_arguments():
+        return training_arguments(recipe, output / "checkpoints", dtype=dtype, **options)
+
+    mistake = job.get("mistake")
+    if mistake == "image gradient cut":
+        vlm_lora_monkey.modeling.put_images = write_through_data
+    arguments = None if mistake == "arguments last" else make_arguments()
     base, processor = load(job["model"], dtype=dtype)
+    arguments = arguments or make_arguments()
     model = prepare(base, recipe)
+    model.save_pretrained(output / "start")
     losses = Losses()
     trainer = InOrder(
         model=model,
@@ -84,7 +145,10 @@ def run(job):
         data_collator=processor.collate,
         callbacks=[VlmLoraCallback(), losses],
     )
+    trainer.kill = job.get("kill")
     trainer.train(resume_from_checkpoint=job.get("resume"))
+    if mistake == "prepare in an engine":
+        prepare(base, recipe)
     model.save_pretrained(output / "adapter")
     return {"losses": losses.logged}
 

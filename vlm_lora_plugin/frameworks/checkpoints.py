@@ -74,7 +74,12 @@ def install_checkpoints() -> None:
     ) -> Any:
         prepared = find_prepared(self.model)
         if prepared is not None:
-            check_ranks_agree(prepared, resume_from_checkpoint)
+            check_ranks_agree(
+                prepared.vlm_lora.manifest,
+                resume_from_checkpoint=bool(resume_from_checkpoint),
+                deepspeed=self.args.deepspeed,
+                output_dir=Path(str(self.args.output_dir)).name,  # machines may mount its parents elsewhere
+            )
             check_loaded_in_parts(prepared)
             if resume_from_checkpoint:
                 check_same_checkpoint(_check_resumed(self, resume_from_checkpoint))

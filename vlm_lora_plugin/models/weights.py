@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlm_lora_plugin.errors import WeightsError, listed
+from vlm_lora_plugin.zero.agreement import require_agreement
 from vlm_lora_plugin.zero.order import start_communication, zero3_configuration
 from vlm_lora_plugin.zero.partition import partition
 
@@ -130,8 +131,13 @@ def _load_in_parts(
     """Load under ZeRO-3: rank 0 reads, and every rank keeps its part of each tensor.
 
     At most ``PARTITIONED_BYTES``, or one larger tensor, is whole on a rank at a time.
+
+    Raises:
+        TrainingError: No processes were started, or they load different models.
     """
     start_communication()
+    sizes = {name: list(shape) for name, shape in wanted.items()}
+    require_agreement({"tensors": sizes, "missing": list(absent), "dtype": str(dtype)}, "load the same model")
     reads = torch.distributed.get_rank() == 0
     waiting: list[nn.Parameter] = []
 

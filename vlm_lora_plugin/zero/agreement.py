@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.selection.manifest import differences
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+    from vlm_lora_plugin.selection.manifest import Manifest
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
 """Distributions of which every rank must have the same version, besides those of the adapter and the policies."""
@@ -34,25 +34,39 @@ def several_ranks() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def check_ranks_agree(model: VlmLoraPeftModel, resumed: object = None) -> None:
+def check_ranks_agree(manifest: Manifest, **more: object) -> None:
     """Compare what all ranks are about to train; every rank must come here before an engine is made.
 
-    Compared are the manifest (parameters with shapes and means, recipe, base config, dtype), the versions of
-    adapter, policies and libraries, and what is to be resumed from.
+    Compared are the manifest (parameters with shapes and means, recipe, base config, dtype) and the versions of
+    adapter, policies and libraries.
 
     Args:
-        model: This rank's prepared model.
-        resumed: What this rank was asked to resume from.
+        manifest: This rank's.
+        more: Further values by what they are, in which ranks must agree.
+
+    Raises:
+        TrainingError: A rank differs from rank 0; raised on all ranks alike.
+    """
+    if several_ranks():
+        require_agreement({**_statement(manifest), **more}, "train the same")
+
+
+def require_agreement(statement: Mapping[str, object], what: str) -> None:
+    """Compare something on all ranks; every rank must come here.
+
+    Args:
+        statement: Topic -> value, which JSON can hold, the same on all ranks.
+        what: What the ranks are about to do alike, ``train the same``.
 
     Raises:
         TrainingError: A rank differs from rank 0; raised on all ranks alike.
     """
     if not several_ranks():
         return
-    own = _statement(model, resumed)
+    own = json.loads(json.dumps(statement, default=str))
     digests = _everyone(hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest())
     if len(set(digests)) > 1:
-        raise _disagreement(_everyone(own))
+        raise _disagreement(_everyone(own), what)
 
 
 def check_same_checkpoint(checkpoint: str | None) -> None:
@@ -63,7 +77,7 @@ def check_same_checkpoint(checkpoint: str | None) -> None:
     """
     if not several_ranks():
         return
-    found = _everyone(checkpoint)
+    found = _everyone(None if checkpoint is None else Path(checkpoint).name)
     if len(set(found)) > 1:
         picked = ", ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(found))
         raise TrainingError(
@@ -73,28 +87,25 @@ def check_same_checkpoint(checkpoint: str | None) -> None:
         )
 
 
-def _statement(model: VlmLoraPeftModel, resumed: object) -> dict[str, Any]:
-    """Return everything in which ranks must agree, as plain data."""
-    own = model.vlm_lora
-    manifest = asdict(own.manifest)
-    parameters = {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in own.manifest.parameters}
-    records = get_manager().records()
+def _statement(manifest: Manifest) -> dict[str, Any]:
+    """Return everything of a manifest in which ranks must agree, and the versions."""
+    found = get_manager().records()
     plugins = {
         f"{'policy' if record.policy else 'adapter'} {record.name}": record.distribution
-        for record in records
-        if record.policy or record.name == own.family.name
+        for record in found
+        if record.policy or record.name == manifest.family
     }
-    if f"adapter {own.family.name}" not in plugins:
-        plugins[f"adapter {own.family.name}"] = BY_HAND
-    statement = {
-        "parameters": parameters,
-        "recipe": {key: value for key, value in manifest["recipe"].items() if key != "origin"},
-        "base": {"family": own.manifest.family, "dtype": own.manifest.dtype, **manifest["base_config"]},
-        "versions": {"vlm-lora-plugin": own.manifest.plugin_version, **plugins, **_versions()},
-        "resume_from_checkpoint": str(resumed or False),
+    return {
+        "parameters": {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in manifest.parameters},
+        "recipe": {key: value for key, value in manifest.recipe.items() if key != "origin"},
+        "base": {"family": manifest.family, "dtype": manifest.dtype, **manifest.base_config},
+        "versions": {
+            "vlm-lora-plugin": manifest.plugin_version,
+            f"adapter {manifest.family}": BY_HAND,
+            **plugins,
+            **_versions(),
+        },
     }
-    plain: dict[str, Any] = json.loads(json.dumps(statement, default=str))
-    return plain
 
 
 def _versions() -> dict[str, str]:
@@ -114,7 +125,7 @@ def _everyone(value: Any) -> list[Any]:
     return values
 
 
-def _disagreement(statements: Sequence[Mapping[str, Any]]) -> TrainingError:
+def _disagreement(statements: Sequence[Mapping[str, Any]], what: str) -> TrainingError:
     reference = statements[0]
     alike: dict[str, list[int]] = {}
     for rank, statement in enumerate(statements):
@@ -131,7 +142,7 @@ def _disagreement(statements: Sequence[Mapping[str, Any]]) -> TrainingError:
         who = f"Rank {ranks[0]}" if len(ranks) == 1 else f"Ranks {listed(map(str, ranks))}"
         lines.append(f"{who} against rank 0 (rank 0 / rank {ranks[0]}): {'; '.join(parts)}.")
     return TrainingError(
-        "The ranks are not about to train the same.\n" + "\n".join(lines),
+        f"The ranks are not about to {what}.\n" + "\n".join(lines),
         why="Gradients of different parameters would be averaged, or the ranks would wait for each other forever.",
         fix="Start every rank with the same recipe, model folder and installed versions.",
     )

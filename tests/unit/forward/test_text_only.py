@@ -5,11 +5,29 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from vlm_lora_monkey.forward import patches
 from vlm_lora_monkey.tiny import tiny_model
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.forward import text_only
 from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
+from vlm_lora_plugin.recipe import Recipe
 
 PATCH = keep_text_only_trainable("transformer", ["transformer.visual"])
+LOOKING = patches(tiny_model(), Recipe())[0]
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """As if other processes trained too."""
+    monkeypatch.setattr(text_only, "several_ranks", lambda: True)
+
+
+def calls(model):
+    """Names of the modules that are called, in order."""
+    order = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    return order
 
 
 @pytest.fixture
@@ -106,3 +124,104 @@ def test_undo_removes_it(model, text):
 def test_a_model_of_another_structure_is_refused():
     with pytest.raises(ModelError, match="another structure"):
         PATCH.apply(nn.Linear(1, 1))
+
+
+def image_and_text(model):
+    config = model.config
+    block = [config.image_start_id, *[config.image_pad_id] * config.image_token_span, config.image_end_id]
+    seen, unseen = torch.tensor([[*block, 5, 6]]), torch.tensor([[5, 6]])
+    return (
+        {"input_ids": seen, "labels": seen, "pixel_values": torch.ones(1, 3, 64, 64)},
+        {"input_ids": unseen, "labels": unseen},
+    )
+
+
+def test_on_several_ranks_text_calls_the_same_modules_in_the_same_order_as_an_image(model, ranks):
+    LOOKING.apply(model)
+    order, orders = calls(model), []
+    for inputs in image_and_text(model):
+        order.clear()
+        model(**inputs)
+        orders.append(list(order))
+
+    assert orders[0] == orders[1]
+    assert "transformer.visual.attn_pool" in orders[0]
+
+
+def test_on_several_ranks_gradients_come_in_the_same_order_as_with_an_image(model, ranks):
+    """ZeRO-2 reduces them in the order in which they come."""
+    LOOKING.apply(model)
+    model.transformer.h.requires_grad_(True)
+    order, orders = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient, name=name: order.append(name))
+    for inputs in image_and_text(model):
+        order.clear()
+        model(**inputs).loss.backward()
+        orders.append(list(order))
+
+    assert orders[0] == orders[1]
+
+
+def test_on_several_ranks_text_gives_the_same_loss_and_vision_gradients_of_zero(model, text, ranks):
+    LOOKING.apply(model)
+    plain = tiny_model().train()(**text).loss
+
+    loss = model(**text).loss
+    loss.backward()
+
+    assert torch.equal(loss, plain)
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def test_alone_nothing_is_looked_at(model, text):
+    LOOKING.apply(model)
+    order = calls(model)
+
+    model(**text).loss.backward()
+
+    assert "transformer.visual" not in order
+
+
+@pytest.mark.parametrize("state", ["frozen", "evaluation"])
+def test_on_several_ranks_nothing_is_looked_at_where_no_rank_waits(model, text, ranks, state):
+    LOOKING.apply(model)
+    if state == "frozen":
+        model.transformer.visual.requires_grad_(False)
+    else:
+        model.eval()
+    order = calls(model)
+
+    model(**text)
+
+    assert "transformer.visual" not in order
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_partitioned_weights_are_looked_through_frozen_and_in_evaluation_too(model, text, ranks, training):
+    LOOKING.apply(model)
+    model.requires_grad_(False).train(training)
+    model.transformer.visual.proj.ds_id = 0  # ZeRO-3's mark
+    order = calls(model)
+
+    model(**text)
+
+    assert "transformer.visual" in order
+
+
+def test_a_family_that_cannot_look_is_refused_where_weights_are_partitioned(model, text, ranks):
+    PATCH.apply(model)
+    model.transformer.visual.proj.ds_id = 0
+
+    with pytest.raises(ModelError, match="cannot be used under ZeRO-3"):
+        model(**text)
+
+
+def test_undo_takes_the_looking_back(model, text, ranks):
+    undo = LOOKING.apply(model)
+    undo()
+    order = calls(model)
+
+    assert not model(**text).loss.requires_grad
+    assert "transformer.visual" not in order

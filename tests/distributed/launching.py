@@ -1,0 +1,111 @@
+"""Starts jobs of ``job.py`` on processes of this machine's CPU, and reads what they left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS
+
+SCRIPT = Path(__file__).with_name("job.py")
+ROOT = SCRIPT.parents[2]
+EXTENSIONS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlm_lora_plugin" / "torch_extensions"
+"""Where what DeepSpeed compiles is kept from one run of the tests to the next."""
+
+
+def zero(stage: int, **settings: Any) -> dict[str, Any]:
+    """DeepSpeed's settings for a stage, with buckets that a tiny model fills more than once."""
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 20000,
+            "allgather_bucket_size": 20000,
+            "stage3_prefetch_bucket_size": 20000,
+            "stage3_param_persistence_threshold": 100,
+            **settings,
+        },
+    }
+
+
+@dataclass
+class Launched:
+    """What became of some jobs.
+
+    Attributes:
+        status: Exit code of the launcher.
+        seconds: Until it ended.
+        printed: The end of what the processes wrote to standard error.
+    """
+
+    folder: Path
+    status: int
+    seconds: float
+    printed: str
+
+    def result(self, name: str, rank: int = 0) -> dict[str, Any]:
+        """What a rank left of a job."""
+        file = self.folder / name / f"result-{rank}.json"
+        assert file.is_file(), self.printed
+        return json.loads(file.read_text())
+
+    def losses(self, name: str, rank: int = 0) -> dict[int, float]:
+        """The loss of each step."""
+        result = self.result(name, rank)
+        assert "losses" in result, result
+        return {int(step): loss for step, (loss, _) in result["losses"].items()}
+
+
+def launch(folder: Path, model: Path, jobs: dict[str, dict[str, Any]], *, processes: int = 2) -> Launched:
+    """Run jobs, by name, one after the other in the same processes; each has its output in ``folder / name``."""
+    files = []
+    for name, job in jobs.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps({"model": str(model), "output": str(folder / name), **job}))
+        files.append(str(file))
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "adapters"), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
+    }
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), *files],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Launched(folder, done.returncode, time.monotonic() - begun, done.stderr[-4000:])
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """Every tensor that a folder holds of what was trained."""
+    files = (folder / name for name in (ADAPTER_WEIGHTS, BASE_WEIGHTS))
+    return {name: tensor for file in files if file.is_file() for name, tensor in load_file(file).items()}
+
+
+def largest_difference(left: Path, right: Path) -> float:
+    """The largest difference of any element of two folders that must hold the same tensors."""
+    one, other = trained(left), trained(right)
+    assert one.keys() == other.keys()
+    assert one
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
