@@ -200,6 +200,15 @@ def _checkpointing(sizes: _Sizes, stage: int) -> tuple[frozenset[ComponentName],
     return frozenset(needed), {**reasons, **dict.fromkeys(needed, f"needed, and still more than {gib} (predicted)")}
 
 
+def preset_batch(recipe: Recipe, family: Family) -> int:
+    """Return the examples of an optimizer step of one device by the preset that a recipe came from."""
+    from vlm_lora_plugin.recipe.schema import TrainingSettings
+
+    _, _, preset = (recipe.origin or "").partition("/")
+    training = TrainingSettings.model_validate(family.presets.get(preset, {}).get("training", {}))
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps
+
+
 def _batch(
     sizes: _Sizes, recipe: Recipe, stage: int, checkpointed: frozenset[ComponentName]
 ) -> tuple[Choice, Choice, Choice]:
@@ -213,8 +222,10 @@ def _batch(
             1,
         )
     total = share * ranks
-    exact = f"{wanted} examples in each optimizer step, whatever the machine"
-    near = f"{wanted} do not divide by {ranks} devices; {total} is the nearest number that does"
+    # A recipe that was resolved before holds the total; what it was made of is the preset's.
+    usual = preset_batch(recipe, sizes.family) if wanted == total else wanted
+    exact = f"{total} examples in each optimizer step, whatever the machine"
+    near = f"{usual} do not divide by {ranks} devices; {total} is the nearest number that does"
     return (
         Choice(
             "training.per_device_train_batch_size",
@@ -222,5 +233,5 @@ def _batch(
             "one example at a time takes the least memory" if rows == 1 else "there is room (predicted)",
         ),
         Choice("training.gradient_accumulation_steps", share // rows, f"{ranks} x {rows} x {share // rows} = {total}"),
-        Choice("training.global_batch_size", total, exact if total == wanted else near),
+        Choice("training.global_batch_size", total, near if usual % ranks and total == max(round(usual / ranks), 1) * ranks else exact),
     )
