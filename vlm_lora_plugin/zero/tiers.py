@@ -233,5 +233,9 @@ def _batch(
             "one example at a time takes the least memory" if rows == 1 else "there is room (predicted)",
         ),
         Choice("training.gradient_accumulation_steps", share // rows, f"{ranks} x {rows} x {share // rows} = {total}"),
-        Choice("training.global_batch_size", total, near if usual % ranks and total == max(round(usual / ranks), 1) * ranks else exact),
+        Choice(
+            "training.global_batch_size",
+            total,
+            near if usual % ranks and total == max(round(usual / ranks), 1) * ranks else exact,
+        ),
     )

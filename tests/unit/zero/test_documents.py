@@ -1,7 +1,5 @@
 """The DeepSpeed document: read by DeepSpeed itself, by transformers and by ms-swift."""
 
-import json
-from pathlib import Path
 
 import pytest
 

@@ -88,7 +88,9 @@ def test_40_gib_need_less_checkpointing_than_24(monkey):
 
 
 def test_a_frozen_tower_is_not_checkpointed(monkey):
-    recipe = resolved(monkey, "1x24", components={"vision": "frozen", "aligner": "frozen", "language": "lora"}, preset="lora-only")
+    recipe = resolved(
+        monkey, "1x24", components={"vision": "frozen", "aligner": "frozen", "language": "lora"}, preset="lora-only"
+    )
     assert recipe.gradient_checkpointing == {"vision": False, "language": True}
 
 
