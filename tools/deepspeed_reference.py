@@ -38,7 +38,8 @@ $ vlm-lora deepspeed --family monkey --gpus 3 --gpu-memory 24 --host-memory 128 
 prints the DeepSpeed document alone, for those who start training in another way:
 `TrainingArguments(deepspeed="ds.json")`, or ms-swift's `--deepspeed ds.json`. Both fill in the `auto` values from their
 own arguments. In Python it is `deepspeed_settings(recipe, family, hardware)` of `vlm_lora_plugin.zero.settings`, which
-returns None where no DeepSpeed is needed. With `--model` in place of `--family` the parameters are counted in that model.
+returns None where no DeepSpeed is needed. With `--model` in place of `--family` the parameters are counted in that
+model.
 
 ## How it is decided
 
@@ -47,8 +48,8 @@ returns None where no DeepSpeed is needed. With `--model` in place of `--family`
   too. `hardware.zero_stage` decides otherwise. `hardware.offload` keeps ZeRO-3's shards in pinned host memory.
 - **Checkpointing**: everything through which gradients flow on devices below 32 GiB; on larger ones the fewest
   components with which it fits in 95 % of the memory.
-- **Batches**: the preset's examples in an optimizer step, on one device, are those of all devices together; where they do
-  not divide, the nearest number that does. `training.global_batch_size` sets another; it must divide. Several
+- **Batches**: the preset's examples in an optimizer step, on one device, are those of all devices together; where they
+  do not divide, the nearest number that does. `training.global_batch_size` sets another; it must divide. Several
   examples go through a device of 64 GiB or more at once where that fits in 80 % of it.
 - **Precision**: bf16; with `hardware.bf16: false` (a V100) fp16 mixed precision with loss scaling. What learns is fp32.
 - **Answer-only loss**: always; logits of prompt and image positions are never used.
@@ -56,7 +57,7 @@ returns None where no DeepSpeed is needed. With `--model` in place of `--family`
 
 ## What is refused
 
-- Text that is no hardware; memory in MiB; more processes than devices; another number of processes than the hardware has.
+- Text that is no hardware; memory in MiB; more processes than devices, or another number than the hardware has.
 - An `optimizer` or `scheduler` block (it would replace the learning-rate groups), and bucket sizes that are no numbers.
 - Values that contradict the recipe or the TrainingArguments, each shown beside the other.
 - Weights and training state that alone exceed the device (predicted); less is a warning with the addition.
@@ -67,9 +68,10 @@ returns None where no DeepSpeed is needed. With `--model` in place of `--family`
 
 Frozen weights at 2 bytes, what learns at 18 (fp32 weight, gradient, two moments, and autocast's 16-bit copy), under
 ZeRO at 2 + 2 + 12 of which each stage divides one more by the number of devices; gathered weights and buckets from the
-keys below; activations from what autograd keeps of one block of the published size, counted, times the blocks; logits at
-12 bytes. {RESERVE_GIB:g} GiB are *assumed* for CUDA's context, workspaces and fragmentation. One image a row, of full
-size, and rows of `data.max_length` tokens. No figure here was measured on a GPU; expect errors of 10 to 15 %.
+keys below; activations from what autograd keeps of one block of the published size, counted, times the blocks; logits
+at 12 bytes. {RESERVE_GIB:g} GiB are *assumed* for CUDA's context, workspaces and fragmentation. One image a row, of full
+size, and rows of `data.max_length` tokens. All of it is arithmetic: nothing here was measured on a GPU, or calibrated
+on one.
 
 """
 

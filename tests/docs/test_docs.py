@@ -43,6 +43,10 @@ def test_the_recipe_reference_is_current():
     assert (DOCS / "reference/recipe.md").read_text() == tool("recipe_reference").page()
 
 
+def test_the_reference_of_hardware_and_deepspeed_is_current():
+    assert (DOCS / "reference/deepspeed.md").read_text() == tool("deepspeed_reference").page()
+
+
 def test_every_preset_of_every_family_is_documented():
     page = (DOCS / "reference/families.md").read_text()
     readme = (ROOT / "README.md").read_text()

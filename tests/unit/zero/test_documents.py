@@ -1,6 +1,5 @@
 """The DeepSpeed document: read by DeepSpeed itself, by transformers and by ms-swift."""
 
-
 import pytest
 
 from vlm_lora_plugin import hookimpl
