@@ -18,6 +18,7 @@ from peft import PeftModelForCausalLM
 
 from vlm_lora_plugin.errors import CheckpointError, ModelError, TrainingError
 from vlm_lora_plugin.selection.names import ADAPTER_NAME, canonical_name
+from vlm_lora_plugin.zero.agreement import several_ranks
 from vlm_lora_plugin.zero.partition import whole_values
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
                 fix="Leave selected_adapters out.",
             )
         if state_dict is None:
-            is_main_process = is_main_process and int(os.environ.get("LOCAL_RANK", "0")) == 0
+            is_main_process = is_main_process and not (several_ranks() and int(os.environ.get("LOCAL_RANK", "0")) > 0)
             state_dict = whole_values(self.named_trainables(), keep=is_main_process)
         if is_main_process:
             save_adapter(self, save_directory, state_dict=state_dict)

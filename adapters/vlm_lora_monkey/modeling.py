@@ -28,6 +28,7 @@ from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
 from vlm_lora_plugin.models.loss import causal_lm_loss
 from vlm_lora_plugin.selection.keyed_init import draw_builtin
+from vlm_lora_plugin.zero.order import zero3_configuration
 
 DEFAULT_SEED = 42
 
@@ -244,7 +245,17 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load as the library does; a local folder's tensors tell the variant where its config does not."""
+        """Load as the library does; a local folder's tensors tell the variant where its config does not.
+
+        Raises:
+            ModelError: ZeRO-3 is on, under which the library draws missing weights in a way of its own.
+        """
+        if zero3_configuration() is not None:
+            raise ModelError(
+                "Under ZeRO-3 the library would draw LoRA that the checkpoint lacks in a way of its own",
+                why="It would not start from the same values as in one process.",
+                fix="Load the model with vlm_lora_plugin.load(folder).",
+            )
         folder = Path(str(pretrained_model_name_or_path))
         if folder.is_dir() and not isinstance(kwargs.get("config"), (str, os.PathLike)):
             config = kwargs.get("config") or MonkeyConfig.from_pretrained(folder)

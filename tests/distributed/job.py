@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 2 job.py JOB.json...
 
 Keys of a job: ``model``, ``output``, ``rows`` (one letter each: ``i`` has an image, ``I`` two, ``t`` none), and if
-wanted ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that), ``deepspeed``, ``dtype``,
-``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``) and ``mistake``, something
-that must stop the job.
+wanted ``evaluate`` (rows of the same kind), ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that),
+``deepspeed``, ``dtype``, ``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``) and
+``mistake``, something that must stop the job.
 
 Each rank leaves ``result-<rank>.json`` in the output folder: what it saw, or the error that stopped it. The process
 then ends at once, so that nothing that the interpreter's own end brings can change the verdict.
@@ -28,6 +28,7 @@ from transformers import Trainer, TrainerCallback
 import vlm_lora_monkey.modeling
 from vlm_lora_plugin import VlmLoraCallback, get_manager, load, prepare, training_arguments
 from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.models import weights
 from vlm_lora_plugin.recipe import resolve_recipe
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -43,6 +44,8 @@ COMMON = {
         "max_steps": STEPS,
         "save_steps": 2,
         "per_device_train_batch_size": BATCH // WORLD,
+        "per_device_eval_batch_size": 2,
+        "eval_steps": 2,
         "gradient_accumulation_steps": 1,
         "dataloader_num_workers": 0,
     },
@@ -76,9 +79,11 @@ class InOrder(Trainer):
 
 class Losses(TrainerCallback):
     def __init__(self):
-        self.logged = {}
+        self.logged, self.evaluated = {}, {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if "eval_loss" in logs:
+            self.evaluated[state.global_step] = logs["eval_loss"]
         if "loss" in logs:
             self.logged[state.global_step] = (logs["loss"], logs["grad_norm"])
 
@@ -123,11 +128,14 @@ def run(job):
     options = {"disable_tqdm": True, "ddp_find_unused_parameters": False, "use_cpu": True, "ddp_backend": "gloo"}
     if job.get("deepspeed"):
         skip_compiling()
+        weights.PARTITIONED_BYTES = 2**16  # so that a tiny model is loaded in several portions
         options["deepspeed"] = job["deepspeed"]
     dtype = getattr(torch, job.get("dtype", "float32"))
 
     def make_arguments():
-        return training_arguments(recipe, output / "checkpoints", dtype=dtype, **options)
+        return training_arguments(
+            recipe, output / "checkpoints", dtype=dtype, evaluate=bool(job.get("evaluate")), **options
+        )
 
     mistake = job.get("mistake")
     if mistake == "image gradient cut":
@@ -142,15 +150,16 @@ def run(job):
         model=model,
         args=arguments,
         train_dataset=rows(processor, job["rows"]),
+        eval_dataset=rows(processor, job["evaluate"]) if job.get("evaluate") else None,
         data_collator=processor.collate,
         callbacks=[VlmLoraCallback(), losses],
     )
     trainer.kill = job.get("kill")
     trainer.train(resume_from_checkpoint=job.get("resume"))
     if mistake == "prepare in an engine":
-        prepare(base, recipe)
+        prepare(trainer.model_wrapped, recipe)
     model.save_pretrained(output / "adapter")
-    return {"losses": losses.logged}
+    return {"losses": losses.logged, "evaluated": losses.evaluated}
 
 
 def main(paths):

@@ -18,23 +18,55 @@ TOWERS = {
 ENGINES = {"ddp": None, "zero-2": zero(2), "zero-3": zero(3)}
 
 
-def compare(model, folder, tower, engine, rows):
-    jobs = {kind: {"rows": ROWS[kind], "recipe": TOWERS[tower]} for kind in rows}
-    one = launch(folder, model, {f"{kind}, alone": job for kind, job in jobs.items()}, processes=1)
-    two = launch(folder, model, {kind: {**job, "deepspeed": ENGINES[engine]} for kind, job in jobs.items()})
-    for kind in rows:
-        expected = one.losses(f"{kind}, alone")
-        assert two.losses(kind).keys() == expected.keys()
-        assert max(abs(loss - expected[step]) for step, loss in two.losses(kind).items()) < 1e-5
-        assert largest_difference(folder / f"{kind}, alone" / "adapter", folder / kind / "adapter") < 1e-5
+def jobs(**more):
+    """Every tower on every kind of rows."""
+    return {
+        f"{tower}, {kind}": {"rows": ROWS[kind], "recipe": TOWERS[tower], **more} for tower in TOWERS for kind in ROWS
+    }
 
 
-def test_a_dataset_whose_second_half_has_no_images_trains_under_zero_3(tiny_monkey, tmp_path):
-    compare(tiny_monkey, tmp_path, "lora", "zero-3", ["second half without images"])
+def assert_trained_alike(alone, together, name):
+    expected, found = alone.losses(name), together.losses(name)
+    assert found.keys() == expected.keys()
+    assert max(abs(found[step] - expected[step]) for step in expected) < 1e-5
+    assert largest_difference(alone.folder / name / "adapter", together.folder / name / "adapter") < 1e-5
+
+
+def test_a_dataset_whose_second_half_has_no_images_trains_under_zero_3(tiny_monkey, tmp_path_factory):
+    job = {"rows": ROWS["second half without images"]}
+    alone = launch(tmp_path_factory.mktemp("alone"), tiny_monkey, {"job": job}, processes=1)
+    together = launch(tmp_path_factory.mktemp("two"), tiny_monkey, {"job": {**job, "deepspeed": zero(3)}})
+
+    assert together.status == 0, together.printed
+    assert_trained_alike(alone, together, "job")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_monkey, tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("alone"), tiny_monkey, jobs(), processes=1)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def together(request, tiny_monkey, tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("together"), tiny_monkey, jobs(deepspeed=ENGINES[request.param]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_text_and_images_mixed_over_ranks(tiny_monkey, tmp_path, tower, engine):
-    compare(tiny_monkey, tmp_path, tower, engine, ROWS)
+@pytest.mark.parametrize("name", jobs())
+def test_text_and_images_mixed_over_ranks(alone, together, name):
+    assert_trained_alike(alone, together, name)
+
+
+@pytest.mark.slow
+def test_ranks_evaluate_uneven_batches_together(tiny_monkey, tmp_path):
+    job = {"rows": "i" * 16, "evaluate": "iittiItt"}
+
+    done = launch(
+        tmp_path,
+        tiny_monkey,
+        {name: {**job, "deepspeed": engine} for name, engine in ENGINES.items() if name != "zero-2"},
+    )
+
+    plain, parts = (done.result(name)["evaluated"] for name in ("ddp", "zero-3"))
+    assert plain.keys() == parts.keys() == {"2", "4"}
+    assert all(abs(plain[step] - parts[step]) < 1e-5 for step in plain)

@@ -133,4 +133,4 @@ def test_a_model_inside_an_engine_is_refused(tiny_monkey, tmp_path, stage):
 
     done = launch(tmp_path, tiny_monkey, {"job": job})
 
-    assert "engine trains this model already" in done.result("job")["message"]
+    assert "DeepSpeedEngine" in done.result("job")["message"]

@@ -18,7 +18,7 @@ from torch import nn
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.types import Patch
 from vlm_lora_plugin.zero.agreement import several_ranks
-from vlm_lora_plugin.zero.partition import is_partitioned
+from vlm_lora_plugin.zero.partition import is_partitioned, optimizer_keeps
 
 Look = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Given a module and text embeddings, sends one made-up image through the vision modules just as the module does with
@@ -80,7 +80,7 @@ def _apply(
         if (given is not None and len(given)) or (look is not None and several_ranks()):
             return output
         if look is None and several_ranks():
-            _refuse_partitioned(parts)
+            _refuse_zero(parts)
         learning = _learning(parts) if module.training and torch.is_grad_enabled() else []
         if learning:
             hidden = output.last_hidden_state
@@ -119,15 +119,15 @@ def _is_partitioned(parts: Sequence[nn.Module]) -> bool:
     return any(is_partitioned(parameter) for part in parts for parameter in part.parameters())
 
 
-def _refuse_partitioned(parts: Sequence[nn.Module]) -> None:
-    """Refuse what would leave other ranks waiting for parts of weights.
+def _refuse_zero(parts: Sequence[nn.Module]) -> None:
+    """Refuse what ZeRO would mix up, or what would leave other ranks waiting.
 
     Raises:
-        ModelError: Some of these modules are partitioned.
+        ModelError: ZeRO-3 holds parameters of these modules in parts, or a stage of it trains some.
     """
-    if _is_partitioned(parts):
+    if _is_partitioned(parts) or any(optimizer_keeps(parameter) for parameter in _learning(parts)):
         raise ModelError(
-            "This family's batches without an image cannot be used under ZeRO-3 on several processes",
-            why="Other ranks would wait forever for this one's parts of the vision weights.",
-            fix="Use ZeRO-2 or no DeepSpeed, or rows that all have an image.",
+            "This family's batches without an image cannot be used under ZeRO on several processes",
+            why="ZeRO-1 and 2 would add up gradients of different parameters, and under ZeRO-3 ranks wait forever.",
+            fix="Train without DeepSpeed, or on rows that all have an image.",
         )

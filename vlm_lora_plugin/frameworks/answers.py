@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vlm_lora_plugin.errors import TrainingError, VlmLoraError
 from vlm_lora_plugin.evaluation import generate_answers
+from vlm_lora_plugin.zero.partition import is_partitioned
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -62,11 +63,15 @@ class AnswerMetric(TrainerCallback):
     def rehearse(self) -> None:
         """Generate one token and measure the known answers, so that what fails here fails before training.
 
+        Where ZeRO-3 holds the weights in parts nothing is generated: only its engine, made later, can.
+
         Raises:
             TrainingError: The model cannot generate, or the metric fails.
         """
+        model = self._trainer.model
+        partitioned = model is not None and any(is_partitioned(parameter) for parameter in model.parameters())
         try:
-            self._answer(self._examples[:1], 1)
+            self._answer([] if partitioned else self._examples[:1], 1)
         except VlmLoraError:
             raise
         except Exception as error:  # generation runs a family's model code, which may raise anything

@@ -15,6 +15,7 @@ import vlm_lora_monkey.modeling
 from vlm_lora_monkey.tiny import write_tiny_folder
 from vlm_lora_plugin import VlmLoraCallback, load, prepare, training_arguments
 from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.diagnostics import learning
 from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, MOVED_AFTER, LearningProbe
 from vlm_lora_plugin.errors import TrainingError
 
@@ -295,3 +296,26 @@ def test_watching_can_be_left_out(toy, tmp_path, monkeypatch):
     run.callback_handler.pop_callback(VlmLoraCallback)
     run.add_callback(VlmLoraCallback(check_learning=False))
     run.train()
+
+
+def test_an_engine_that_steps_before_its_callbacks_are_asked_raises_no_alarm(toy):
+    """DeepSpeed steps in its backward: B is no longer zero when the window in which A got no gradient is judged."""
+    model = prepared().train()
+    optimizer = torch.optim.AdamW(list(model.named_trainables().values()), lr=1e-3)
+    probe = LearningProbe(model, model)
+    for seed in range(STEPS):
+        model(**toy_batch(seed=seed)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        probe.before_step(optimizer)
+        probe.after_step(skipped=False)
+
+    assert probe.done
+
+
+def test_a_rank_that_holds_only_padding_of_a_group_does_not_judge_its_movement(toy, monkeypatch):
+    model = prepared()
+    aligner = {id(tensor) for name, tensor in model.named_trainables().items() if name.startswith("aligner")}
+    monkeypatch.setattr(learning, "own_numel", lambda tensor: 0 if id(tensor) in aligner else tensor.numel())
+
+    assert LearningProbe(model, model)._unmoved.keys() == {"vision.lora", "language.lora"}

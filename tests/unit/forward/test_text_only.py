@@ -210,11 +210,12 @@ def test_partitioned_weights_are_looked_through_frozen_and_in_evaluation_too(mod
     assert "transformer.visual" in order
 
 
-def test_a_family_that_cannot_look_is_refused_where_weights_are_partitioned(model, text, ranks):
+@pytest.mark.parametrize("mark", ["ds_id", "_hp_mapping"])
+def test_a_family_that_cannot_look_is_refused_under_zero(model, text, ranks, mark):
     PATCH.apply(model)
-    model.transformer.visual.proj.ds_id = 0
+    setattr(model.transformer.visual.attn_pool.query, mark, 0)
 
-    with pytest.raises(ModelError, match="cannot be used under ZeRO-3"):
+    with pytest.raises(ModelError, match="cannot be used under ZeRO"):
         model(**text)
 
 

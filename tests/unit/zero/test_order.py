@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from toy_family import toy_model
 
+from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_plugin import prepare
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.zero.order import check_loaded_in_parts, keep_configuration, refuse_engine, zero3_configuration
@@ -66,3 +67,8 @@ def test_a_wrapped_model_is_refused():
 
 def test_a_plain_model_is_not(toy):
     refuse_engine(torch.nn.Linear(1, 1))
+
+
+def test_the_librarys_own_loader_is_refused_under_zero_3(zero3, tmp_path):
+    with pytest.raises(ModelError, match="in a way of its own"):
+        MonkeyForCausalLM.from_pretrained(tmp_path)
