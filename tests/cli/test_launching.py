@@ -116,6 +116,18 @@ def test_another_number_of_processes_is_refused(monkeypatch):
     check_started(PLAIN)
 
 
+def test_a_device_without_the_recipes_bf16_is_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    one = {"gpus": 1, "gpu_memory": 32}
+    with pytest.raises(HardwareError, match="hardware.bf16 is true, and Tesla V100 does not"):
+        check_started(Recipe.parse({"hardware": one}))
+    check_started(Recipe.parse({"hardware": {**one, "bf16": False}}))
+
+
 def test_missing_deepspeed_is_said_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -142,10 +142,10 @@ def check_deepspeed() -> None:
 
 
 def check_started(recipe: Recipe) -> None:
-    """Refuse to run as another number of processes than the recipe's hardware has.
+    """Refuse to run on other hardware than the recipe's: another number of processes, or devices without its bf16.
 
     Raises:
-        HardwareError: Names both numbers.
+        HardwareError: Names both.
     """
     hardware = recipe.hardware
     if hardware is None:
@@ -157,6 +157,13 @@ def check_started(recipe: Recipe) -> None:
             f"{'es were' if started > 1 else ' was'} started",
             why="Its settings, global batch and sharding are made for that number.",
             fix="Start it with vlm-lora train, which starts one process a device, or change the recipe's hardware.",
+        )
+    import torch
+
+    if hardware.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise HardwareError(
+            f"hardware.bf16 is true, and {torch.cuda.get_device_name()} does not compute in bf16",
+            fix="Set hardware.bf16: false, which trains in fp16.",
         )
     if hardware.zero_stage:
         if not is_rank():
