@@ -70,8 +70,8 @@ Frozen weights at 2 bytes, what learns at 18 (fp32 weight, gradient, two moments
 ZeRO at 2 + 2 + 12 of which each stage divides one more by the number of devices; gathered weights and buckets from the
 keys below; activations from what autograd keeps of one block of the published size, counted, times the blocks; logits
 at 12 bytes. {RESERVE_GIB:g} GiB are *assumed* for CUDA's context, workspaces and fragmentation. One image a row, of
-full size, and rows of `data.max_length` tokens. All of it is arithmetic: nothing here was measured on a GPU, or calibrated
-on one.
+full size, and rows of `data.max_length` tokens. All of it is arithmetic: nothing here was measured on a GPU, or
+calibrated on one.
 
 """
 

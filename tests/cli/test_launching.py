@@ -123,7 +123,7 @@ def test_a_device_without_the_recipes_bf16_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
     one = {"gpus": 1, "gpu_memory": 32}
-    with pytest.raises(HardwareError, match="hardware.bf16 is true, and Tesla V100 does not"):
+    with pytest.raises(HardwareError, match=r"hardware\.bf16 is true, and Tesla V100 does not"):
         check_started(Recipe.parse({"hardware": one}))
     check_started(Recipe.parse({"hardware": {**one, "bf16": False}}))
 

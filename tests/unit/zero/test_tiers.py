@@ -76,7 +76,14 @@ def test_every_setting_has_a_reason_and_is_in_the_recipe(family, machine, preset
 
 @pytest.mark.parametrize(
     ("machine", "preset", "stage"),
-    [("1x24", "lora", 0), ("1x40", "lora", 0), ("3x24", "lora", 3), ("8x80", "lora+llm", 2), ("8x80", "lora", 0)],
+    [
+        ("1x24", "lora", 0),
+        ("1x40", "lora", 0),
+        ("3x24", "lora", 3),
+        ("3x31", "lora", 3),
+        ("8x80", "lora+llm", 2),
+        ("8x80", "lora", 0),
+    ],
 )
 def test_zero_shards_as_little_as_fits(monkey, machine, preset, stage):
     assert resolved(monkey, machine, preset=preset).hardware.zero_stage == stage
