@@ -26,13 +26,13 @@ demo: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 $(VENV)/bin/vlm-lora train --demo
 
 test: lint
-	$(QUIET) $(VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow"
+	$(QUIET) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 test-full: lint
-	$(QUIET) $(VENV)/bin/python -m pytest -n $(WORKERS)
+	$(QUIET) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-oldest: $(OLDEST)/.installed
-	$(QUIET) $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m "not slow"
+	$(QUIET) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -18,6 +18,10 @@ _ANSWERS: Mapping[str, type] = {
     "wrap_forward": Sequence,
     "deepspeed_config": Mapping,
 }
+
+_FIX = f"Tell its author what --traceback shows; {DISABLE_VARIABLE}=1 leaves all third-party plugins out."
+
+T = TypeVar("T")
 
 
 def ask(
@@ -40,23 +44,23 @@ def ask(
         answer = manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
     except VlmLoraError as error:
         if hasattr(error, "add_note"):  # Python 3.11
-            error.add_note(f"Raised in the hook {hook} of {_title(manager, _raising(manager, hook, plugin, error))}.")
+            error.add_note(f"Raised in the hook {hook} of {title(manager, _raising(manager, hook, plugin, error))}.")
         raise
     except Exception as error:  # a plugin may raise anything
-        culprit = _title(manager, _raising(manager, hook, plugin, error))
+        culprit = title(manager, _raising(manager, hook, plugin, error))
         raise AdapterError(
             f"The hook {hook} of {culprit} raised {type(error).__name__}: {error}",
-            fix=f"Tell its author what --traceback shows; {DISABLE_VARIABLE}=1 leaves all third-party plugins out.",
+            fix=_FIX,
         ) from error
     if not isinstance(answer, _ANSWERS[hook]):
         policies = [
-            _title(manager, impl.plugin)
+            title(manager, impl.plugin)
             for impl in getattr(manager.hook, hook).get_hookimpls()
             if impl.wrapper or impl.hookwrapper
         ]
         around = f" (wrapped by {', '.join(policies)})" if policies else ""
         raise AdapterError(
-            f"The hook {hook} of {_title(manager, plugin)}{around} returned a {type(answer).__name__}, "
+            f"The hook {hook} of {title(manager, plugin)}{around} returned a {type(answer).__name__}, "
             f"not a {_ANSWERS[hook].__name__}",
             fix="See docs/reference/hooks.md for what each hook returns.",
         )
@@ -74,7 +78,27 @@ def _raising(manager: pluggy.PluginManager, hook: str, asked: object, error: Bas
     return next((owners[code] for code in reversed(frames) if code in owners), asked)
 
 
-def _title(manager: pluggy.PluginManager, plugin: object) -> str:
+def blame(call: Callable[[], T], what: str) -> T:
+    """Call a function of a plugin's own.
+
+    Args:
+        call: What to call.
+        what: Whose it is, the beginning of a sentence.
+
+    Raises:
+        AdapterError: It raised something unexpected. A VlmLoraError, and memory that ran out, pass as they are.
+    """
+    try:
+        return call()
+    except (VlmLoraError, MemoryError):
+        raise
+    except Exception as error:  # a plugin may raise anything
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        raise AdapterError(f"{what} raised {type(error).__name__}: {error}", fix=_FIX) from error
+
+
+def title(manager: pluggy.PluginManager, plugin: object) -> str:
     """Return a plugin's name: what it is, and the distribution that ships it."""
     name = manager.get_name(plugin) or ""
     return f"the {name}" if name and not name.isdigit() else f"the plugin {plugin!r}"

@@ -52,6 +52,32 @@ class DataError(VlmLoraError):
     """A training example cannot be used: broken row, image or encoding."""
 
 
+class TooLongError(DataError):
+    """A row needs more tokens than ``data.max_length`` allows.
+
+    Args:
+        what: The row, and what it needs.
+        needed: The smallest ``data.max_length`` with which it fits.
+        fits: A setting and its largest value with which it fits, ``("data.processor.hd_num", 9)``; the value is 0
+            when none is small enough. None where no setting changes the length.
+        why: Why it matters.
+    """
+
+    def __init__(self, what: str, *, needed: int, fits: tuple[str, int] | None = None, why: str = "") -> None:
+        self.needed, self.fits = needed, fits
+        super().__init__(what, why=why, fix=ways_to_fit([self]))
+
+
+def ways_to_fit(rows: Sequence[TooLongError]) -> str:
+    """Return what makes all of some rows fit: a ``data.max_length``, or a setting of the family's processor."""
+    ways = [f"set data.max_length to {max(row.needed for row in rows)}"]
+    settings = {row.fits[0] for row in rows if row.fits}
+    if len(settings) == 1 and all(row.fits and row.fits[1] for row in rows):
+        ways.append(f"{settings.pop()} to {min(row.fits[1] for row in rows if row.fits)}")
+    which = "every one of them fits" if len(rows) > 1 else "it fits"
+    return f"So that {which}, {' or '.join(ways)}. data.truncation_strategy right cuts text off the end instead."
+
+
 class CheckpointError(VlmLoraError):
     """An adapter folder is incomplete, broken, or belongs to something else."""
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlm_lora_plugin.data.collation import to_device
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -38,18 +40,19 @@ def generate_answers(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    stop = list(getattr(processor, "stop_token_ids", ())) or processor.tokenizer.eos_token_id
     answers: list[str] = []
     try:
         for start in range(0, len(examples), batch_size):
             prompts = [processor.encode_prompt(example) for example in examples[start : start + batch_size]]
-            batch = {key: value.to(device) for key, value in processor.collate(prompts).items()}
+            batch = to_device(processor.collate(prompts), device)
             generate: Any = model.generate
             tokens = generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=processor.tokenizer.pad_token_id,
-                eos_token_id=processor.tokenizer.eos_token_id,
+                eos_token_id=stop,
             )
             new = tokens[:, batch["input_ids"].shape[1] :]
             answers += [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]

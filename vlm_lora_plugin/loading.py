@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.errors import AdapterError, ModelError, nearest
 from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.recipe import Recipe, resolve_recipe
 from vlm_lora_plugin.types import LoadRequest, Processor
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 def load(
     folder: str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     *,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -25,6 +28,8 @@ def load(
 
     Args:
         folder: A downloaded model folder (``config.json``, weights, tokenizer files).
+        recipe: The recipe to train with, in any form; its ``data.processor`` decides how the processor sees images.
+            None takes the family's defaults.
         dtype: Parameter dtype, or None for the one the config names.
         device: ``"cpu"``, ``"cuda"``..., or ``"meta"`` for a model without weights.
         seed: Seed of the initialisation of LoRA that the checkpoint lacks.
@@ -33,15 +38,20 @@ def load(
         The model in eval mode, and its processor.
 
     Raises:
+        AdapterError: The family's own loader raised something unexpected.
         ModelError: The folder is of no known family.
+        RecipeError: The recipe cannot be read, or does not fit the model's processor.
         WeightsError: Tensors are missing, extra or of another shape.
     """
     path = Path(folder)
-    family = get_manager().family_of_folder(path)
-    model, processor = family.load(LoadRequest(folder=path, dtype=dtype, device=device, seed=seed))
+    manager = get_manager()
+    family = manager.family_of_folder(path)
+    settings = {} if recipe is None else resolve_recipe(recipe, family).data.processor
+    request = LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings)
+    model, processor = manager.load(family, request)
     if processor is None:
         raise AdapterError(
-            f"The adapter of {family.title} loaded no processor",
+            f"The loader of {manager.title(family)} loaded no processor",
             why="Nothing could turn text and images into what the model takes.",
             fix="Its load function may leave it out only where LoadRequest.with_processor is False.",
         )
@@ -64,15 +74,17 @@ def load_model(
         variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
 
     Raises:
+        AdapterError: The family's own loader raised something unexpected.
         ModelError: The folder is of no known family, or its family has no such variant.
         WeightsError: Tensors are missing, extra or of another shape.
     """
     path = Path(folder)
-    family = get_manager().family_of_folder(path)
+    manager = get_manager()
+    family = manager.family_of_folder(path)
     if variant is not None and variant not in family.variants:
         raise ModelError(
             f"{family.title} has no variant '{variant}'",
             fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
         )
     request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant, with_processor=False)
-    return family.load(request)[0]
+    return manager.load(family, request)[0]

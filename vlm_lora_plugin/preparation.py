@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 
 from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.frameworks.checkpoints import install_checkpoints
@@ -16,7 +17,8 @@ from vlm_lora_plugin.frameworks.groups import install_groups
 from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.prepared_model import Preparation, VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe, resolve_recipe
-from vlm_lora_plugin.selection.injection import inject
+from vlm_lora_plugin.selection.base_weights import base_digests
+from vlm_lora_plugin.selection.injection import FRESH_LORA_ATTRIBUTE, inject
 from vlm_lora_plugin.selection.manifest import differences, make_manifest
 from vlm_lora_plugin.selection.names import canonical_name, is_injected
 from vlm_lora_plugin.selection.resolve import resolve_selection
@@ -25,11 +27,13 @@ from vlm_lora_plugin.zero.order import refuse_engine
 from vlm_lora_plugin.zero.partition import is_partitioned, whole_numel, whole_shape
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
     from vlm_lora_plugin.selection.trainables import TrainableSet
     from vlm_lora_plugin.types import Family
+
+_MARK = "_vlm_lora_base"
+"""Attribute of a base model that prepare has changed."""
 
 
 def prepare(
@@ -48,7 +52,7 @@ def prepare(
 
     Returns:
         A ``PeftModel``; its ``vlm_lora`` tells what was decided. A model that was prepared with the same
-        recipe before is returned as it is.
+        recipe before is returned as it is, and so is every prepared one when no recipe is given.
 
     Raises:
         ModelError: No family owns the model, it is not freshly loaded, or an engine trains it already.
@@ -57,8 +61,8 @@ def prepare(
         TrainingError: Under ZeRO-3, another rank prepares its model differently.
     """
     if isinstance(model, VlmLoraPeftModel):
-        return _prepared_before(model, recipe)
-    refuse_engine(model)
+        return model if recipe is None else _prepared_before(model, recipe)
+    _check_is_model(model)
     if isinstance(model, PeftModel) or is_injected(model):
         raise ModelError(
             "The model already has PEFT layers",
@@ -70,12 +74,16 @@ def prepare(
     _check_loaded(model, resolved)
     selection = resolve_selection(model, family, resolved)
     dtype = _load_dtype(model)
-    manifest = make_manifest(selection, resolved, model.config, str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
+    weights = base_digests(model, family.components, own, name)
+    manifest = make_manifest(selection, resolved, model.config, name, weights)
     if any(is_partitioned(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
         check_ranks_agree(manifest)
     prepared = inject(model, selection, resolved)
     _switch(prepared, selection)
     prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)
+    vars(model)[_MARK] = True
     _patch(prepared, family, resolved)
     install_groups()
     install_checkpoints()
@@ -94,6 +102,28 @@ def _prepared_before(
             fix="Load the base model again to prepare it differently.",
         )
     return model
+
+
+def _check_is_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"prepare takes a loaded model, not a {type(model).__name__}",
+            fix="model, processor = vlm_lora_plugin.load(folder), then prepare(model, recipe).",
+        )
+    refuse_engine(model)
+    if vars(model).get(_MARK, False):
+        raise ModelError(
+            f"This {type(model).__name__} was prepared before; prepare returned another object around it",
+            why="Prepared a second time, its forward pass would be patched twice.",
+            fix="Go on with what prepare returned; or load the base model again to prepare it differently.",
+        )
+    inner = getattr(model, "module", getattr(model, "_orig_mod", None))
+    if isinstance(inner, nn.Module):
+        raise ModelError(
+            f"The model is wrapped in a {type(model).__name__}",
+            why="What learns must be decided before anything is wrapped around the model.",
+            fix="Call prepare with the model itself, and give what it returns to torch.compile, DataParallel, ...",
+        )
 
 
 def _check_loaded(model: nn.Module, recipe: Recipe) -> None:

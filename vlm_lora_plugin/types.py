@@ -6,9 +6,9 @@ Nothing here imports torch, transformers or pydantic, so that listing adapters s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -64,26 +64,79 @@ class Processor(Protocol):
 
     def encode(
         self, example: Example, *, max_length: int | None = None, truncation_strategy: str = "raise"
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
         """Return ``input_ids`` [T] int64, ``labels`` [T] int64 (-100 where not supervised) and
-        ``pixel_values``; opens the images. Raises DataError."""
+        ``pixel_values``, a tensor [n, 3, S, S] or a list of [3, H, W]; opens the images. Raises DataError."""
         ...
 
-    def encode_prompt(self, example: Example) -> dict[str, torch.Tensor]:
+    def encode_prompt(self, example: Example) -> dict[str, Any]:
         """Return ``input_ids`` and ``pixel_values`` of everything before the last answer, for generation."""
         ...
 
     def count_tokens(self, example: Example) -> tuple[int, int]:
-        """Return (tokens, supervised tokens) of the untruncated example, without opening an image."""
+        """Return (tokens, supervised tokens) of the untruncated example, without decoding an image."""
         ...
 
-    def collate(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest row: ``input_ids``, ``attention_mask``, ``labels`` [B, T], ``pixel_values``."""
+    def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Pad to the longest row: ``input_ids``, ``attention_mask``, ``labels`` [B, T], ``pixel_values`` of all."""
         ...
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what is needed to load this processor again from ``folder``."""
         ...
+
+
+@runtime_checkable
+class MeasuringProcessor(Protocol):
+    """What a processor may offer besides: the length of a row from the sizes of its images, without their pixels.
+
+    Where the number of an image's tokens depends on its size, rows are checked by this before training.
+    A processor may also have ``stop_token_ids``, the tokens that end a generated answer, where it is not the
+    tokenizer's ``eos_token_id`` alone.
+    """
+
+    def measure(
+        self,
+        example: Example,
+        image_sizes: Sequence[tuple[int, int]],
+        *,
+        max_length: int | None = None,
+        truncation_strategy: str = "raise",
+    ) -> tuple[int, int]:
+        """Return (tokens, supervised tokens) that ``encode`` would give, or raise what it would raise."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProcessorOption:
+    """A whole number that users may set as ``data.processor.<name>`` in a recipe.
+
+    The processor has its value as an attribute of the same name.
+
+    Attributes:
+        name: The key.
+        description: What it does, for tables.
+        least: The smallest value allowed.
+    """
+
+    name: str
+    description: str
+    least: int = 1
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One file of a mixture, and how many of its rows one epoch has.
+
+    Attributes:
+        file: The data file.
+        rows: Rows drawn from it: without repetition up to all of them, more by drawing again.
+        origin: Where the mixture says so, ``data.txt:2``, for error messages.
+    """
+
+    file: Path
+    rows: int
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -99,6 +152,7 @@ class LoadRequest:
             None leaves the choice to the loader.
         with_processor: Whether a processor is wanted. If not, the folder may hold ``config.json`` alone, and
             the loader may return None in its place.
+        processor: The recipe's ``data.processor``, checked against the family's ``processor_options``.
     """
 
     folder: Path
@@ -107,6 +161,7 @@ class LoadRequest:
     seed: int = 42
     variant: str | None = None
     with_processor: bool = True
+    processor: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,9 +259,16 @@ class Family:
             family's.
         auto_modules: Modules that register this family's own model types with transformers' auto classes when
             they are imported. That happens by itself once ``AutoModelForCausalLM`` is imported.
-        demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family.
         size: The published model's sizes, from which hardware tiers are chosen before a model is at hand; None
             leaves the choice to rules that need no sizes.
+        processor_options: What a recipe may set in ``data.processor``.
+        read_mixture: Reads a file that names data files and how much of each to train on, or returns None when
+            the file is no such mixture but data itself.
+        swift_model_types: Model types that ms-swift itself has for this family's checkpoints and that the
+            family takes over there, because Swift's own cannot work.
+        advise: What ``inspect`` says about a resolved recipe beside its numbers, one sentence or two a line.
+        demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family, and
+            may return a recipe document that is laid over the demo's own settings.
     """
 
     name: str
@@ -222,8 +284,12 @@ class Family:
     parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None
     read_golden_case: Callable[[Path], GoldenCase | None] | None = None
     auto_modules: tuple[str, ...] = ()
-    demo: Callable[[Path], None] | None = None
     size: ModelSize | None = None
+    processor_options: tuple[ProcessorOption, ...] = ()
+    read_mixture: Callable[[Path], Sequence[MixturePart] | None] | None = None
+    swift_model_types: tuple[str, ...] = ()
+    advise: Callable[[Recipe], Sequence[str]] | None = None
+    demo: Callable[[Path], Mapping[str, Any] | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,10 @@ class VisionSettings:
         elif self.pool_heads < 1 or self.output_dim % self.pool_heads:
             problem = f"output_dim {self.output_dim} is below {POOL_HEAD_DIM} or does not divide by its heads"
         elif round(self.n_queries**0.5) ** 2 != self.n_queries:
-            problem = f"n_queries {self.n_queries} is no square number"
+            problem = (
+                f"n_queries {self.n_queries} is no square number, and queries stand on a square grid (published: 256; "
+                "upstream would round the grid's side down and fail later)"
+            )
         if problem:
             raise ModelError(f"The config's `visual` is impossible: {problem}")
 
@@ -164,9 +167,9 @@ class MonkeyConfig(PreTrainedConfig):
             raise ModelError(f"visual.output_dim {self.vision.output_dim} is not hidden_size {self.hidden_size}")
         if self.tie_word_embeddings:
             raise ModelError(
-                "The config sets tie_word_embeddings",
-                why="No Monkey was published with a head that shares the embeddings' weight.",
-                fix="Set it to false; the checkpoint then holds lm_head.weight.",
+                "The config sets tie_word_embeddings, and a head that shares the embeddings' weight is not supported",
+                why="No Monkey was published with one: rules and checkpoints name transformer.wte and lm_head apart.",
+                fix="Set tie_word_embeddings to false; the checkpoint must then hold lm_head.weight.",
             )
 
     @property

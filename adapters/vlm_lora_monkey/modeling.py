@@ -22,11 +22,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
 from vlm_lora_monkey.language import MonkeyBlock, MonkeyRMSNorm, log_n_scale, ntk_factor, rotary_tables
 from vlm_lora_monkey.names import LORA_NAME
-from vlm_lora_monkey.splicing import check_pixels, find_image_blocks, put_images
-from vlm_lora_monkey.visual import MonkeyVisionTower, PoolAttention, Resampler, sincos_table
+from vlm_lora_monkey.visual import MonkeyVisionTower
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
 from vlm_lora_plugin.models.loss import causal_lm_loss
+from vlm_lora_plugin.models.resampling import init_resampler
+from vlm_lora_plugin.models.splicing import find_image_blocks, put_images
 from vlm_lora_plugin.selection.keyed_init import draw_builtin
 from vlm_lora_plugin.zero.order import zero3_configuration
 
@@ -110,10 +111,16 @@ class MonkeyModel(nn.Module):
         embeds = self.drop(self.wte(input_ids))  # image tokens, which come after, are not dropped
         if not is_prompt and pixel_values is None:
             return cast(torch.Tensor, embeds)
-        blocks = find_image_blocks(input_ids, self.config, 0 if pixel_values is None else len(pixel_values))
+        blocks = find_image_blocks(
+            input_ids,
+            start_id=self.config.image_start_id,
+            end_id=self.config.image_end_id,
+            span=self.config.image_token_span,
+            images=0 if pixel_values is None else len(pixel_values),
+        )
         if blocks is None or pixel_values is None:
             return self.without_images(embeds)
-        return put_images(embeds, blocks, self.visual.encode(check_pixels(pixel_values, self.config)))
+        return put_images(embeds, blocks, self.visual.encode(_checked(pixel_values, self.config)))
 
     def without_images(self, embeds: torch.Tensor) -> torch.Tensor:
         """Return the embeddings ``[B, T, C]`` of a prompt without an image; where ranks must agree, a patch looks."""
@@ -286,13 +293,8 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if isinstance(module, Resampler):
-            init.trunc_normal_(module.query, std=0.02)
-            init.copy_(module.pos_embed, sincos_table(*module.pos_embed.shape))
-        elif isinstance(module, PoolAttention):
-            init.xavier_uniform_(module.in_proj_weight)
-            init.zeros_(module.in_proj_bias)
-        elif isinstance(module, MonkeyVisionTower):
+        init_resampler(module)
+        if isinstance(module, MonkeyVisionTower):
             init.normal_(module.positional_embedding, std=module.settings.width**-0.5)
             init.normal_(module.proj, std=module.settings.output_dim**-0.5)
 
@@ -301,6 +303,17 @@ def _forget_loaded_lora(model: MonkeyForCausalLM, keys: Any) -> None:
     """Take LoRA that a state dict brought off ``fresh_lora_names``, so that nobody draws it anew."""
     missing = {key[key.find("transformer.") :] for key in keys.missing_keys}  # a wrapper's prefix may stand before
     model.fresh_lora_names = tuple(name for name in model.fresh_lora_names if name in missing)
+
+
+def _checked(pixel_values: torch.Tensor, config: MonkeyConfig) -> torch.Tensor:
+    """Return the images as they are, if they have the size that the tower takes."""
+    size = config.vision.image_size
+    if pixel_values.shape[1:] != (3, size, size):
+        raise ModelError(
+            f"pixel_values has the shape {tuple(pixel_values.shape)}, not [N, 3, {size}, {size}]",
+            fix="Use the model's own processor.",
+        )
+    return pixel_values
 
 
 def _positions(attention_mask: torch.Tensor | None, seen: int, hidden: torch.Tensor) -> torch.Tensor:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_lora_monkey.images import load_pixels
 from vlm_lora_monkey.special_tokens import END_OF_TEXT, IMAGE_END, IMAGE_PAD, IMAGE_START
 from vlm_lora_monkey.tokenization import load_tokenizer, save_vocabulary, token_ids
-from vlm_lora_plugin.data.collation import IGNORE_INDEX, pad_rows
+from vlm_lora_plugin.data.collation import IGNORE_INDEX, collate_rows
 from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
+from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ class MonkeyProcessor:
             in order, absent when no row has one. The mask covers the ``<|endoftext|>`` of an answer, though
             padding has the same id.
         """
-        batch = pad_rows(features, pad_token_id=self.end_id)
-        pixels = [row["pixel_values"] for row in features if "pixel_values" in row]
-        return {**batch, "pixel_values": torch.cat(pixels)} if pixels else batch
+        return collate_rows(features, pad_token_id=self.end_id)
 
     def _encode_training(self, example: Example) -> _Encoded:
         turns = self._turns(example)

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from vlm_lora_monkey.configuration import VisionSettings
 from vlm_lora_monkey.lora import ATTENTION_RANK, MLP_RANK, LoraAdapter
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
+from vlm_lora_plugin.models.resampling import Resampler, stretch_grid
 
 NORM_EPS = 1e-6
 STORED_POSITIONS = 256  # a 16 x 16 grid, stretched to the window's grid
@@ -88,53 +89,6 @@ class VisualTransformer(nn.Module):
         return x
 
 
-class PoolAttention(nn.Module):
-    """Cross-attention with the parameters of ``nn.MultiheadAttention``.
-
-    Unlike there, ``out_proj`` is a linear layer that is really called, so that LoRA on it is alive.
-    """
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attend from ``query`` [N, Q, dim] over ``key`` and ``value`` [N, L, dim]; returns [N, Q, dim]."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        query, key, value = (
-            F.linear(x, weight, bias).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
-        context = F.scaled_dot_product_attention(query, key, value)
-        out: torch.Tensor = self.out_proj(context.transpose(1, 2).flatten(2))
-        return out
-
-
-class Resampler(nn.Module):
-    """Condenses the patches of one view into ``n_queries`` tokens by one cross-attention."""
-
-    def __init__(self, settings: VisionSettings) -> None:
-        super().__init__()
-        dim = settings.output_dim
-        table = sincos_table(settings.n_queries, dim).to(torch.get_default_dtype())
-        self.pos_embed = nn.Parameter(table, requires_grad=False)
-        self.query = nn.Parameter(torch.empty(settings.n_queries, dim))
-        self.kv_proj = nn.Linear(settings.width, dim, bias=False) if settings.width != dim else nn.Identity()
-        self.attn = PoolAttention(dim, settings.pool_heads)
-        self.ln_q = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.ln_kv = nn.LayerNorm(dim, eps=NORM_EPS)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map patches ``[N, L, width]`` to tokens ``[N, n_queries, output_dim]``."""
-        patches = self.ln_kv(self.kv_proj(to_weight_dtype(x, self.attn.in_proj_weight)))
-        query = (self.ln_q(self.query) + self.pos_embed).expand(len(x), -1, -1)
-        out: torch.Tensor = self.attn(query, patches + stretch_grid(self.pos_embed, patches.shape[1]), patches)
-        return out
-
-
 class MonkeyVisionTower(nn.Module):
     """From pixels to image tokens: every window by itself, then the whole image shrunk to a window's size."""
 
@@ -145,7 +99,9 @@ class MonkeyVisionTower(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(STORED_POSITIONS, settings.width))
         self.ln_pre = nn.LayerNorm(settings.width, eps=NORM_EPS)
         self.transformer = VisualTransformer(settings)
-        self.attn_pool = Resampler(settings)
+        self.attn_pool = Resampler(
+            queries=settings.n_queries, dim=settings.output_dim, kv_dim=settings.width, num_heads=settings.pool_heads
+        )
         self.ln_post = nn.LayerNorm(settings.output_dim, eps=NORM_EPS)
         self.proj = nn.Parameter(torch.empty(settings.output_dim, settings.output_dim))
 
@@ -178,25 +134,6 @@ class MonkeyVisionTower(nn.Module):
         x = self.attn_pool(self.transformer(x, window))
         x = self.ln_post(to_weight_dtype(x, self.ln_post.weight))
         return to_weight_dtype(x, self.proj) @ self.proj
-
-
-def stretch_grid(table: torch.Tensor, length: int) -> torch.Tensor:
-    """Resize a square grid of positions ``[M, C]`` to ``[length, C]`` bicubically, in fp32."""
-    if len(table) == length:
-        return table
-    source, target = round(len(table) ** 0.5), round(length**0.5)
-    grid = table.to(torch.promote_types(table.dtype, torch.float32)).view(1, source, source, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(grid, size=(target, target), mode="bicubic", align_corners=False)
-    return resized.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)
-
-
-def sincos_table(positions: int, dim: int) -> torch.Tensor:
-    """Return the fixed table ``[positions, dim]`` fp32: sines and cosines of the column, then of the row."""
-    side = round(positions**0.5)
-    omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    halves = [torch.outer(axis.flatten().double(), omega) for axis in (column, row)]
-    return torch.cat([wave for half in halves for wave in (half.sin(), half.cos())], dim=1).float()
 
 
 def _lora_sets(settings: VisionSettings, out_features: int, r: int) -> nn.ModuleList:

@@ -8,9 +8,10 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_demo_learns_to_read_digits_and_its_adapter_answers_the_same_when_reloaded(tmp_path):
+@pytest.mark.parametrize("family", [[], ["omnilmm"]], ids=["default", "omnilmm"])
+def test_the_demo_learns_to_read_digits_and_its_adapter_answers_the_same_when_reloaded(tmp_path, family):
     outcome = subprocess.run(
-        [sys.executable, "-m", "vlm_lora_plugin.cli", "train", "--demo", "-o", tmp_path / "demo"],
+        [sys.executable, "-m", "vlm_lora_plugin.cli", "train", *family, "--demo", "-o", tmp_path / "demo"],
         capture_output=True,
         text=True,
         check=True,

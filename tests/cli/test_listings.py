@@ -3,6 +3,9 @@
 import json
 
 import pytest
+import typer.main
+
+from vlm_lora_plugin.cli.app import app
 
 
 @pytest.fixture
@@ -89,3 +92,35 @@ def test_listings_import_no_torch(arguments):
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+ACTS = {"train", "merge"}
+"""Commands that do something; every other one lists, and so has --json."""
+
+LISTINGS = {
+    "adapters": [()],
+    "presets": [(), ("monkey",)],
+    "inspect": [(), ("--names",), ("--rules",), ("--names", "--rules")],
+    "data-check": [()],
+}
+
+
+def test_every_command_that_lists_is_tried_with_json_below():
+    commands = typer.main.get_command(app).commands
+    assert commands.keys() - ACTS == LISTINGS.keys()
+    for name in LISTINGS:
+        assert "--json" in {option for parameter in commands[name].params for option in parameter.opts}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name, variants in LISTINGS.items() for options in variants]
+)
+def test_json_is_all_that_a_listing_prints_with_json(vlm_lora, model, data, name, options):
+    needed = {"inspect": (model,), "data-check": (model, "--data", data)}.get(name, ())
+    outcome = vlm_lora(name, *needed, *options, "--json")
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    assert document
+    for option in options:
+        if option.startswith("--"):
+            assert document[option.removeprefix("--")]

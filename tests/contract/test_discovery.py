@@ -10,7 +10,7 @@ from vlm_lora_plugin import hookimpl
 from vlm_lora_plugin.errors import AdapterError, ModelError, SelectionError
 from vlm_lora_plugin.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_plugin.types import Component, Family, Hardware
+from vlm_lora_plugin.types import Component, Family, Hardware, LoadRequest
 
 ADAPTER = """
     from vlm_lora_plugin import hookimpl
@@ -347,3 +347,28 @@ def test_a_broken_plugin_is_named_with_its_distribution_and_the_others_work(sour
     assert "VLM_LORA_DISABLE_PLUGINS" in caught.value.fix
     monkeypatch.setenv("VLM_LORA_DISABLE_PLUGINS", "1")
     assert "bad" not in AdapterManager().names()
+
+
+@pytest.mark.parametrize("raised", ["KeyError('vision_config')", "OSError('no such file')"])
+def test_an_unexpected_error_of_a_familys_loader_names_the_adapter_and_its_distribution(site, tmp_path, raised):
+    failing = adapter("tiny").replace("load=lambda request: None", "load=broken")
+    site.install(
+        "tiny-adapter", "tiny", f"{failing}\n    def broken(request):\n        raise {raised}\n", version="3.1"
+    )
+    manager = AdapterManager()
+    request = LoadRequest(folder=tmp_path)
+    kind = raised.partition("(")[0]
+    with pytest.raises(AdapterError, match=rf"loader of the adapter tiny of tiny-adapter 3\.1 raised {kind}"):
+        manager.load(manager.family("tiny"), request)
+
+
+@pytest.mark.parametrize("raised", ["MemoryError()", "WeightsError('mlp is missing')", "OutOfMemoryError('of 80 GiB')"])
+def test_an_answer_to_the_user_and_memory_that_ran_out_are_not_the_loaders_fault(site, tmp_path, raised):
+    failing = adapter("tiny").replace("load=lambda request: None", "load=broken")
+    body = "def broken(request):\n        from vlm_lora_plugin.errors import WeightsError\n"
+    body += f"        from torch import OutOfMemoryError\n        raise {raised}\n"
+    site.install("tiny-adapter", "tiny", f"{failing}\n    {body}")
+    manager = AdapterManager()
+    with pytest.raises(Exception, match=r"^(mlp is missing|of 80 GiB)?$") as caught:
+        manager.load(manager.family("tiny"), LoadRequest(folder=tmp_path))
+    assert type(caught.value).__name__ == raised.partition("(")[0]

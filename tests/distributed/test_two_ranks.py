@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,11 +13,21 @@ import pytest
 from safetensors.torch import load_file
 
 from vlm_lora_monkey.tiny import write_tiny_folder
+from vlm_lora_plugin import load, load_adapter
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, COMPLETION
+from vlm_lora_plugin.evaluation import generate_answers
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 ROOT = SCRIPT.parents[2]
+
+
+def examples():
+    """Return the rows of ``two_ranks.py``."""
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.examples()
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +63,18 @@ def test_both_ways_train_the_same(trained):
         left, right = (load_file(folder / way / "checkpoint-12" / name) for way in ("prepare", "callback"))
         assert left.keys() == right.keys()
         assert all((left[key] == right[key]).all() for key in left)
+
+
+def test_the_ranks_share_the_answers_and_each_measures_what_one_process_would(trained):
+    folder, printed = trained
+    first, second = (json.loads((folder / f"answers-{rank}.json").read_text()) for rank in (0, 1))
+    numbers = first["known"]
+    assert (first["asked"], second["asked"]) == (numbers[::2], numbers[1::2]), printed
+    base, processor = load(folder / "model")
+    model = load_adapter(base, folder / "prepare" / "checkpoint-12")
+    answers = generate_answers(model, processor, examples()[:5], max_new_tokens=6, batch_size=1)
+    assert first["answers"] == second["answers"] == answers
+    assert len(set(answers)) > 1, "answers that are all the same tell nothing of their order"
 
 
 def test_a_cut_image_gradient_stops_the_run(trained):

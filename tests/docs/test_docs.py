@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,20 @@ def test_every_hook_is_documented_with_its_exact_signature(hook):
     assert f"`{hook}({', '.join(names)})`" in (DOCS / "reference/hooks.md").read_text()
 
 
+def test_no_hook_is_documented_that_does_not_exist():
+    table = re.findall(r"^\| `(\w+)\(", (DOCS / "reference/hooks.md").read_text(), flags=re.MULTILINE)
+    assert table == HOOKS
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_a_test_in_which_an_adapter_implements_it(hook):
+    source = (ROOT / "tests/contract/test_hooks.py").read_text()
+    tests = dict(re.findall(r"^def (test_\w+)\(.*?\):\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL))
+    bodies = [body for name, body in tests.items() if name.startswith(f"test_{hook}_")]
+    parameters = ", ".join(inspect.signature(getattr(AdapterSpecs, hook)).parameters)
+    assert any(f"@hookimpl\n        def {hook}({parameters}):" in body and "assert" in body for body in bodies)
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_docstring_with_an_example(hook):
     text = inspect.getdoc(getattr(AdapterSpecs, hook))
@@ -45,6 +60,21 @@ def test_the_recipe_reference_is_current():
 
 def test_the_reference_of_hardware_and_deepspeed_is_current():
     assert (DOCS / "reference/deepspeed.md").read_text() == tool("deepspeed_reference").page()
+
+
+def test_the_defaults_that_differ_are_current():
+    written, now = (DOCS / "reference/framework-defaults.md").read_text(), tool("framework_defaults").page()
+    if all(f"{name} {version(name)}" in written for name in tool("framework_defaults").LIBRARIES):
+        assert written == now
+    else:  # on other versions of the libraries other options may differ; each must have its value
+        assert all(len(row.split("|")) == 7 for row in now.splitlines() if row.startswith("| `"))
+
+
+def test_every_cause_of_a_difference_is_documented():
+    from vlm_lora_plugin.parity.causes import CAUSES
+
+    page = (DOCS / "how-to/compare-frameworks.md").read_text()
+    assert all(f"| {kind.value} | {cause} |" in page for kind, cause in CAUSES.items())
 
 
 def test_every_preset_of_every_family_is_documented():

@@ -34,35 +34,60 @@ PUBLISHED = {
 }
 
 
+OMNILMM = {"hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 32009, "num_query": 64, "image_size": 448}
+SECTIONS = {
+    name.lower(): text for name, text in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+}
+
+
 @pytest.fixture(scope="module")
-def monkey():
+def models():
     from vlm_lora_monkey.configuration import MonkeyConfig
     from vlm_lora_monkey.modeling import MonkeyForCausalLM
+    from vlm_lora_omnilmm.configuration import OmniLMMConfig
+    from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 
     with torch.device("meta"):
-        return MonkeyForCausalLM(MonkeyConfig(**PUBLISHED))
+        return {
+            "monkey": MonkeyForCausalLM(MonkeyConfig(**PUBLISHED)),
+            "omnilmm": OmniLMMForCausalLM(OmniLMMConfig(**OMNILMM)),
+        }
 
 
-def selection(model, preset):
-    family = get_manager().family("monkey")
-    return resolve_selection(model, family, resolve_recipe(preset, family))
+def selection(models, name, preset):
+    family = get_manager().family(name)
+    return resolve_selection(models[name], family, resolve_recipe(preset, family))
 
 
-def last_cell(first):
-    return int(re.search(rf"^\| `?{re.escape(first)}`? \|.*\| ([\d,]+) \|$", PAGE, re.MULTILINE)[1].replace(",", ""))
+def last_cell(name, first):
+    row = rf"^\| `?{re.escape(first)}`? \|.*\| ([\d,]+) \|$"
+    return int(re.search(row, SECTIONS[name], re.MULTILINE)[1].replace(",", ""))
 
 
-def test_the_components_have_the_stated_sizes(monkey):
-    totals = dict(selection(monkey, "lora").totals)
-    assert totals == {name: last_cell(name) for name in totals}
-    assert f"{sum(totals.values()):,} parameters" in PAGE
-    assert f"{sum(totals.values()) * 2 / 2**30:.2f} GiB in bf16" in PAGE
+PRESETS = [
+    ("monkey", "lora"),
+    ("monkey", "lora-only"),
+    ("monkey", "lora+llm"),
+    ("monkey", "lora+llm-lora"),
+    ("omnilmm", "lora"),
+    ("omnilmm", "lora-text"),
+    ("omnilmm", "lora+vision"),
+]
 
 
-@pytest.mark.parametrize("preset", ["lora", "lora-only", "lora+llm", "lora+llm-lora"])
-def test_the_presets_train_the_stated_number_of_parameters(monkey, preset):
-    assert sum(parameter.numel for parameter in selection(monkey, preset).parameters) == last_cell(preset)
+@pytest.mark.parametrize("name", ["monkey", "omnilmm"])
+def test_the_components_have_the_stated_sizes(models, name):
+    totals = dict(selection(models, name, "lora").totals)
+    assert totals == {component: last_cell(name, component) for component in totals}
+    assert f"{sum(totals.values()):,} parameters" in SECTIONS[name]
+    assert f"{sum(totals.values()) * 2 / 2**30:.2f} GiB in bf16" in SECTIONS[name]
 
 
-def test_an_image_takes_the_stated_number_of_tokens(monkey):
-    assert f"{monkey.config.image_token_span} tokens" in PAGE
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_the_presets_train_the_stated_number_of_parameters(models, name, preset):
+    assert sum(parameter.numel for parameter in selection(models, name, preset).parameters) == last_cell(name, preset)
+
+
+def test_an_image_takes_the_stated_number_of_tokens(models):
+    assert f"{models['monkey'].config.image_token_span} tokens" in SECTIONS["monkey"]
+    assert re.search(rf"becomes {models['omnilmm'].config.num_query}\s+tokens", SECTIONS["omnilmm"])

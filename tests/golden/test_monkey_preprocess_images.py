@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from vlm_lora_monkey.images import load_pixels
+from vlm_lora_plugin.data.pixels import load_pixels
 
 FOLDER = Path(__file__).parent / "monkey"
 DETAILS = json.loads((FOLDER / "preprocess_images.json").read_text("utf-8"))

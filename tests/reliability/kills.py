@@ -1,9 +1,12 @@
 """Kills a training process while it saves, again and again, and resumes it each time.
 
-    python kills.py FOLDER KILLS SEED
+    python kills.py FOLDER KILLS SEED [LIMIT]
 
-Prints JSON: what each start resumed from, and whether every finished run equals the uninterrupted one. Python,
-torch and the model are loaded once; each start is a fork that builds its own Trainer.
+LIMIT is the only ``save_total_limit`` to try; without it each run draws one. Each run also draws its recipe, and
+whether ``prepare`` or the callback alone prepares its model.
+
+Prints JSON: when each kill came, and whether every finished run equals the uninterrupted one. Python, torch and
+the model are loaded once; each start is a fork that builds its own Trainer.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import signal
 import sys
 import time
 import traceback
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -28,6 +32,7 @@ from vlm_lora_plugin import VlmLoraCallback, get_manager, prepare, training_argu
 
 STEPS = 6
 PRESETS = ("lora+llm-lora", "lora")
+WAYS = ("prepare", "callback")
 LIMITS = (1, 2, None)
 NEVER = STEPS + 1
 RESUMED, SAVING, SAVED = b"r", b"s", b"d"
@@ -52,7 +57,7 @@ class Reporting(Trainer):
         self.say(SAVED)
 
 
-def train(folder, pipe, preset, limit):
+def train(folder, pipe, way, preset, limit):
     recipe = {
         "preset": preset,
         "optimizer": {"learning_rate": 1e-2, "warmup_ratio": 0.0},
@@ -64,13 +69,13 @@ def train(folder, pipe, preset, limit):
             "dataloader_num_workers": 0,
         },
     }
-    model = prepare(toy_model(), recipe)
+    prepared = prepare(toy_model(), recipe)  # its arguments fit the other way too
     run = Reporting(
-        model=model,
-        args=training_arguments(model, folder, disable_tqdm=True, logging_steps=STEPS),
+        model=prepared if way == "prepare" else toy_model(),
+        args=training_arguments(prepared, folder, disable_tqdm=True, logging_steps=STEPS),
         train_dataset=ToyDataset(),
         data_collator=default_data_collator,
-        callbacks=[VlmLoraCallback()],
+        callbacks=[VlmLoraCallback(recipe)],
     )
     run.pipe = pipe
     try:
@@ -81,7 +86,7 @@ def train(folder, pipe, preset, limit):
         run.train()
 
 
-def start(folder, preset, limit):
+def start(folder, way, preset, limit):
     """Fork a training process; returns its id and the end of the pipe that it reports through."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -90,7 +95,7 @@ def start(folder, preset, limit):
         status = 1
         try:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            train(folder, writing, preset, limit)
+            train(folder, writing, way, preset, limit)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -134,29 +139,29 @@ def equal(left, right):
     return weights and states and [a.keys() for a in left[0]] == [b.keys() for b in right[0]]
 
 
-def main(folder, kills, seed):
+def main(folder, kills, seed, limits=LIMITS):
     get_manager().register(ToyAdapter())
     chance = random.Random(seed)
     references, duration = {}, 0.0
-    for preset in PRESETS:
-        child, reading = start(folder / preset, preset, None)
+    for way, preset in product(WAYS, PRESETS):
+        child, reading = start(folder / f"{way}-{preset}", way, preset, None)
         heard, _ = follow(reading, 0, NEVER)
         times = {(kind, step): when for kind, step, when in heard}
         lasted = [times[SAVED, step] - times[SAVING, step] for step in range(1, STEPS + 1)]
         duration = max(duration, sorted(lasted)[STEPS // 2] * 1.2)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
             raise RuntimeError(f"the uninterrupted run failed after {heard}")
-        references[preset] = result(folder / preset)
+        references[way, preset] = result(folder / f"{way}-{preset}")
 
     report = {"kills": [], "runs": [], "wrong": [], "incomplete": 0}
     number = 0
     while len(report["kills"]) < kills:
         number += 1
-        preset, limit = chance.choice(PRESETS), chance.choice(LIMITS)
+        way, preset, limit = chance.choice(WAYS), chance.choice(PRESETS), chance.choice(limits)
         output, done, in_doubt = folder / f"run-{number}", 0, 0
         while True:
             killing = len(report["kills"]) < kills
-            child, reading = start(output, preset, limit)
+            child, reading = start(output, way, preset, limit)
             delay = chance.uniform(0, duration)
             heard, killed = follow(reading, delay, chance.randint(1, 2) if killing else NEVER)
             if killed:
@@ -178,12 +183,12 @@ def main(folder, kills, seed):
                 report["wrong"].append(f"run {number}: failed with status {status} after {heard}")
                 break
         if status == 0:
-            same = equal(result(output), references[preset])
-            report["runs"].append({"preset": preset, "limit": limit, "equal": same})
+            same = equal(result(output), references[way, preset])
+            report["runs"].append({"way": way, "preset": preset, "limit": limit, "equal": same})
         report["incomplete"] += len(list(output.glob("incomplete-*")))
         shutil.rmtree(output, ignore_errors=True)
     sys.stdout.write(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), [int(limit) for limit in sys.argv[4:]] or LIMITS)

@@ -1,11 +1,13 @@
 """Recipes: one document, the same from YAML, Python and the command line."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.recipe import Recipe, parse_assignments, read_recipe, resolve_recipe
-from vlm_lora_plugin.types import Component, Family
+from vlm_lora_plugin.types import Component, Family, ProcessorOption
 
 FAMILY = Family(
     name="tiny",
@@ -130,17 +132,25 @@ def test_lora_learns_faster_than_full_weights_by_default():
         ({"componets": {}}, "Did you mean components"),
         ({"lora": {"rank": 8}}, "lora.rank"),
         ({"optimizer": {"learning_rates": 1}}, "Did you mean learning_rate"),
-        ({"optimizer": {"learning_rate": {"visoin": 1}}}, "Did you mean vision"),
         ({"optimizer": {"learning_rate": {"vision": -1}}}, "negative"),
         ({"rules": [{"means": "full"}]}, "needs a component, a pattern or module_types"),
         ({"rules": [{"pattern": "a", "means": "half"}]}, "rules.0.means"),
         ({"rules": [{"pattern": "a", "layers": "0", "means": "full"}]}, "needs a `component`"),
         ({"rules": [{"component": "vision", "layers": "0..3", "means": "full"}]}, "'0..3' is no range of layers"),
         ({"rules": [{"component": "vision", "layers": "5-3", "means": "full"}]}, "'5-3' ends before it begins"),
-        (
-            {"rules": [{"pattern": "a", "means": "full", "group": "top"}], "optimizer": {"weight_decay": {"tpo": 0}}},
-            "Did you mean top",
-        ),
+        ({"components": {"visoin": "lora"}}, "`components.visoin`: unknown key. Did you mean vision"),
+        ({"components": {"vision": "lorra"}}, "'lorra' is no value for it. Did you mean lora"),
+        ({"rules": {"component": "vision", "means": "full"}}, "`rules`: needs a list"),
+        ({"lora": {"target_modules": ["q_proj"]}}, "`lora.target_modules`: needs a mapping"),
+        ({"lora": "r16"}, "`lora`: needs a mapping"),
+        ({"lora": {"r": 0}}, "`lora.r`"),
+        ({"lora": {"r": True}}, "`lora.r`: true is no value for it"),
+        ({"lora": {"lora_alpha": float("inf")}}, "finite"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "`optimizer.learning_rate.default`: .*finite"),
+        ({"optimizer": {"learning_rate": {"lora": float("inf")}}}, "`optimizer.learning_rate.lora`: .*finite"),
+        ({"optimizer": {"weight_decay": float("nan")}}, "finite"),
+        ({"training": {"max_steps": 0}}, "train nothing"),
+        ({"training": {"max_steps": -5}}, "`training.max_steps`"),
         ({"training": {"gradient_accumulation_steps": 0}}, "gradient_accumulation_steps"),
     ],
 )
@@ -152,6 +162,33 @@ def test_a_wrong_document_is_refused_by_the_name_of_its_key(document, message):
 def test_an_unknown_preset_is_answered_with_the_nearest():
     with pytest.raises(RecipeError, match=r"no preset 'lorra'\n.*Did you mean lora"):
         resolve_recipe("lorra", FAMILY)
+
+
+WITH_CROPS = replace(FAMILY, processor_options=(ProcessorOption("hd_num", "Most crops.", least=1),))
+
+
+def test_a_setting_of_the_families_processor_is_kept():
+    recipe = resolve_recipe("lora", WITH_CROPS, parse_assignments(["data.processor.hd_num=16", "data.max_length=4096"]))
+    assert recipe.data.processor == {"hd_num": 16}
+    assert resolve_recipe(recipe.document(), WITH_CROPS).data == recipe.data
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hdnum": 4}, "Tiny's processor has no setting 'hdnum'\nDid you mean hd_num"),
+        ({"hd_num": 0}, "data.processor.hd_num is 0, less than 1"),
+        ({"hd_num": "many"}, "data.processor.hd_num"),
+    ],
+)
+def test_a_wrong_setting_of_the_processor_is_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        resolve_recipe({"data": {"processor": settings}}, WITH_CROPS)
+
+
+def test_a_family_without_processor_settings_takes_none():
+    with pytest.raises(RecipeError, match="Tiny's processor has no setting 'hd_num'"):
+        resolve_recipe({"data": {"processor": {"hd_num": 4}}}, FAMILY)
 
 
 def test_a_component_the_family_lacks_is_refused():
@@ -175,7 +212,9 @@ def test_a_recipe_for_another_family_is_refused():
     ("name", "text", "message"),
     [
         ("missing.yaml", None, "no recipe file"),
-        ("list.yaml", "- a\n", "holds list"),
+        ("list.yaml", "- a\n", "holds a list"),
+        ("empty.yaml", "", "holds nothing"),
+        ("folder/recipe", None, "no recipe file"),
         ("broken.yaml", "a: [", "not valid YAML"),
         ("recipe.json", "{}", "does not end in .yaml"),
     ],
@@ -185,6 +224,16 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(RecipeError, match=message):
         read_recipe(tmp_path / name)
+
+
+def test_something_else_than_a_recipe_is_refused():
+    with pytest.raises(RecipeError, match="A list is no recipe"):
+        read_recipe(["lora"])
+
+
+def test_a_path_given_as_text_is_no_preset():
+    with pytest.raises(RecipeError, match="no recipe file recipes/mine"):
+        read_recipe("recipes/mine")
 
 
 def test_assignments_are_read_as_yaml_and_nested():
@@ -223,18 +272,6 @@ def test_an_assignment_of_broken_yaml_is_refused():
 def test_recipes_cannot_be_changed_after_the_check():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().seed = 1
-
-
-def test_rates_may_name_a_group_that_the_preset_defines():
-    recipe = resolve_recipe(
-        {"preset": "lora", "optimizer": {"learning_rate": {"top": 1e-3}}},
-        FAMILY,
-        {"rules": [{"pattern": r"model\.norm", "means": "full", "group": "top"}]},
-    )
-    assert recipe.optimizer.rate("language", "full", "top") == 1e-3
-    assert recipe.optimizer.rate("language", "full", None) == 1e-5
-    with pytest.raises(RecipeError, match=r"key 'top', which no rule has as its group"):
-        resolve_recipe({"preset": "lora", "optimizer": {"learning_rate": {"top": 1e-3}}}, FAMILY)
 
 
 def test_ranges_of_layers_are_read_from_text_numbers_and_lists():

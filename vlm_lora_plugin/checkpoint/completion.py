@@ -102,8 +102,13 @@ def check_complete(folder: str | os.PathLike[str]) -> None:
     """Refuse to resume from a checkpoint that is not complete.
 
     Raises:
-        CheckpointError: It is not.
+        CheckpointError: It is not, or there is no such folder.
     """
+    if not Path(folder).is_dir():
+        there = ", ".join(path.name for path in reversed(checkpoints(Path(folder).parent))) or "none"
+        raise CheckpointError(
+            f"There is no checkpoint folder {folder}", fix=f"Give a checkpoint-N; in {Path(folder).parent}: {there}."
+        )
     problem = why_incomplete(folder)
     if problem is not None:
         raise CheckpointError(

@@ -11,6 +11,8 @@ import torch
 
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST, read_tensors
 from vlm_lora_plugin.errors import CheckpointError, ModelError, listed
+from vlm_lora_plugin.selection.base_weights import base_digests, weight_differences
+from vlm_lora_plugin.selection.injection import FRESH_LORA_ATTRIBUTE
 from vlm_lora_plugin.selection.manifest import Manifest, architecture, differences, trainable_differences
 from vlm_lora_plugin.selection.names import PEFT_PREFIX
 from vlm_lora_plugin.zero.partition import put_whole
@@ -94,13 +96,17 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         raise CheckpointError(
             f"{path.parent} has no {MANIFEST}",
             why="Saving it was interrupted, or it was not written by this package.",
-            fix="Use an earlier checkpoint.",
+            fix="Use an earlier checkpoint; load_adapter takes the base model first, the adapter's folder second."
+            if not (path.parent / "config.json").is_file()
+            else "This is a model folder: load_adapter takes the base model first, the adapter's folder second.",
         )
     return Manifest.from_json(path.read_text("utf-8"), source=str(path))
 
 
 def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathLike[str]) -> None:
     """Check that a checkpoint belongs to a prepared model: the same base, trainable set and meaning of LoRA.
+
+    The base's weights are compared by digest, where both are known in one dtype.
 
     Raises:
         CheckpointError: It does not; the message shows the difference key by key.
@@ -114,6 +120,25 @@ def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathL
             why="It holds other parameters than the model trains, or the same ones with another meaning.",
             fix="Prepare the model with the recipe in the checkpoint's manifest.",
         )
+    other = weight_differences(stored.base_weights, _weights_as(model, stored.dtype))
+    if other:
+        raise CheckpointError(
+            f"{folder} was trained beside other weights than this base model's, in: {', '.join(other)}",
+            why="The architecture is the same, but what was trained fits the weights that it was trained with.",
+            fix="Load the base model that the adapter was trained on: the same release, not trained further or merged.",
+        )
+
+
+def _weights_as(model: VlmLoraPeftModel, dtype: str) -> Mapping[str, str] | None:
+    """Return the digests of a prepared model's base in another dtype; None where that one was wider."""
+    own = model.vlm_lora
+    if own.manifest.dtype == dtype:
+        return own.manifest.base_weights
+    if own.manifest.dtype != "float32" or own.manifest.base_weights is None:
+        return None
+    base = model.get_base_model()
+    leave_out = {*getattr(base, FRESH_LORA_ATTRIBUTE, ()), *own.trainable.names}
+    return base_digests(base, own.family.components, leave_out, dtype)
 
 
 def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:

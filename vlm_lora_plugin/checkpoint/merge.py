@@ -37,8 +37,9 @@ class MergeReport:
         tensors: Tensors in it.
         folded: Layers that LoRA was folded into.
         size: Bytes of its weights.
-        error: Largest difference of a logit between the adapter's model and the reloaded merged one, relative
-            to the largest logit.
+        error: Largest difference of a logit between the adapter's model and the reloaded merged one, divided
+            by the largest magnitude of a logit.
+        difference: The same, not divided.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class MergeReport:
     folded: int
     size: int
     error: float
+    difference: float
 
 
 def merge_adapter(
@@ -82,11 +84,11 @@ def merge_adapter(
     temporary.mkdir(parents=True)
     try:
         written = _write(base, adapter, temporary, dtype)
-        error = _compare(temporary, written)
+        error, difference = _compare(temporary, written)
         os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return MergeReport(output, written.dtype, written.tensors, written.folded, written.size, error)
+    return MergeReport(output, written.dtype, written.tensors, written.folded, written.size, error, difference)
 
 
 @dataclass(frozen=True)
@@ -159,18 +161,19 @@ def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return logits.float()
 
 
-def _compare(folder: Path, written: _Written) -> float:
-    """Reload what was written and return how far its logits are off."""
+def _compare(folder: Path, written: _Written) -> tuple[float, float]:
+    """Reload what was written and return how far its logits are off, relatively and absolutely."""
     merged, _ = load(folder)
     dtype = merged.dtype
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):  # as the adapter's model computes
         actual = _logits(merged, written.inputs)
-    error = float((actual - written.logits).abs().max() / written.logits.abs().max())
+    difference = float((actual - written.logits).abs().max())
+    error = difference / float(written.logits.abs().max())
     if dtype != written.dtype or not error <= TOLERANCE[dtype]:
         raise CheckpointError(
-            f"The merged checkpoint in {dtype}, reloaded, differs from the adapter's model by {error:.1e} of the "
-            f"largest logit; at most {TOLERANCE[dtype]:.0e} was expected",
+            f"The logits of the merged checkpoint in {dtype}, reloaded, differ from the adapter's model by up to "
+            f"{difference:.1e}, relative to the largest logit {error:.1e}; at most {TOLERANCE[dtype]:.0e} was expected",
             why="It would give other answers than the model that was trained. Nothing was kept.",
             fix="Merge with --dtype fp32, and report this if it differs there too.",
         )
-    return error
+    return error, difference

@@ -47,7 +47,7 @@ def save_adapter(
             gathers partitioned parameters into one). More than the trained ones may be in it.
 
     Raises:
-        CheckpointError: A trained tensor is missing, empty or of another shape; nothing is written then.
+        CheckpointError: A trained tensor is missing, empty, of another shape or not finite; nothing is written then.
     """
     path = Path(folder)
     if path.is_file():
@@ -69,7 +69,7 @@ def _collect(model: VlmLoraPeftModel, state_dict: Mapping[str, torch.Tensor] | N
     source: Mapping[str, torch.Tensor] = model.named_trainables()
     if state_dict is not None:
         source = {canonical_name(name): tensor for name, tensor in state_dict.items()}
-    missing, wrong, tensors = [], [], {}
+    missing, wrong, wild, tensors = [], [], [], {}
     for parameter in model.vlm_lora.trainable.parameters:
         tensor = source.get(parameter.name)
         if tensor is None:
@@ -78,6 +78,8 @@ def _collect(model: VlmLoraPeftModel, state_dict: Mapping[str, torch.Tensor] | N
             wrong.append(f"{parameter.name} {tuple(tensor.shape)}")
         else:
             tensors[parameter.name] = tensor.detach().to("cpu", torch.float32).contiguous()
+            if not tensors[parameter.name].isfinite().all():
+                wild.append(parameter.name)
     if missing:
         raise CheckpointError(
             f"Trained parameters are missing from what is to be saved: {listed(missing)}",
@@ -88,6 +90,12 @@ def _collect(model: VlmLoraPeftModel, state_dict: Mapping[str, torch.Tensor] | N
             f"Trained parameters are empty or of another shape: {listed(wrong)}",
             why="Under ZeRO-3 a parameter is empty until it is gathered; saved like this the training would be lost.",
             fix="Set stage3_gather_16bit_weights_on_model_save: true in the DeepSpeed configuration.",
+        )
+    if wild:
+        raise CheckpointError(
+            f"Trained parameters are no longer finite, so they are not saved: {listed(wild)}",
+            why="A step with a gradient of NaN or infinity made them so; the adapter would answer nonsense.",
+            fix="Go on from an earlier checkpoint with a lower learning rate, or in bfloat16 instead of float16.",
         )
     return tensors
 

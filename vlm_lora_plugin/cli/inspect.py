@@ -56,12 +56,16 @@ def inspect(
         look = look_at(outline, str(model), family, resolved)
         if family.variants and variant is None and not has_weights(folder):
             typer.echo(f"No weights: config.json decides, or --variant {'|'.join(family.variants)}.", err=True)
+    advice = [] if names or rules or family.advise is None else list(family.advise(resolved))
     if as_json:
-        typer.echo(json.dumps(_document(look, names=names, rules=rules), indent=2))
+        document = {**_document(look, names=names, rules=rules), **({"advice": advice} if advice else {})}
+        typer.echo(json.dumps(document, indent=2))
         return
     console = make_console()
     for shown in _shown(look, names=names, rules=rules):
         console.print(shown)
+    for line in advice:
+        console.print(line, markup=False, highlight=False)
 
 
 def _document(look: Look, *, names: bool, rules: bool) -> dict[str, Any]:

@@ -40,5 +40,9 @@ def merge(
         f"LoRA folded into {report.folded} layers",
         highlight=False,
     )
-    console.print(f"reloaded: largest difference of a logit {report.error:.1e} of the largest", highlight=False)
+    console.print(
+        f"reloaded: logits differ from the adapter's model by at most {report.difference:.1e} "
+        f"(relative to the largest logit: {report.error:.1e})",
+        highlight=False,
+    )
     console.print(f"merged  {report.folder}", highlight=False, soft_wrap=True, markup=False)

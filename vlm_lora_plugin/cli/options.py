@@ -26,6 +26,13 @@ class Dtype(str, Enum):
     fp32 = "fp32"
 
 
+class Framework(str, Enum):
+    """What can train."""
+
+    trainer = "trainer"
+    swift = "swift"
+
+
 class BadSample(str, Enum):
     """What happens to a row that cannot be used."""
 

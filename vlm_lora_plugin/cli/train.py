@@ -12,6 +12,7 @@ from vlm_lora_plugin.cli.options import (
     BadSampleOption,
     CheckImagesOption,
     DtypeOption,
+    Framework,
     OutsideImagesOption,
     PresetOption,
     RecipeOption,
@@ -33,7 +34,9 @@ DEMO_OUTPUT = Path("runs/demo")
 
 def train(
     ctx: typer.Context,
-    model: Annotated[Path | None, typer.Argument(help="A model folder.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="A model folder; with --demo the name of a family, monkey if left out.")
+    ] = None,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Training data, JSONL or JSON.")] = None,
     val_data: Annotated[Path | None, typer.Option("--val-data", help="Data to evaluate on, same form.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
@@ -67,19 +70,28 @@ def train(
         str | None, typer.Option("--rdzv-endpoint", help="HOST:PORT where nodes meet, in place of the three above.")
     ] = None,
     rdzv_id: Annotated[str | None, typer.Option("--rdzv-id", help="The job's name where nodes meet.")] = None,
+    framework: Annotated[
+        Framework, typer.Option("--framework", help="What trains: transformers' Trainer, or ms-swift; same result.")
+    ] = Framework.trainer,
     demo: Annotated[bool, typer.Option("--demo", help="Train a tiny model on handwritten digits instead.")] = False,
     traceback: TracebackOption = False,
 ) -> None:
     """Train an adapter. Everything is checked and shown before the first step; nothing is written until it is done."""
     if demo:
-        given = (model, data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample)
-        if any(value is not None for value in given) or allow_outside_images or resume or dry_run:
+        given = (data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample, gpus, nnodes)
+        if (
+            any(value is not None for value in given)
+            or allow_outside_images
+            or resume
+            or dry_run
+            or framework is not Framework.trainer
+        ):
             raise typer.BadParameter(
-                "--demo takes no model, data, recipe or job to resume; it brings its own", param_hint="--demo"
+                "--demo takes no data, recipe or job to resume; it brings its own", param_hint="--demo"
             )
         from vlm_lora_plugin.demo import run_demo
 
-        run_demo(output or DEMO_OUTPUT)
+        run_demo(output or DEMO_OUTPUT, None if model is None else str(model))
         return
     if model is None or data is None or output is None:
         missing = [name for name, value in (("MODEL", model), ("--data", data), ("--output", output)) if value is None]
@@ -105,8 +117,10 @@ def train(
         overwrite=overwrite,
         resume=resume,
         check_images=check_images,
+        framework=framework.value,
     )
     _, resolved = job.check()
+    started = None
     if not dry_run and not is_rank():
         meeting = {
             "node-rank": node_rank,
@@ -117,7 +131,7 @@ def train(
             "rdzv-backend": None if rdzv_endpoint is None else "c10d",
         }
         started = wanted_launch(resolved, gpus, nnodes, {key: v for key, v in meeting.items() if v is not None})
-        if started is not None:
+        if started is not None and framework is Framework.trainer:
             raise typer.Exit(launch_job(started, resolved, ctx.find_root().meta[COMMAND_LINE]))
     from vlm_lora_plugin.job.run import check_and_show, run  # imports torch: after what can be refused without it
 
@@ -127,10 +141,10 @@ def train(
         console.print(f"\n{resolved.to_yaml()}", highlight=False, soft_wrap=True, markup=False)
         console.print("Everything is in order; nothing was trained or written.", highlight=False)
         return
-    _report(job, run(job, console), console)
+    _report(job, run(job, console, started), console, processor_is_set=bool(resolved.data.processor))
 
 
-def _report(job: TrainJob, result: TrainResult, console: Console) -> None:
+def _report(job: TrainJob, result: TrainResult, console: Console, *, processor_is_set: bool) -> None:
     losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.last_loss is not None else ""
     if result.eval_loss is not None:
         losses += f", validation {result.eval_loss:.4f}"
@@ -144,9 +158,10 @@ def _report(job: TrainJob, result: TrainResult, console: Console) -> None:
     for text, path in (("adapter", f"{result.adapter} ({size:.1f} MiB)"), ("results", str(job.output))):
         console.print(f"{text}  {path}", highlight=False, soft_wrap=True, markup=False)
     console.print("Reload it:", highlight=False)
+    recipe = f", recipe={str(job.output / 'recipe.yaml')!r}" if processor_is_set else ""
     for line in (
         "from vlm_lora_plugin import load, load_adapter",
-        f"model, processor = load({str(job.model)!r})",
+        f"model, processor = load({str(job.model)!r}{recipe})",
         f"model = load_adapter(model, {str(result.adapter)!r})",
     ):
         console.print(f"    {line}", highlight=False, soft_wrap=True, markup=False)

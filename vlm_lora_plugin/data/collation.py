@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -38,3 +39,32 @@ def pad_rows(features: Sequence[Mapping[str, torch.Tensor]], *, pad_token_id: in
     if labelled:
         batch["labels"] = padded([row["labels"] for row in features], IGNORE_INDEX)
     return batch
+
+
+def collate_rows(features: Sequence[Mapping[str, Any]], *, pad_token_id: int) -> dict[str, Any]:
+    """Pad rows and join their images in order of appearance.
+
+    Args:
+        features: Rows as :func:`pad_rows` takes them, with ``pixel_values`` in those that have images: a tensor
+            ``[n, 3, S, S]``, or a list of ``[3, H, W]`` where sizes differ.
+        pad_token_id: Fills ``input_ids``.
+
+    Returns:
+        What :func:`pad_rows` returns, and ``pixel_values`` of the same kind for the whole batch; absent when no row
+        has an image.
+    """
+    batch: dict[str, Any] = dict(pad_rows(features, pad_token_id=pad_token_id))
+    pixels = [row["pixel_values"] for row in features if "pixel_values" in row]
+    if pixels and isinstance(pixels[0], torch.Tensor):
+        batch["pixel_values"] = torch.cat(pixels)
+    elif pixels:
+        batch["pixel_values"] = [image for images in pixels for image in images]
+    return batch
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch with its tensors, and those in its lists, on a device."""
+    return {
+        key: [item.to(device) for item in value] if isinstance(value, list) else value.to(device)
+        for key, value in batch.items()
+    }

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from vlm_lora_plugin.data.files import ExampleFile, unreadable_rows
+from vlm_lora_plugin.data.files import unreadable_rows
+from vlm_lora_plugin.data.mixture import open_examples
 from vlm_lora_plugin.data.preflight import DataStatistics, DataSurvey, Progress
 from vlm_lora_plugin.data.reading import raise_for_rows
 from vlm_lora_plugin.data.survey import image_sizes, survey
+from vlm_lora_plugin.errors import DataError, RecipeError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-
-    from vlm_lora_plugin.errors import DataError
     from vlm_lora_plugin.recipe import DataSettings
     from vlm_lora_plugin.types import Family, Processor
 
 
-class ConversationDataset(Dataset["dict[str, torch.Tensor]"]):
+class ConversationDataset(Dataset["dict[str, Any]"]):
     """The rows of a data file, read from disk and encoded when they are fetched.
 
     Items hold ``input_ids`` [T], ``labels`` [T] and, with images, ``pixel_values``; batch them with the
@@ -33,10 +32,11 @@ class ConversationDataset(Dataset["dict[str, torch.Tensor]"]):
     fetched raises, and never is another one given in its place.
 
     Args:
-        path: See :class:`vlm_lora_plugin.data.files.ExampleFile`.
+        path: A data file, see :class:`vlm_lora_plugin.data.files.ExampleFile`, or a mixture of the family's.
         processor: The model's processor.
         settings: Limits of length and image size, and what happens beyond them.
         family: The model's family, whose own row format is read too.
+        seed: Of the draw of rows from a mixture.
 
     Attributes:
         examples: The rows.
@@ -44,10 +44,14 @@ class ConversationDataset(Dataset["dict[str, torch.Tensor]"]):
 
     Raises:
         DataError: The file cannot be read, or some of its rows and they are not to be skipped.
+        RecipeError: The processor was loaded with other settings than ``settings.processor``.
     """
 
-    def __init__(self, path: str | Path, processor: Processor, settings: DataSettings, family: Family) -> None:
-        self.examples = ExampleFile(path, family, allow_outside_images=settings.allow_outside_images)
+    def __init__(
+        self, path: str | Path, processor: Processor, settings: DataSettings, family: Family, *, seed: int = 42
+    ) -> None:
+        _refuse_other_settings(processor, settings)
+        self.examples = open_examples(path, family, allow_outside_images=settings.allow_outside_images, seed=seed)
         self.processor = processor
         self.settings = settings
         self.skipped: list[DataError] = []
@@ -56,7 +60,7 @@ class ConversationDataset(Dataset["dict[str, torch.Tensor]"]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.examples[index]
         image_sizes(example, self.settings)
         return self.processor.encode(
@@ -87,3 +91,17 @@ class ConversationDataset(Dataset["dict[str, torch.Tensor]"]):
         if bad:
             self.examples.keep([index for index in range(total) if index not in bad])
             self.skipped += bad.values()
+
+
+def _refuse_other_settings(processor: Processor, settings: DataSettings) -> None:
+    other = [
+        f"{name} is {value}, not {getattr(processor, name, None)}"
+        for name, value in settings.processor.items()
+        if getattr(processor, name, None) != value
+    ]
+    if other:
+        raise RecipeError(
+            f"The processor was not loaded with the recipe's data.processor (recipe, processor): {listed(other)}",
+            why="Images would be seen in another way than the recipe says.",
+            fix="Load it with the recipe: load(folder, recipe).",
+        )

@@ -27,8 +27,8 @@ class Example:
         messages: Turns in order. There are as many image marks in them as there are images.
         images: Files (absolute, or relative to the working directory), or encoded image bytes.
         origin: Where it came from, ``data.jsonl:17``, for error messages.
-        verbatim: The contents already are the exact prompt text (the family's own data format); no prompt
-            format is put around them.
+        verbatim: The row is in the family's own data format, and becomes what upstream makes of it: special
+            tokens inside a text count as such, and where the format says so no prompt is put around it.
     """
 
     messages: tuple[Message, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,11 @@ from vlm_lora_plugin.errors import DataError
 if TYPE_CHECKING:
     from vlm_lora_plugin.types import Family
 
+LARGE_LIST = 2**30
+"""Bytes of a JSON list from which on a hint is given that JSONL would be read from disk instead."""
+
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _Format:
@@ -30,7 +36,7 @@ class ExampleFile(Sequence[Example]):
     """The rows of a JSONL file, or of a JSON file that holds one list.
 
     A row of a JSONL file is read from disk each time it is asked for: memory holds 16 bytes a row, however
-    long the rows are. A JSON list is held in memory as a whole; large data should be JSONL.
+    long the rows are. A JSON list is held in memory as a whole; from 1 GiB on a warning says how to make JSONL of it.
 
     A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` as ms-swift users have it, or a row of
     the family's own format (``Family.parse_record``). An image is a path, ``{"path": ...}`` or
@@ -40,16 +46,20 @@ class ExampleFile(Sequence[Example]):
     Args:
         path: The file.
         family: Whose own format is tried on rows without ``messages``.
-        allow_outside_images: Whether image files may lie outside the data file's folder, links followed.
+        allow_outside_images: Whether image files may lie outside ``folder``, links followed.
+        folder: Where relative image paths start; None for the data file's folder.
 
     Raises:
         DataError: The file is missing, empty, or no valid list. A row that is wrong raises it when it is read.
     """
 
-    def __init__(self, path: str | Path, family: Family, *, allow_outside_images: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, family: Family, *, allow_outside_images: bool = False, folder: Path | None = None
+    ) -> None:
         self.path = Path(path)
         self._format = _Format(family.title, family.parse_record)
-        self._root = None if allow_outside_images else self.path.parent.resolve()
+        self._folder = folder or self.path.parent
+        self._root = None if allow_outside_images else self._folder.resolve()
         self._items: list[object] | None = None
         self._offsets, self._lines = array("q"), array("q")
         try:
@@ -77,7 +87,7 @@ class ExampleFile(Sequence[Example]):
             return [self[position] for position in range(len(self))[index]]
         origin = self.origin(index)
         record = self._record(index, origin)
-        example = parse_row(record, self.path.parent, origin, self._format)
+        example = parse_row(record, self._folder, origin, self._format)
         if self._root is not None:
             refuse_outside(example, self._root)
         return example
@@ -87,6 +97,11 @@ class ExampleFile(Sequence[Example]):
         number = self._lines[index]
         return f"{self.path}:{number}" if self._items is None else f"{self.path} item {number}"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every data file that rows come from."""
+        return (self.path,)
+
     def keep(self, indices: Sequence[int]) -> None:
         """Leave only these rows, in this order."""
         self._offsets = array("q", (self._offsets[index] for index in indices))
@@ -95,6 +110,15 @@ class ExampleFile(Sequence[Example]):
     def _index(self) -> None:
         with self.path.open("rb") as stream:
             if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+                if self._state[0] > LARGE_LIST:
+                    _logger.warning(
+                        "%s is one JSON list of %.1f GiB, which is held in memory as a whole; as JSONL its rows are "
+                        "read from disk when they are needed: jq -c '.[]' %s > %s",
+                        self.path,
+                        self._state[0] / 2**30,
+                        self.path,
+                        self.path.with_suffix(".jsonl"),
+                    )
                 stream.seek(0)
                 self._items = _list_items(self.path, stream.read())
                 self._offsets = array("q", range(len(self._items)))
@@ -145,7 +169,7 @@ def read_examples(path: str | Path, family: Family, *, allow_outside_images: boo
     return [row for row in rows if isinstance(row, Example)]
 
 
-def unreadable_rows(file: ExampleFile) -> dict[int, DataError]:
+def unreadable_rows(file: Sequence[Example]) -> dict[int, DataError]:
     """Return what is wrong with each row that cannot be read, by its index. Opens no image."""
     return {index: row for index, row in enumerate(_each(file)) if isinstance(row, DataError)}
 
@@ -173,7 +197,7 @@ def refuse_outside(example: Example, root: Path) -> None:
             )
 
 
-def _each(file: ExampleFile) -> Iterator[Example | DataError]:
+def _each(file: Sequence[Example]) -> Iterator[Example | DataError]:
     for index in range(len(file)):
         try:
             yield file[index]

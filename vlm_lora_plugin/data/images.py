@@ -65,6 +65,16 @@ def open_image(
         ) from error
 
 
+def image_size(image: Path | bytes, *, origin: str = "image", max_pixels: int | None = None) -> tuple[int, int]:
+    """Return (width, height) in pixels from an image's header; no pixel is decoded.
+
+    Raises:
+        DataError: As :func:`open_image`.
+    """
+    with open_image(image, origin=origin, max_pixels=max_pixels) as opened:
+        return opened.size
+
+
 def _refuse_unusable(image: Image.Image) -> None:
     if 0 in image.size:
         raise ValueError(f"it has no pixels ({image.width} x {image.height})")

@@ -32,6 +32,7 @@ class DataStatistics:
         supervised_tokens: Tokens that are learnt from.
         truncated: Rows whose end is cut off.
         skipped: Rows left out because they cannot be used.
+        longest_origin: File and line of the longest row.
     """
 
     rows: int
@@ -41,6 +42,7 @@ class DataStatistics:
     supervised_tokens: int
     truncated: int
     skipped: int = 0
+    longest_origin: str = ""
 
     @property
     def mean_tokens(self) -> float:
@@ -58,6 +60,7 @@ class DataSurvey:
         widths: Of each image, in pixels.
         heights: Of each image, in pixels.
         truncated: Rows whose end is cut off.
+        longest_origin: File and line of the longest row, the first one of that length.
         bad: What is wrong, by the row's index.
     """
 
@@ -66,6 +69,8 @@ class DataSurvey:
     widths: array[int] = field(default_factory=lambda: array("I"))
     heights: array[int] = field(default_factory=lambda: array("I"))
     truncated: int = 0
+    longest_origin: str = ""
+    _longest: int = -1
     bad: dict[int, DataError] = field(default_factory=dict)
 
     @property
@@ -79,6 +84,8 @@ class DataSurvey:
             if isinstance(row, DataError):
                 self.bad[self.rows] = row
             else:
+                if row.tokens > self._longest:
+                    self._longest, self.longest_origin = row.tokens, row.origin
                 self.tokens.append(row.tokens)
                 self.supervised.append(row.supervised)
                 self.truncated += row.truncated
@@ -102,6 +109,7 @@ class DataSurvey:
             images=len(self.widths),
             tokens=sum(self.tokens),
             longest=max(self.tokens),
+            longest_origin=self.longest_origin,
             supervised_tokens=sum(self.supervised),
             truncated=self.truncated,
             skipped=skipped,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message, Role
-from vlm_lora_plugin.errors import DataError, nearest
+from vlm_lora_plugin.errors import DataError, TooLongError, nearest, ways_to_fit
 
 LIKE_THIS = (
     'A row looks like this: {"messages": [{"role": "user", "content": "<image>What is this?"}, '
@@ -93,13 +93,15 @@ def raise_for_rows(problems: list[DataError], rows: int, *, most: int = 5) -> No
     if problems:
         shown = "".join(f"\n  {problem.what}" for problem in problems[:most])
         more = f"\n  and {len(problems) - most} more" if len(problems) > most else ""
-        fixes = dict.fromkeys(problem.fix for problem in problems[:most] if problem.fix)
+        too_long = [problem for problem in problems if isinstance(problem, TooLongError)]
+        others = [problem.fix for problem in problems[:most] if problem.fix and not isinstance(problem, TooLongError)]
+        fixes = dict.fromkeys([*([ways_to_fit(too_long)] if too_long else ()), *others])
         raise DataError(f"{len(problems)} of {rows} rows cannot be used:{shown}{more}", fix="\n".join(fixes))
 
 
 def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str) -> Example:
     for wrong, right in _MISNAMED.items():
-        if wrong in record and right not in record:
+        if wrong in record and not record.get(right):
             raise DataError(f"{origin}: unknown key `{wrong}`", fix=f"Write `{right}`. {LIKE_THIS}")
     for key in _UNSUPPORTED:
         if record.get(key):

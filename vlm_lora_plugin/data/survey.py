@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
 from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.types import MeasuringProcessor
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.example import Example
@@ -24,12 +25,14 @@ class RowFacts:
     """One usable row.
 
     Attributes:
+        origin: Its file and line.
         tokens: Its length, image positions included, after truncation.
         supervised: Tokens that are learnt from.
         truncated: Whether its end is cut off.
         image_sizes: (width, height) in pixels of each image.
     """
 
+    origin: str
     tokens: int
     supervised: int
     truncated: bool
@@ -45,8 +48,8 @@ def survey(
         examples: The rows; reading one may raise a DataError, which counts as its answer.
         processor: Counts their tokens.
         settings: Limits of length and image size, and what happens beyond them.
-        decode: Decode every image, several at a time. If not, only headers are read, except in rows that are
-            to be truncated: those are encoded as in training.
+        decode: Decode every image, several at a time. If not, only headers are read; but of a processor that is no
+            :class:`~vlm_lora_plugin.types.MeasuringProcessor`, rows that are to be truncated are encoded.
 
     Yields:
         For each row what it holds, or what is wrong with it.
@@ -103,14 +106,17 @@ def _look(row: Example | DataError, settings: DataSettings, *, decode: bool) -> 
 def _measure(
     example: Example, sizes: tuple[tuple[int, int], ...], processor: Processor, settings: DataSettings
 ) -> RowFacts | DataError:
+    limits: dict[str, Any] = {"max_length": settings.max_length, "truncation_strategy": settings.truncation_strategy}
+    measuring = processor if isinstance(processor, MeasuringProcessor) else None
     try:
-        length, learnt = processor.count_tokens(example)
-        if length <= settings.max_length:
-            return RowFacts(length, learnt, False, sizes)
-        # Raises what training would raise: too long, an image cut, no answer left.
-        row = processor.encode(
-            example, max_length=settings.max_length, truncation_strategy=settings.truncation_strategy
-        )
-        return RowFacts(len(row["labels"]), int((row["labels"] != IGNORE_INDEX).sum()), True, sizes)
+        length, learnt = measuring.measure(example, sizes) if measuring else processor.count_tokens(example)
+        truncated = length > settings.max_length
+        # Both raise what training would raise: too long, an image cut, no answer left.
+        if truncated and measuring:
+            length, learnt = measuring.measure(example, sizes, **limits)
+        elif truncated:
+            row = processor.encode(example, **limits)
+            length, learnt = len(row["labels"]), int((row["labels"] != IGNORE_INDEX).sum())
+        return RowFacts(example.origin, length, learnt, truncated, sizes)
     except DataError as error:
         return error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def run_demo(output: Path) -> None:
+def run_demo(output: Path, family_name: str | None = None) -> None:
     """Train, evaluate and reload; see :func:`vlm_lora_plugin.demo.run.run`."""
     from vlm_lora_plugin.demo.run import run
 
-    run(output)
+    run(output, family_name=family_name)

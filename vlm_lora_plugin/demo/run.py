@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ OVERRIDES: dict[str, Any] = {
         "logging_steps": 5,
         "dataloader_num_workers": 1,
     },
-    "gradient_checkpointing": {"vision": False, "language": False},
 }
 
 
@@ -51,20 +51,17 @@ def run(output: Path, *, family_name: str | None = None) -> float:
         The tuned model's share of exact answers on the held-out images.
 
     Raises:
-        AdapterError: No family brings a demo.
+        AdapterError: The family is unknown or brings no demo; the ones that do are named.
         TrainingError: The adapter, reloaded in a fresh process, answers differently.
     """
     torch.set_num_threads(1)  # a second thread gains nothing on matrices this small, and waits where cores are shared
     started = time.monotonic()
     console = make_console()
-    family = _family(family_name)
+    family, write_base = _demo_of(family_name)
     base, data = output / "base", output / "data"
     for folder in (base, data):
         shutil.rmtree(folder, ignore_errors=True)
-    write_base = family.demo
-    if write_base is None:
-        raise AdapterError(f"{family.title} brings no demo", fix="Choose another family.")
-    write_base(base)
+    own = write_base(base) or {}
     train, held_out = write_digits(data)
     examples = read_examples(held_out, family)
 
@@ -72,8 +69,13 @@ def run(output: Path, *, family_name: str | None = None) -> float:
     before = exact_match(
         generate_answers(model, processor, examples, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH), examples
     )
-    job = TrainJob(model=base, data=train, output=output, overrides=OVERRIDES, dtype="fp32", overwrite=True)
+    whole = {component.name: False for component in family.components if component.blocks}
+    overrides = {key: {**OVERRIDES.get(key, {}), **own.get(key, {})} for key in {**OVERRIDES, **own}}
+    overrides["gradient_checkpointing"] = whole
+    job = TrainJob(model=base, data=train, output=output, overrides=overrides, dtype="fp32", overwrite=True)
     result = run_job(job, console)
+    if result.model is None:
+        raise TrainingError("The demo trains in this process")
     answers = generate_answers(result.model, processor, examples, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH)
     after = exact_match(answers, examples)
 
@@ -96,10 +98,15 @@ def run(output: Path, *, family_name: str | None = None) -> float:
     return after
 
 
-def _family(name: str | None) -> Family:
-    if name is not None:
-        return get_manager().family(name)
-    for family in get_manager().families().values():
-        if family.demo is not None:
-            return family
-    raise AdapterError("No installed family brings a demo")
+def _demo_of(name: str | None) -> tuple[Family, Callable[[Path], Mapping[str, Any] | None]]:
+    families = get_manager().families()
+    demos = {family.name: family for family in families.values() if family.demo is not None}
+    if name is None:
+        name = next(iter(demos), None)
+    family = None if name is None else demos.get(name)
+    if family is None or family.demo is None:
+        raise AdapterError(
+            "No installed family brings a demo" if name is None else f"There is no demo of '{name}'",
+            fix=f"Families with a demo: {', '.join(demos)}." if demos else "",
+        )
+    return family, family.demo

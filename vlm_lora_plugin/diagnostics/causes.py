@@ -69,3 +69,13 @@ def not_moved(group: str, names: Iterable[str], steps: int, rate: float) -> Trai
         why="It gets gradients, but the optimizer does not hold these tensors, or steps too small for fp32.",
         fix="Build the Trainer after prepare and replace no parameter; or raise the group's learning rate.",
     )
+
+
+def loss_not_finite(keys: Collection[str], step: int) -> TrainingError:
+    """Return the error for a run whose loss or gradient norm, by the names in its log, is infinite or NaN."""
+    return TrainingError(
+        f"The {' and the '.join(keys)} of step {step} is no longer finite",
+        why="The parameters are NaN, or about to become so. A batch without a supervised token does it too.",
+        fix="Go on from the last checkpoint before it; lower the learning rate; look at the data with "
+        "vlm-lora data-check.",
+    )

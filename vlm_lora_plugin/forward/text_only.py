@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.selection.names import canonical_name
 from vlm_lora_plugin.types import Patch
 from vlm_lora_plugin.zero.agreement import several_ranks
 from vlm_lora_plugin.zero.partition import is_partitioned, optimizer_keeps
@@ -47,7 +48,7 @@ def keep_text_only_trainable(
 
     Args:
         trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
-        unused: Names of the modules whose trainable parameters a text-only batch does not reach.
+        unused: Names of the modules, and of single parameters, that a text-only batch does not reach.
         images: Keyword argument of ``trunk`` that is None or empty for a text-only batch.
         look: Looks at a made-up image. Without it, several processes train under DistributedDataParallel alone.
         splicer: Name of the module with the method :data:`WITHOUT_IMAGES`, ``""`` for the model itself; None for
@@ -65,7 +66,7 @@ def _apply(
 ) -> Callable[[], None]:
     try:
         module = model.get_submodule(trunk)
-        parts = [model.get_submodule(name) for name in unused]
+        parameters = _parameters_of(model, unused)
         splicing = model.get_submodule(splicer)
         if look is not None:
             getattr(splicing, WITHOUT_IMAGES)
@@ -80,8 +81,8 @@ def _apply(
         if (given is not None and len(given)) or (look is not None and several_ranks()):
             return output
         if look is None and several_ranks():
-            _refuse_zero(parts)
-        learning = _learning(parts) if module.training and torch.is_grad_enabled() else []
+            _refuse_zero(parameters)
+        learning = _learning(parameters) if module.training and torch.is_grad_enabled() else []
         if learning:
             hidden = output.last_hidden_state
             zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
@@ -91,7 +92,7 @@ def _apply(
     # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
     undo: list[Callable[[], None]] = [module.register_forward_hook(touch, with_kwargs=True).remove]
     if look is not None:
-        undo.append(_look_at_nothing(splicing, parts, look))
+        undo.append(_look_at_nothing(splicing, parameters, look))
 
     def undo_all() -> None:
         for step in undo:
@@ -100,10 +101,10 @@ def _apply(
     return undo_all
 
 
-def _look_at_nothing(splicing: nn.Module, parts: Sequence[nn.Module], look: Look) -> Callable[[], None]:
+def _look_at_nothing(splicing: nn.Module, parameters: Sequence[nn.Parameter], look: Look) -> Callable[[], None]:
     def without_images(embeds: torch.Tensor) -> torch.Tensor:
-        trains = splicing.training and torch.is_grad_enabled() and bool(_learning(parts))
-        if not several_ranks() or not (trains or _is_partitioned(parts)):
+        trains = splicing.training and torch.is_grad_enabled() and bool(_learning(parameters))
+        if not several_ranks() or not (trains or any(map(is_partitioned, parameters))):
             return embeds
         return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
 
@@ -111,21 +112,32 @@ def _look_at_nothing(splicing: nn.Module, parts: Sequence[nn.Module], look: Look
     return partial(vars(splicing).pop, WITHOUT_IMAGES)
 
 
-def _learning(parts: Sequence[nn.Module]) -> list[nn.Parameter]:
-    return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+def _parameters_of(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """Return the parameters of the modules, and the single parameters, of these names.
+
+    PEFT may have wrapped a parameter's layer; its canonical name is the one it had before.
+    """
+    modules = dict(model.named_modules())
+    single = {canonical_name(path): parameter for path, parameter in model.named_parameters()}
+    found: list[nn.Parameter] = []
+    for name in names:
+        if name not in modules and name not in single:
+            raise AttributeError(f"it has no module or parameter {name}")
+        found += modules[name].parameters() if name in modules else [single[name]]
+    return found
 
 
-def _is_partitioned(parts: Sequence[nn.Module]) -> bool:
-    return any(is_partitioned(parameter) for part in parts for parameter in part.parameters())
+def _learning(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
-def _refuse_zero(parts: Sequence[nn.Module]) -> None:
+def _refuse_zero(parameters: Sequence[nn.Parameter]) -> None:
     """Refuse what ZeRO would mix up, or what would leave other ranks waiting.
 
     Raises:
         ModelError: ZeRO-3 holds parameters of these modules in parts, or a stage of it trains some.
     """
-    if _is_partitioned(parts) or any(optimizer_keeps(parameter) for parameter in _learning(parts)):
+    if any(map(is_partitioned, parameters)) or any(map(optimizer_keeps, _learning(parameters))):
         raise ModelError(
             "This family's batches without an image cannot be used under ZeRO on several processes",
             why="ZeRO-1 and 2 would add up gradients of different parameters, and under ZeRO-3 ranks wait forever.",

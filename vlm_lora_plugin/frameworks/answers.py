@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlm_lora_plugin.errors import TrainingError, VlmLoraError
@@ -12,6 +13,7 @@ from vlm_lora_plugin.evaluation import generate_answers
 from vlm_lora_plugin.zero.partition import is_partitioned
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import Trainer
 
     from vlm_lora_plugin.data.example import Example
@@ -23,7 +25,8 @@ class AnswerMetric(TrainerCallback):
     """Answers examples greedily after each evaluation and logs the metric as ``eval_<name>``.
 
     The values also join the evaluation's own, so that ``metric_for_best_model`` may name them. In a job of several
-    processes each answers the same examples.
+    processes each answers its share of the examples, and all measure all answers. Under ZeRO-3 each answers all of
+    them, because every process must take part in each other's forward passes.
 
     Args:
         trainer: The Trainer that this callback is added to.
@@ -69,9 +72,8 @@ class AnswerMetric(TrainerCallback):
             TrainingError: The model cannot generate, or the metric fails.
         """
         model = self._trainer.model
-        partitioned = model is not None and any(is_partitioned(parameter) for parameter in model.parameters())
         try:
-            self._answer([] if partitioned else self._examples[:1], 1)
+            self._answer([] if model is not None and _in_parts(model) else self._examples[:1], 1)
         except VlmLoraError:
             raise
         except Exception as error:  # generation runs a family's model code, which may raise anything
@@ -85,11 +87,21 @@ class AnswerMetric(TrainerCallback):
         trainer, model = self._trainer, self._trainer.model
         if model is None:
             raise TrainingError("The Trainer has no model to answer with", fix="Build it with a prepared model.")
-        with trainer.accelerator.autocast():
-            return generate_answers(
+        state = trainer.accelerator
+        rank, ranks = (0, 1) if _in_parts(model) else (state.process_index, state.num_processes)
+        with state.autocast():
+            own = generate_answers(
                 model,
                 self._processor,
-                examples,
+                examples[rank::ranks],
                 max_new_tokens=max_new_tokens,
                 batch_size=trainer.args.per_device_eval_batch_size,
             )
+        if ranks == 1:
+            return own
+        shares = gather_object([own])  # one list of each process, in the order of their ranks
+        return [shares[index % ranks][index // ranks] for index in range(len(examples))]
+
+
+def _in_parts(model: nn.Module) -> bool:
+    return any(is_partitioned(parameter) for parameter in model.parameters())

@@ -1,8 +1,9 @@
 """A Trainer's checkpoints: complete, or recognised as incomplete and never resumed from; on all ranks the same.
 
-No callback runs between ``Trainer.train`` and its choice of a checkpoint, nor before its engine is made, and old
-checkpoints are deleted before ``on_save``. So ``train``, ``save_model`` and ``_save_checkpoint`` are wrapped once
-for the whole process, and act only on models that ``prepare`` returned.
+No callback runs between ``Trainer.train`` and its choice of a checkpoint, nor before its engine is made, old
+checkpoints are deleted before ``on_save``, and a run that is resumed from its last step takes another one before it
+looks whether it is over. So ``train``, ``save_model``, ``_save_checkpoint`` and ``_run_epoch`` are wrapped once for
+the whole process, and act only on models that ``prepare`` returned.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 from vlm_lora_plugin.checkpoint.completion import check_complete, record_completion, set_aside_incomplete
 from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
 from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
-from vlm_lora_plugin.errors import CheckpointError
+from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.frameworks.groups import find_prepared
+from vlm_lora_plugin.selection.manifest import differences
 from vlm_lora_plugin.zero.agreement import check_ranks_agree, check_same_checkpoint
 from vlm_lora_plugin.zero.order import check_loaded_in_parts
 from vlm_lora_plugin.zero.partition import whole_values
@@ -27,18 +29,22 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer
 
+    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+    from vlm_lora_plugin.selection.manifest import Manifest
+
 _MARK = "_vlm_lora_checkpoints"
 _logger = logging.getLogger(__name__)
 
 
 def install_checkpoints() -> None:
-    """Wrap ``transformers.Trainer``'s saving and the start of its ``train``; a second call changes nothing.
+    """Wrap ``transformers.Trainer``'s saving, the start of its ``train`` and its epochs; a second call changes nothing.
 
     Before anything is trained, the ranks then agree on what that is.
     """
     from transformers import Trainer
 
     save, train, save_model = Trainer._save_checkpoint, Trainer.train, Trainer.save_model
+    run_epoch = Trainer._run_epoch
     if getattr(save, _MARK, False):
         return
 
@@ -85,7 +91,15 @@ def install_checkpoints() -> None:
                 check_same_checkpoint(_check_resumed(self, resume_from_checkpoint))
         return train(self, resume_from_checkpoint, *args, **kwargs)
 
+    @wraps(run_epoch)
+    def run_epoch_unless_over(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        if find_prepared(self.model) is not None and self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        run_epoch(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+
     setattr(_save_checkpoint, _MARK, True)
+    Trainer._run_epoch = run_epoch_unless_over  # type: ignore[method-assign]
     Trainer._save_checkpoint = _save_checkpoint  # type: ignore[method-assign]
     Trainer.save_model = save_trainables  # type: ignore[method-assign]
     Trainer.train = train_together  # type: ignore[method-assign]
@@ -140,7 +154,9 @@ def _check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
     prepared = find_prepared(trainer.model)
     if last is None or prepared is None:
         return None
-    check_fits(prepared, read_manifest(last), last)
+    stored = read_manifest(last)
+    check_fits(prepared, stored, last)
+    _check_same_optimizer(prepared, stored, last)
     if trainer.model is not prepared and not (Path(last) / TRAINER_WEIGHTS).is_file():
         raise CheckpointError(
             f"{last} has no {TRAINER_WEIGHTS}: it was saved by a model that prepare returned",
@@ -148,6 +164,23 @@ def _check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
             fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer.",
         )
     return str(last)
+
+
+def _check_same_optimizer(prepared: VlmLoraPeftModel, stored: Manifest, checkpoint: str) -> None:
+    """Refuse other rates than the checkpoint's: its optimizer and schedule bring the old ones back.
+
+    Raises:
+        CheckpointError: They differ; shows both, key by key.
+    """
+    own = prepared.vlm_lora.manifest.recipe
+    found = differences(stored.recipe.get("optimizer"), own.get("optimizer"), "optimizer")
+    if found:
+        raise CheckpointError(
+            f"{checkpoint} was trained with another optimizer (checkpoint / recipe): {listed(found)}",
+            why="A resumed run goes on with the checkpoint's rates, so the recipe's would be ignored.",
+            fix="Resume with the recipe in the checkpoint's manifest; or start anew from its weights: "
+            "model.load_adapter(checkpoint, is_trainable=True), and train() without resume_from_checkpoint.",
+        )
 
 
 def _wait() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,11 +129,34 @@ def _make_optimizer(trainer: Trainer, model: VlmLoraPeftModel) -> torch.optim.Op
             f"The optimizer '{trainer.args.optim}' chooses its parameters itself and cannot follow the recipe's groups",
             fix="Use optim='adamw_torch' or another plain optimizer.",
         )
-    options = {**options, "lr": settings.rate(*ANY)}
-    if "betas" in options:
-        options.update(betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_epsilon)
+    taken = set(options)
+    if trainer.optimizer_cls_and_kwargs is not None:
+        _check_options(options, settings)
+        taken |= signature(optimizer_class).parameters.keys()
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    recipes = {"lr": settings.rate(*ANY), "betas": betas, "eps": settings.adam_epsilon}
+    options = {**options, **{key: value for key, value in recipes.items() if key == "lr" or key in taken}}
     optimizer: torch.optim.Optimizer = optimizer_class(parameter_groups(model), **options)
     return optimizer
+
+
+def _check_options(options: Mapping[str, Any], settings: OptimizerSettings) -> None:
+    """Refuse keyword arguments of a user's ``optimizer_cls_and_kwargs`` that are not the recipe's values."""
+    wanted = {
+        "lr": ("learning_rate", settings.rate(*ANY)),
+        "weight_decay": ("weight_decay", settings.decay(*ANY)),
+        "betas": ("adam_beta1 and adam_beta2", (settings.adam_beta1, settings.adam_beta2)),
+        "eps": ("adam_epsilon", settings.adam_epsilon),
+    }
+    for key in options.keys() & wanted.keys():
+        name, value = wanted[key]
+        given = tuple(options[key]) if key == "betas" else options[key]
+        if given != value:
+            raise TrainingError(
+                f"optimizer_cls_and_kwargs has {key}={options[key]}, the recipe's optimizer.{name} is {value}",
+                why="The optimizer follows the recipe, so the argument would be ignored.",
+                fix=f"Set it in the recipe and leave {key} out of optimizer_cls_and_kwargs.",
+            )
 
 
 def _takes_groups(optimizer_class: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlm_lora_plugin.diagnostics.learning import LearningProbe, step_was_skipped
+from vlm_lora_plugin.diagnostics.causes import loss_not_finite
+from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, LearningProbe, step_was_skipped
 from vlm_lora_plugin.errors import TrainingError, listed
 from vlm_lora_plugin.frameworks.groups import ANY, find_prepared, verify_optimizer
 from vlm_lora_plugin.frameworks.in_place import prepare_in_place
@@ -30,7 +32,8 @@ class VlmLoraCallback(TrainerCallback):
     the parameters of the manifest, in fp32, at the recipe's rates. It changes nothing in a prepared model.
 
     Then it watches that everything really learns: gradients over the first steps with an image, movement after
-    some more (:class:`~vlm_lora_plugin.diagnostics.learning.LearningProbe`).
+    some more (:class:`~vlm_lora_plugin.diagnostics.learning.LearningProbe`). A logged loss or gradient norm that is
+    not finite stops the run at any time.
 
     A plain model it prepares itself, in place, when it has a recipe: the Trainer trains, saves and resumes the
     same as with the model that ``prepare`` returns. Where that cannot be right (DeepSpeed, FSDP, ``model_init``,
@@ -48,6 +51,7 @@ class VlmLoraCallback(TrainerCallback):
         self._check_learning = check_learning
         self._verified = False
         self._probe: LearningProbe | None = None
+        self._last_finite = 0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the model and the arguments as soon as the Trainer is built; prepare a plain model."""
@@ -68,6 +72,7 @@ class VlmLoraCallback(TrainerCallback):
             )
         prepared = self._check(args, kwargs["model"])
         self._verified = False
+        self._last_finite = state.global_step
         self._stop_watching()  # what an earlier run that failed has left
         if self._check_learning:
             self._probe = LearningProbe(prepared, kwargs["model"])
@@ -95,6 +100,21 @@ class VlmLoraCallback(TrainerCallback):
             self._probe.after_step(skipped=step_was_skipped(kwargs["optimizer"]))
             if self._probe.done:
                 self._probe = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Stop a run whose loss or gradient is no longer finite; a loss scale has some steps to recover."""
+        wild = [key for key in ("loss", "grad_norm") if not math.isfinite(float((logs or {}).get(key, 0.0)))]
+        if "loss" not in (logs or {}) or not wild:
+            self._last_finite = state.global_step
+        elif not args.fp16 or state.global_step - self._last_finite > MOST_SKIPPED:
+            raise loss_not_finite(wild, state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -126,6 +146,14 @@ class VlmLoraCallback(TrainerCallback):
                     f"{listed(found)}",
                     fix="Give the same recipe to both, or none to the callback.",
                 )
+        smoothing = args.label_smoothing_factor
+        if smoothing:
+            raise TrainingError(
+                f"TrainingArguments.label_smoothing_factor is {smoothing}, the recipe's loss has none",
+                why="The loss is the model's own: the sum over supervised tokens, divided by their number in the whole "
+                "step. Smoothing would replace it by another one, of another scale.",
+                fix="Leave label_smoothing_factor out.",
+            )
         if args.bf16_full_eval or args.fp16_full_eval:
             raise TrainingError(
                 "bf16_full_eval and fp16_full_eval turn the whole model into 16 bit, the recipe's parameters included",
@@ -167,12 +195,34 @@ def training_arguments(
             transformers until arguments are made anew; for ZeRO-3, give a recipe and load the model afterwards.
 
     Raises:
-        TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
+        TrainingError: It is no recipe, or still names a preset, or float16 is asked for without an accelerator.
         ModelError: ZeRO-3 is asked for when the model is loaded already.
     """
     prepared = recipe if isinstance(recipe, VlmLoraPeftModel) else None
     if isinstance(recipe, VlmLoraPeftModel):
         dtype, recipe = dtype or recipe.vlm_lora.dtype, recipe.vlm_lora.recipe
+    if not isinstance(recipe, Recipe):
+        raise TrainingError(
+            f"training_arguments takes a prepared model or its recipe, not a {type(recipe).__name__}",
+            why="Only then every value is known: a recipe may start from a preset.",
+            fix="training_arguments(model, output_dir) with what prepare returned.",
+        )
+    values = argument_values(recipe, dtype=dtype, evaluate=evaluate)
+    arguments = TrainingArguments(**{"output_dir": str(output_dir), **values, **overrides})
+    keep_configuration(getattr(arguments, "hf_deepspeed_config", None))
+    if prepared is not None:
+        check_loaded_in_parts(prepared)
+    return arguments
+
+
+def argument_values(
+    recipe: Recipe, *, dtype: torch.dtype | str | None = None, evaluate: bool = False
+) -> dict[str, Any]:
+    """Return the arguments that a recipe decides, by TrainingArguments' names; see :func:`training_arguments`.
+
+    Raises:
+        TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
+    """
     if recipe.preset is not None:
         raise TrainingError(
             f"The recipe still starts from the preset '{recipe.preset}', whose values are not in it yet",
@@ -184,7 +234,6 @@ def training_arguments(
         raise TrainingError("float16 cannot be trained on a CPU", fix="Load the model in bfloat16 or float32.")
     optimizer, training = recipe.optimizer, recipe.training
     values: dict[str, Any] = {
-        "output_dir": str(output_dir),
         "learning_rate": optimizer.rate(*ANY),
         "weight_decay": optimizer.decay(*ANY),
         "adam_beta1": optimizer.adam_beta1,
@@ -218,8 +267,4 @@ def training_arguments(
     if evaluate:
         values["eval_strategy"] = "epoch" if training.eval_steps is None else "steps"
         values["eval_steps"] = training.eval_steps
-    arguments = TrainingArguments(**{**values, **overrides})
-    keep_configuration(getattr(arguments, "hf_deepspeed_config", None))
-    if prepared is not None:
-        check_loaded_in_parts(prepared)
-    return arguments
+    return values

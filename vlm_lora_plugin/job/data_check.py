@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_lora_plugin.data.files import ExampleFile
+from vlm_lora_plugin.data.mixture import open_examples
 from vlm_lora_plugin.data.preflight import DataSurvey
 from vlm_lora_plugin.data.survey import survey
 from vlm_lora_plugin.loading import load
@@ -59,6 +59,7 @@ class DataReport:
             "truncated_rows": found.truncated,
             "tokens": spread(found.tokens),
             "supervised_tokens": spread(found.supervised),
+            "longest_row": found.longest_origin or None,
             "images": len(found.widths),
             "image_width": spread(found.widths),
             "image_height": spread(found.heights),
@@ -98,8 +99,8 @@ def check_data(
         DataError: The file cannot be read at all.
     """
     settings = recipe.data
-    _, processor = load(model, device="meta")
-    examples = ExampleFile(data, family, allow_outside_images=settings.allow_outside_images)
+    _, processor = load(model, recipe, device="meta")
+    examples = open_examples(data, family, allow_outside_images=settings.allow_outside_images, seed=recipe.seed)
     with checking(data.name, len(examples)) as progress:
         found = DataSurvey().add(survey(examples, processor, settings, decode=decode), progress)
     bad = tuple(

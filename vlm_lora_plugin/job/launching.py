@@ -123,6 +123,15 @@ def check_devices(gpus: int) -> None:
         )
 
 
+def free_port() -> str:
+    """Return a port of this machine that nothing listens on."""
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
 def on_cpu() -> bool:
     """Return whether the user asked for processes on the CPU."""
     return os.environ.get(CPU_VARIABLE) == CPU
@@ -156,7 +165,8 @@ def check_started(recipe: Recipe) -> None:
             f"The recipe's hardware ({hardware.machine()}) has {wanted} devices, and {started} process"
             f"{'es were' if started > 1 else ' was'} started",
             why="Its settings, global batch and sharding are made for that number.",
-            fix="Start it with vlm-lora train, which starts one process a device, or change the recipe's hardware.",
+            fix="Start it with vlm-lora train, which starts one process a device (swift sft: "
+            f"NPROC_PER_NODE={hardware.gpus}), or change the recipe's hardware.",
         )
     import torch
 
@@ -172,6 +182,37 @@ def check_started(recipe: Recipe) -> None:
                 fix="Start the job with vlm-lora train, or under torchrun.",
             )
         check_deepspeed()
+
+
+def swift_processes(plan: Launch | None) -> dict[str, str]:
+    """Return the environment variables from which ``swift sft`` starts one process a device; none for None.
+
+    Raises:
+        HardwareError: The job is for several nodes, there are fewer devices, this process is one of several, or
+            ``NPROC_PER_NODE`` says otherwise.
+    """
+    if is_rank():
+        raise HardwareError(
+            "ms-swift starts its processes itself, and this one was started by a launcher already",
+            fix="Start one `vlm-lora train --framework swift` without torchrun; --gpus says how many it starts.",
+        )
+    if plan is None:
+        return {}
+    if plan.nnodes > 1 or plan.options:
+        raise HardwareError(
+            "A job on several nodes is not started in ms-swift by vlm-lora train",
+            why="Its results are gathered by one process that sees every other.",
+            fix="Leave --framework out, or run `vlm-lora swift sft` on each node with Swift's own NNODES, NODE_RANK, "
+            "MASTER_ADDR, MASTER_PORT and NPROC_PER_NODE.",
+        )
+    own = os.environ.get("NPROC_PER_NODE")
+    if own not in (None, str(plan.gpus)):
+        raise HardwareError(
+            f"NPROC_PER_NODE is {own}, the job is for {plan.gpus} processes",
+            fix="Unset NPROC_PER_NODE, or change --gpus or the recipe's hardware.",
+        )
+    check_devices(plan.gpus)
+    return {"NPROC_PER_NODE": str(plan.gpus), "MASTER_PORT": os.environ.get("MASTER_PORT") or free_port()}
 
 
 def launch_job(plan: Launch, recipe: Recipe, command: Sequence[str]) -> int:

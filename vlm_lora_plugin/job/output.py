@@ -17,10 +17,12 @@ class OutputFolder:
         adapter: What was trained, in PEFT's layout.
         checkpoints: The trainer's ``checkpoint-N`` folders.
         recipe: The resolved recipe.
+        data: Size and digest of the data files.
         log: The log, one JSON object a line.
         loss_picture: The loss over the steps, as PNG.
         rates_picture: Learning rates, tokens and images a second.
         memory_picture: Memory of device and host.
+        framework_log: What a framework in a process of its own printed.
 
     Args:
         folder: May exist; files of other names in it are left alone.
@@ -31,10 +33,12 @@ class OutputFolder:
         self.adapter = folder / "adapter"
         self.checkpoints = folder / "checkpoints"
         self.recipe = folder / "recipe.yaml"
+        self.data = folder / "data.json"
         self.log = folder / "log.jsonl"
         self.loss_picture = folder / "loss.png"
         self.rates_picture = folder / "rates.png"
         self.memory_picture = folder / "memory.png"
+        self.framework_log = folder / "swift.log"
         self.begun = False
         self._missing = [path for path in (self.checkpoints, folder, *folder.parents) if not path.exists()]
 
@@ -59,11 +63,12 @@ class OutputFolder:
                 fix="Give another folder, --resume to go on with an interrupted job, or --overwrite to replace them.",
             )
 
-    def begin(self, recipe: str) -> None:
-        """Replace old results by the resolved recipe; called when the first step is done.
+    def begin(self, recipe: str, data: str) -> None:
+        """Replace old results by the resolved recipe and the record of the data, when the first step is done.
 
         Args:
             recipe: The recipe as YAML.
+            data: The record as JSON.
         """
         for path in self._results():
             if path.is_dir():
@@ -71,6 +76,7 @@ class OutputFolder:
             else:
                 path.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.data.write_text(data, encoding="utf-8")
         self.recipe.write_text(recipe, encoding="utf-8")
         self.begun = True
 
@@ -109,7 +115,7 @@ class OutputFolder:
                     path.rmdir()
 
     def _results(self) -> tuple[Path, ...]:
-        return (self.adapter, self.checkpoints, self.recipe, self.log, *self._pictures())
+        return (self.adapter, self.checkpoints, self.recipe, self.data, self.log, self.framework_log, *self._pictures())
 
     def _pictures(self) -> tuple[Path, ...]:
         return (self.loss_picture, self.rates_picture, self.memory_picture)

@@ -14,13 +14,14 @@ from transformers import TrainingArguments
 from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.preflight import DataStatistics, Progress
-from vlm_lora_plugin.errors import DataError, HardwareError, ModelError, RecipeError
+from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
+from vlm_lora_plugin.job.data_record import DataRecord, check_same_data, record_of
 from vlm_lora_plugin.job.launching import is_rank
-from vlm_lora_plugin.job.look import DTYPES, look_at
+from vlm_lora_plugin.job.look import DTYPES, look_at, wanted_dtype
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.resuming import ResumePoint, find_resume_point
-from vlm_lora_plugin.job.settings import DtypeName, TrainJob
+from vlm_lora_plugin.job.settings import TrainJob
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.metrics import Metric, load_metric
 from vlm_lora_plugin.zero.validation import check_arguments, check_base
@@ -46,6 +47,7 @@ class Plan:
         training: The training data.
         validation: The validation data, or None.
         statistics: By the name of the data set.
+        records: What the data files are, by the name of the data set.
         arguments: The Trainer's, checkpoints going to the output folder.
         output: Where results go.
         metric: What is made of answers to the validation data, or None.
@@ -61,6 +63,7 @@ class Plan:
     training: ConversationDataset
     validation: ConversationDataset | None
     statistics: Mapping[str, DataStatistics]
+    records: Mapping[str, DataRecord]
     arguments: TrainingArguments
     output: OutputFolder
     metric: Metric | None
@@ -88,25 +91,29 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     """
     family, recipe = job.check()
     output = OutputFolder(job.output)
-    dtype = wanted_dtype(job, recipe)
-    resumed = find_resume_point(output, str(DTYPES[dtype]).removeprefix("torch.")) if job.resume else None
+    dtype = wanted_dtype(job.dtype, recipe)
+    name = str(DTYPES[dtype]).removeprefix("torch.")
+    resumed = find_resume_point(output, name, recipe) if job.resume else None
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
-    outline, processor = load(job.model, dtype=DTYPES[dtype], device="meta")
+    outline, processor = load(job.model, recipe, dtype=DTYPES[dtype], device="meta")
     look = look_at(outline, str(job.model), family, recipe)
     if look.hardware is not None:
         look.hardware.check()
         check_base(read_config(job.model), look.hardware.stage, look.hardware.load, look.hardware.hardware)
     sharded = look.hardware.deepspeed if look.hardware is not None and is_rank() else None
     arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], sharded, evaluate=job.val_data is not None)
-    sets = {"training": ConversationDataset(job.data, processor, recipe.data, family)}
+    sets = {"training": ConversationDataset(job.data, processor, recipe.data, family, seed=recipe.seed)}
     if job.val_data is not None:
-        sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family)
+        sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family, seed=recipe.seed)
     statistics = {}
     for name, data in sets.items():
         with checking(name, len(data)) as progress:
             statistics[name] = data.check(decode=job.check_images, progress=progress)
+    records = {name: record_of(data.examples.files, len(data)) for name, data in sets.items()}
+    if resumed is not None:
+        check_same_data(output, records)
     return Plan(
         job=job,
         family=family,
@@ -117,6 +124,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         training=sets["training"],
         validation=sets.get("validation"),
         statistics=statistics,
+        records=records,
         arguments=arguments,
         output=output,
         metric=metric,
@@ -146,27 +154,3 @@ def _arguments(
     if deepspeed is not None:
         check_arguments(deepspeed, arguments)
     return arguments
-
-
-def wanted_dtype(job: TrainJob, recipe: Recipe) -> DtypeName:
-    """Return the dtype of the frozen weights: the job's, or the recipe's hardware's, or this machine's.
-
-    Raises:
-        HardwareError: The job wants bf16, which the recipe's hardware lacks.
-    """
-    if recipe.hardware is None:
-        return job.dtype or default_dtype()
-    if job.dtype == "bf16" and not recipe.hardware.bf16:
-        raise HardwareError(
-            "The dtype is bf16, hardware.bf16 is false",
-            why="Without bf16 in the device every step is emulated.",
-            fix="Leave --dtype out, which gives fp16, or set hardware.bf16 to true.",
-        )
-    return job.dtype or ("bf16" if recipe.hardware.bf16 else "fp16")
-
-
-def default_dtype() -> DtypeName:
-    """Return bf16 on a GPU that computes in it, fp16 on another GPU, fp32 on a CPU."""
-    if not torch.cuda.is_available():
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

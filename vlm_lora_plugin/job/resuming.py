@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.checkpoint.completion import checkpoints, why_incomplete
 from vlm_lora_plugin.checkpoint.load import read_manifest
-from vlm_lora_plugin.errors import OutputError, listed
+from vlm_lora_plugin.errors import OutputError, RecipeError, listed
 from vlm_lora_plugin.job.output import OutputFolder
+from vlm_lora_plugin.selection.manifest import differences
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.recipe import Recipe
 
 TRAINER_STATE = "trainer_state.json"
 """What the Trainer writes of its progress into each checkpoint."""
@@ -34,26 +39,35 @@ class ResumePoint:
     finished: bool
 
 
-def find_resume_point(output: OutputFolder, dtype: str) -> ResumePoint:
+def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> ResumePoint:
     """Find the newest complete checkpoint in a job's output folder; changes nothing.
 
     Args:
         output: The job's folder.
         dtype: Name of the dtype that the frozen weights are to have, ``bfloat16``.
+        recipe: The job's recipe as it lies in the folder.
 
     Raises:
         OutputError: There is none, or it was trained with frozen weights of another dtype.
+        RecipeError: It was trained with another recipe than lies in the folder now.
     """
     problems = []
     for checkpoint in checkpoints(output.checkpoints):
         problem = why_incomplete(checkpoint)
         if problem is None:
-            trained = read_manifest(checkpoint).dtype
-            if trained != dtype:
+            trained = read_manifest(checkpoint)
+            if trained.dtype != dtype:
                 raise OutputError(
-                    f"The job in {output.folder} was started with frozen weights in {trained}, not {dtype}",
+                    f"The job in {output.folder} was started with frozen weights in {trained.dtype}, not {dtype}",
                     why="In another dtype it would come to another result.",
                     fix="Give --dtype as it was then.",
+                )
+            edited = differences(trained.recipe, recipe.document())
+            if edited:
+                raise RecipeError(
+                    f"{output.recipe} was changed since the job was started (then / now): {listed(edited)}",
+                    why="Going on with another recipe would give a result that no recipe describes.",
+                    fix="Put it back, or start a new job in another folder.",
                 )
             state = json.loads((checkpoint / TRAINER_STATE).read_text("utf-8"))
             step, last = int(state["global_step"]), int(state["max_steps"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,9 @@ from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.resources import ResourceMonitor
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
-from vlm_lora_plugin.job.launching import check_started
+from vlm_lora_plugin.job.data_record import to_json
+from vlm_lora_plugin.job.in_swift import train_in_swift
+from vlm_lora_plugin.job.launching import Launch, check_started
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
@@ -51,7 +53,7 @@ class TrainResult:
         metrics: Of the last evaluation, by name, ``eval_exact_match``.
         skipped: Rows left out, by the name of the data set; empty when none was.
         resources: What limited the run.
-        model: The trained model, still in memory.
+        model: The trained model, still in memory; None when it was trained in another process.
     """
 
     adapter: Path
@@ -62,38 +64,42 @@ class TrainResult:
     metrics: Mapping[str, float]
     skipped: Mapping[str, int]
     resources: ResourceSummary | None
-    model: VlmLoraPeftModel
+    model: VlmLoraPeftModel | None
 
 
 class _Begin(TrainerCallback):
     """Opens the output folder when the first step is done, and not before."""
 
     def __init__(self, plan: Plan) -> None:
-        self._output, self._recipe, self._resumed = plan.output, plan.recipe.to_yaml(), plan.resumed
+        self._output, self._resumed = plan.output, plan.resumed
+        self._recipe, self._data = plan.recipe.to_yaml(), to_json(plan.records)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._output.begun and state.is_world_process_zero:
             if self._resumed is None:
-                self._output.begin(self._recipe)
+                self._output.begin(self._recipe, self._data)
             else:
                 self._output.begin_again(self._resumed.kept_log)
 
 
-def run(job: TrainJob, console: Console | None = None) -> TrainResult:
+def run(job: TrainJob, console: Console | None = None, launch: Launch | None = None) -> TrainResult:
     """Check a job, show what will be trained, train it, and save the adapter, log and pictures.
 
     Args:
         job: What to do.
         console: Where to show it; None for standard output.
+        launch: How many processes ms-swift starts; None for what the recipe's hardware says. Those of the Trainer
+            are started before: each of them runs the whole job.
 
     Raises:
         VlmLoraError: The job cannot be done. Before the first step is done the output folder stays as it was.
     """
     console = console or make_console()
     plan = check_and_show(job, console)
-    check_started(plan.recipe)
+    if job.framework == "trainer":
+        check_started(plan.recipe)
     try:
-        return _train(plan, console)
+        return _train(plan, console, launch)
     except BaseException:
         plan.output.abandon()
         raise
@@ -128,19 +134,18 @@ def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:
         trainer.train(resume_from_checkpoint=True)
 
 
-def _write(plan: Plan, save: Callable[[Path], None]) -> None:
-    output = plan.output
-    output.save_adapter(save)
-    lines = read_log(output.log)
-    title = f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}"
-    draw_loss(lines, output.loss_picture, title=title)
-    draw_rates(lines, output.rates_picture, title=title)
-    draw_memory(lines, output.memory_picture, title=title)
+def _train(plan: Plan, console: Console, launch: Launch | None) -> TrainResult:
+    finished = plan.resumed is not None and plan.resumed.finished
+    if plan.job.framework == "swift" and not finished:
+        done = train_in_swift(plan, console, launch)
+        _draw(plan)
+        return _result(plan, done.steps, done.resources, None)
+    return _train_here(plan, console)
 
 
-def _train(plan: Plan, console: Console) -> TrainResult:
+def _train_here(plan: Plan, console: Console) -> TrainResult:
     recipe, output = plan.recipe, plan.output
-    base, processor = load(plan.job.model, dtype=plan.dtype, seed=recipe.seed)
+    base, processor = load(plan.job.model, recipe, dtype=plan.dtype, seed=recipe.seed)
     model = prepare(base, recipe)
     progress, monitor = ConsoleProgress(console), ResourceMonitor()
     log = JsonlLog(output.log, elapsed=0.0 if plan.resumed is None else plan.resumed.seconds)
@@ -171,19 +176,35 @@ def _train(plan: Plan, console: Console) -> TrainResult:
         progress.close()
     tensors = whole_values(model.named_trainables(), keep=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
-        _write(plan, partial(model.save_pretrained, state_dict=tensors))
+        output.save_adapter(partial(model.save_pretrained, state_dict=tensors))
+        _draw(plan)
     trainer.accelerator.wait_for_everyone()  # then others may read what the first process wrote
+    steps = plan.resumed.step if plan.resumed is not None and plan.resumed.finished else trainer.state.global_step
+    return _result(plan, steps, monitor.summary, model)
+
+
+def _draw(plan: Plan) -> None:
+    output = plan.output
+    lines = read_log(output.log)
+    title = f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}"
+    draw_loss(lines, output.loss_picture, title=title)
+    draw_rates(lines, output.rates_picture, title=title)
+    draw_memory(lines, output.memory_picture, title=title)
+
+
+def _result(plan: Plan, steps: int, resources: ResourceSummary | None, model: VlmLoraPeftModel | None) -> TrainResult:
+    output = plan.output
     lines = read_log(output.log) if output.log.is_file() else []  # another node may not see the folder
     losses = [line["loss"] for line in lines if "loss" in line]
     results = {key: value for line in lines for key, value in line.items() if is_result(key)}  # the last of each
     return TrainResult(
         adapter=output.adapter,
-        steps=plan.resumed.step if plan.resumed is not None and plan.resumed.finished else trainer.state.global_step,
+        steps=steps,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
         eval_loss=results.pop("eval_loss", None),
         metrics=results,
         skipped={name: len(problems) for name, problems in plan.skipped().items() if problems},
-        resources=monitor.summary,
+        resources=resources,
         model=model,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
+from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.selection.manifest import differences
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     RecipeSource = Recipe | Mapping[str, Any] | str | Path | None
 
 DtypeName = Literal["bf16", "fp16", "fp32"]
+FrameworkName = Literal["trainer", "swift"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class TrainJob:
         resume: Go on with the job in ``output`` from its newest complete checkpoint. The recipe must be that
             job's; without a recipe and overrides it is.
         check_images: Decode every image once before training, so that a broken one cannot stop it half-way.
+        framework: What trains: transformers' Trainer in this process, or ``swift sft`` in another.
     """
 
     model: Path
@@ -49,6 +52,7 @@ class TrainJob:
     overwrite: bool = False
     resume: bool = False
     check_images: bool = True
+    framework: FrameworkName = "trainer"
 
     def check(self) -> tuple[Family, Recipe]:
         """Check model folder, recipe, data files and output folder.
@@ -61,7 +65,10 @@ class TrainJob:
             RecipeError: The recipe has an unknown key, value or preset.
             DataError: A data file is missing.
             OutputError: The output folder cannot be used, or holds nothing to go on with.
+            SwiftError: Swift is asked for, and not installed or of a version that is not supported.
         """
+        if self.framework == "swift":
+            check_version()
         output = OutputFolder(self.output)
         if self.resume:
             family, recipe = recipe_to_resume(self, output)

@@ -16,23 +16,28 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from vlm_lora_plugin.discovery import installed_entries
+from vlm_lora_plugin.hookspecs import ENTRY_POINT_GROUP
+
 PACKAGE = "transformers"
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 
 
 def install() -> None:
     """Import the families' ``auto_modules`` now, or as soon as transformers' auto classes are imported."""
-    if AUTO_CLASSES in sys.modules:
+    if any(isinstance(finder, _Waiting) for finder in sys.meta_path):
+        return
+    due = AUTO_CLASSES in sys.modules
+    if due and not adapter_is_half_imported():
         import_auto_modules()
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
+    else:
+        sys.meta_path.insert(0, _Waiting(due=due))
 
 
 def import_auto_modules() -> None:
     """Import every family's ``auto_modules``, which register their classes.
 
-    One that fails is left out with a warning: this runs inside somebody's import of transformers. One that is
-    being imported at this moment registers its classes when it is done.
+    One that fails is left out with a warning: this runs inside somebody's import of transformers.
     """
     from vlm_lora_plugin.manager import get_manager
 
@@ -44,15 +49,34 @@ def import_auto_modules() -> None:
                 warnings.warn(f"AutoModelForCausalLM cannot load {family.title}: {error!r}", stacklevel=2)
 
 
-class _Waiting(MetaPathFinder):
-    """Finds transformers' modules through the other finders, and notices when one has been executed."""
+def adapter_is_half_imported() -> bool:
+    """Return whether a module of an installed adapter's package is being imported, so that it lacks names yet."""
+    entries = installed_entries(ENTRY_POINT_GROUP).values()
+    packages = {entry.value.partition(".")[0] for claims in entries for entry in claims}
+    return any(
+        name.partition(".")[0] in packages and getattr(getattr(module, "__spec__", None), "_initializing", False)
+        for name, module in list(sys.modules.items())
+    )
 
-    def __init__(self) -> None:
+
+class _Waiting(MetaPathFinder):
+    """Finds transformers' modules through the other finders, and notices when one has been executed.
+
+    Args:
+        due: The auto classes are there already; what is waited for is the first import, of anything, at which no
+            adapter is half imported.
+    """
+
+    def __init__(self, *, due: bool) -> None:
         self._depth = 0
+        self._due = due
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if self._due:
+            self._import_when_whole()
+            return None
         if fullname.partition(".")[0] != PACKAGE:
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
@@ -71,7 +95,12 @@ class _Waiting(MetaPathFinder):
             finally:
                 self._depth -= 1
             if self._depth == 0 and AUTO_CLASSES in sys.modules and self in sys.meta_path:
-                sys.meta_path.remove(self)
-                import_auto_modules()
+                self._import_when_whole()
 
         loader.exec_module = watched
+
+    def _import_when_whole(self) -> None:
+        self._due = True
+        if not adapter_is_half_imported():
+            sys.meta_path.remove(self)
+            import_auto_modules()

@@ -72,6 +72,15 @@ def tensor_names(folder: Path) -> frozenset[str]:
     return frozenset(name for file in weight_files(folder) for name in _shapes(file))
 
 
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of all tensors of a folder, from the headers of its files; no tensor is read.
+
+    Raises:
+        WeightsError: As :func:`weight_files`, or a file is broken.
+    """
+    return {name: shape for file in weight_files(folder) for name, shape in _shapes(file).items()}
+
+
 def load_weights(
     model: nn.Module,
     folder: Path,

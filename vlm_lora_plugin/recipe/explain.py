@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from vlm_lora_plugin.errors import nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_KEY = "[key]"
+"""What pydantic puts at the end of a path when a mapping's key is wrong, and not its value."""
+
+_SHAPES = {
+    "tuple_type": "needs a list, one `- ...` a line",
+    "dict_type": "needs a mapping, `key: value`",
+    "model_type": "needs a mapping, `key: value`",
+    "model_attributes_type": "needs a mapping, `key: value`",
+}
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return what is wrong with a document, key by key, with the nearest known key where one is unknown."""
     parts = []
     for problem in error.errors()[:3]:
-        where = ".".join(str(step) for step in problem["loc"])
+        location = problem["loc"]
         text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            text = f"unknown key. {nearest(str(problem['loc'][-1]), _keys_at(model, problem['loc'][:-1]))}"
+            text = f"unknown key. {nearest(str(location[-1]), _keys_at(model, location[:-1]))}"
+        elif location and location[-1] == _KEY:
+            location = location[:-1]
+            text = f"unknown key. {nearest(str(location[-1]), _choices(problem))}"
+        elif problem["type"] == "literal_error":
+            text = f"{problem['input']!r} is no value for it. {nearest(str(problem['input']), _choices(problem))}"
+        elif problem["type"] in _SHAPES:
+            text = f"{_SHAPES[problem['type']]}, not {problem['input']!r}"
+        where = ".".join(str(step) for step in location)
         parts.append(f"`{where}`: {text}" if where else text)
     return "; ".join(parts)
+
+
+def _choices(problem: ErrorDetails) -> list[str]:
+    """Return the values that a literal allows, which pydantic lists in a sentence."""
+    return re.findall(r"'([^']*)'", problem.get("ctx", {}).get("expected", ""))
 
 
 def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -27,11 +27,18 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, An
         return source.model_dump(mode="json", exclude_unset=True)
     if isinstance(source, Mapping):
         return dict(source)
+    if not isinstance(source, (str, Path)):
+        raise RecipeError(
+            f"A {type(source).__name__} is no recipe",
+            fix="Give a mapping, a Recipe, a path to a YAML file or a preset's name.",
+        )
     path = Path(source)
     if path.suffix.lower() not in {".yaml", ".yml"}:
-        if path.exists() and path.is_file():
+        if path.is_file():
             raise RecipeError(f"{path} is no recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
-        return {"preset": str(source)}
+        if isinstance(source, Path) or path.name != source:  # a folder, or a path to nothing
+            raise RecipeError(f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name.")
+        return {"preset": source}
     try:
         document = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -41,7 +48,11 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, An
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(document, dict):
-        raise RecipeError(f"{path} holds {type(document).__name__}, not `key: value` lines")
+        held = "nothing" if document is None else f"a {type(document).__name__}"
+        raise RecipeError(
+            f"{path} holds {held}, not `key: value` lines",
+            fix="Begin with `preset: lora`, for example; see docs/reference/recipe.md for every key.",
+        )
     return document
 
 
@@ -68,8 +79,8 @@ def resolve_recipe(
     """
     document = {"preset": family.default_preset} if source is None else read_recipe(source)
     label = str(source) if isinstance(source, (str, Path)) else "recipe"
-    user = Recipe.parse(document, source=label, partial=True)
-    over = Recipe.parse(overrides or {}, source="override", partial=True)
+    user = Recipe.parse(document, source=label)
+    over = Recipe.parse(overrides or {}, source="override")
     for recipe in (user, over):
         if recipe.family not in (None, family.name):
             raise RecipeError(
@@ -84,7 +95,7 @@ def resolve_recipe(
                 f"{family.title} has no preset '{preset}'",
                 fix=nearest(preset, list(family.presets)),
             )
-        base = Recipe.parse(family.presets[preset], source=f"preset {preset}", partial=True)
+        base = Recipe.parse(family.presets[preset], source=f"preset {preset}")
         layers.insert(0, base.model_dump(exclude_unset=True))
     merged: dict[str, Any] = {}
     rules: list[dict[str, Any]] = []
@@ -101,7 +112,9 @@ def resolve_recipe(
     for name in (*merged.get("gradient_checkpointing", ()), *merged.get("lora", {}).get("target_modules", ())):
         if name not in owned:
             raise RecipeError(f"{family.title} has no component '{name}'", fix=nearest(name, sorted(owned)))
+    _check_processor(merged.get("data", {}).get("processor", {}), family)
     merged.pop("preset", None)
+    _check_machine(merged)
     if merged.get("hardware") is not None:
         given: dict[str, Any] = {}
         for recipe in (user, over):
@@ -109,6 +122,40 @@ def resolve_recipe(
         _merge(merged, fitted({**merged, "rules": rules}, given, family))
     origin = f"{family.name}/{preset}" if preset else merged.get("origin")
     return Recipe.parse({**merged, "family": family.name, "origin": origin, "rules": rules})
+
+
+def _check_machine(document: Mapping[str, Any]) -> None:
+    machine = document.get("hardware")
+    if machine is not None:
+        if machine.get("gpu_memory") is None:
+            raise RecipeError(
+                "hardware.gpu_memory is needed: the memory of one device in GiB",
+                fix="Write hardware: 3x24, or hardware.gpu_memory: 24.",
+            )
+        return
+    for key, value in (
+        ("training.global_batch_size", document.get("training", {}).get("global_batch_size")),
+        ("deepspeed", document.get("deepspeed")),
+    ):
+        if value:
+            raise RecipeError(
+                f"{key} has no effect without `hardware`, which says what it is divided over",
+                fix=f"Add hardware: 3x24, for three devices of 24 GiB, or remove {key}.",
+            )
+
+
+def _check_processor(settings: Mapping[str, int], family: Family) -> None:
+    known = {option.name: option for option in family.processor_options}
+    for name, value in settings.items():
+        if name not in known:
+            raise RecipeError(
+                f"data.processor: {family.title}'s processor has no setting '{name}'",
+                fix=nearest(name, list(known)) if known else "Leave data.processor out.",
+            )
+        if value < known[name].least:
+            raise RecipeError(
+                f"data.processor.{name} is {value}, less than {known[name].least}", fix=known[name].description
+            )
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -7,9 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from vlm_lora_plugin.errors import HardwareError, RecipeError, nearest
+from vlm_lora_plugin.errors import HardwareError, RecipeError
 from vlm_lora_plugin.recipe.explain import explain
 from vlm_lora_plugin.types import COMPONENT_NAMES, MEANS, ComponentName, Hardware, Means
 from vlm_lora_plugin.zero.hardware import check_hardware, parse_hardware
@@ -43,7 +52,19 @@ Layers = Annotated[tuple[str, ...], BeforeValidator(_as_ranges, json_schema_inpu
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``true`` for a number, which would count as 1."""
+        if isinstance(value, bool) and bool not in _plain_types(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(value).lower()} is no value for it")
+        return value
+
+
+def _plain_types(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *getattr(annotation, "__args__", ()))
 
 
 class Rule(_Strict):
@@ -107,16 +128,12 @@ def _as_rates(value: object) -> object:
     return {"default": value} if isinstance(value, (int, float, str)) else value
 
 
-COMMON_RATE_KEYS = (
+COMMON_RATE_KEYS: tuple[str, ...] = (
     "default",
     *MEANS[1:],
     *COMPONENT_NAMES,
     *(f"{component}.{means}" for component in COMPONENT_NAMES for means in MEANS[1:]),
 )
-PARTIAL = "partial"
-"""Key of the validation context that marks a document whose groups another document may define."""
-
-
 RateTable = Annotated[Rates, BeforeValidator(_as_rates, json_schema_input_type=float | Rates)]
 
 RATE_KEYS = ("learning_rate", "weight_decay")
@@ -177,12 +194,19 @@ class TrainingSettings(_Strict):
         "null: what one device would take by the two keys above.",
     )
     num_train_epochs: float = Field(1.0, gt=0, description="Times that every example is seen.")
-    max_steps: int = Field(-1, description="Optimizer steps; overrides num_train_epochs when positive.")
+    max_steps: int = Field(-1, ge=-1, description="Optimizer steps; overrides num_train_epochs unless it is -1.")
     logging_steps: int = Field(1, ge=1, description="Log every so many optimizer steps.")
     save_steps: int = Field(500, ge=1, description="Write a checkpoint every so many optimizer steps.")
     save_total_limit: int | None = Field(2, ge=1, description="Checkpoints kept, the newest; null: all.")
     eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps; None: at each epoch's end.")
     dataloader_num_workers: int = Field(1, ge=0, description="Processes that read and decode images.")
+
+    @field_validator("max_steps")
+    @classmethod
+    def _trains_at_all(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("0 steps train nothing; -1 leaves the length to num_train_epochs")
+        return value
 
 
 class HardwareSettings(_Strict):
@@ -256,6 +280,11 @@ class DataSettings(_Strict):
     max_image_pixels: int | None = Field(
         50_000_000, ge=1, description="Width x height beyond which an image is a bad sample; null: Pillow's limit."
     )
+    processor: dict[str, int] = Field(
+        default_factory=dict,
+        description="Settings of the family's own processor, such as `hd_num`, the most crops that XComposer cuts an "
+        "image into. `vlm-lora presets` lists them.",
+    )
 
 
 class EvaluationSettings(_Strict):
@@ -307,41 +336,19 @@ class Recipe(_Strict):
     )
     seed: int = Field(42, ge=0, description="Seed of the LoRA initialisation, the data order and dropout.")
 
-    @model_validator(mode="after")
-    def _is_whole(self, info: ValidationInfo) -> Recipe:
-        known = [*COMMON_RATE_KEYS, *(rule.group for rule in self.rules if rule.group)]
-        partial = bool(info.context and info.context.get(PARTIAL))
-        if not partial and self.hardware is not None and self.hardware.gpu_memory is None:
-            raise ValueError("hardware.gpu_memory is needed: the memory of one device in GiB")
-        if not partial and self.hardware is None:
-            for key, value in (
-                ("training.global_batch_size", self.training.global_batch_size),
-                ("deepspeed", self.deepspeed),
-            ):
-                if value:
-                    raise ValueError(f"{key} has no effect without `hardware`, which says what it is divided over")
-        for name in () if partial else RATE_KEYS:
-            for key in getattr(self.optimizer, name):
-                if key not in known:
-                    raise ValueError(
-                        f"optimizer.{name} has the key '{key}', which no rule has as its group. {nearest(key, known)}"
-                    )
-        return self
-
     @classmethod
-    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe", partial: bool = False) -> Recipe:
+    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
         """Validate a mapping.
 
         Args:
             document: The mapping.
             source: Where it comes from, for messages.
-            partial: Another document will be merged with it, and may define the groups that its rates name.
 
         Raises:
             RecipeError: Names the key, what is wrong with it and the nearest key.
         """
         try:
-            return cls.model_validate(dict(document), context={PARTIAL: partial})
+            return cls.model_validate(dict(document))
         except ValidationError as error:
             raise RecipeError(
                 f"{source}: {explain(error, cls)}",

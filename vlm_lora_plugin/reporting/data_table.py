@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -36,7 +37,7 @@ def data_table(statistics: Mapping[str, DataStatistics]) -> Table:
             f"{data.rows:,}",
             f"{data.images:,}",
             f"{data.mean_tokens:,.0f}",
-            f"{data.longest:,}",
+            f"{data.longest:,} ({Path(data.longest_origin).name})",
             f"{data.supervised_tokens:,}",
             f"{data.truncated:,}",
             f"{data.skipped:,}",

@@ -44,7 +44,7 @@ class Layout:
         self.members: dict[ComponentName, list[str]] = {component.name: [] for component in family.components}
         homeless = []
         for name in self.parameters:
-            component = _component_of(name, family.components)
+            component = component_of(name, family.components)
             if component is None:
                 homeless.append(name)
                 continue
@@ -172,7 +172,7 @@ class Layout:
         return f"Its names begin with {', '.join(sorted({path.split('.')[0] for path in self.paths}))}."
 
 
-def _component_of(name: str, components: Iterable[Component]) -> Component | None:
+def component_of(name: str, components: Iterable[Component]) -> Component | None:
     """Return the component with the longest prefix that equals the name or is followed by a dot."""
     owners = [
         (len(prefix), component)

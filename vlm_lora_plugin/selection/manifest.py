@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""Version 2 knows nothing of the base's weights."""
 
 # Set by loading, saving or generating rather than by the architecture.
 _VOLATILE = {"attn_implementation", "auto_map", "torch_dtype", "use_cache"}
@@ -58,6 +60,8 @@ class Manifest:
         recipe: The resolved recipe's document.
         parameters: Every trained parameter.
         digest: SHA-256 over the canonical JSON of ``parameters``.
+        base_weights: Component -> digest of the weights that are not trained, see
+            :func:`~vlm_lora_plugin.selection.base_weights.base_digests`; None where nobody knew them.
     """
 
     format_version: int
@@ -69,6 +73,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     parameters: tuple[ManifestParameter, ...]
     digest: str
+    base_weights: Mapping[str, str] | None = None
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
@@ -91,11 +96,14 @@ class Manifest:
             raise CheckpointError(f"{source} is no valid JSON: {error}") from None
         wanted = {field.name for field in fields(cls)}
         version = document.get("format_version") if isinstance(document, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
+            readable = " and ".join(map(str, READABLE_VERSIONS))
             raise CheckpointError(
-                f"{source} has format version {version!r}; this package reads version {FORMAT_VERSION}",
+                f"{source} has format version {version!r}; this package reads {readable}",
                 fix="Read it with the version of this package that wrote it.",
             )
+        if version == 2:
+            document["base_weights"] = None
         if document.keys() != wanted:
             raise CheckpointError(f"{source}: keys that differ from the format: {sorted(document.keys() ^ wanted)}")
         try:
@@ -116,7 +124,13 @@ class Manifest:
         return manifest
 
 
-def make_manifest(selection: TrainableSet, recipe: Recipe, config: PreTrainedConfig, dtype: str) -> Manifest:
+def make_manifest(
+    selection: TrainableSet,
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    dtype: str,
+    base_weights: Mapping[str, str] | None = None,
+) -> Manifest:
     """Return the manifest of a prepared model.
 
     Args:
@@ -124,6 +138,7 @@ def make_manifest(selection: TrainableSet, recipe: Recipe, config: PreTrainedCon
         recipe: The resolved recipe.
         config: The base model's config.
         dtype: Name of the base's dtype, ``bfloat16``.
+        base_weights: Digests of the base's weights that are not trained, or None.
     """
     parameters = tuple(ManifestParameter(p.name, p.shape, p.kind, p.component, p.means) for p in selection.parameters)
     return Manifest(
@@ -136,6 +151,7 @@ def make_manifest(selection: TrainableSet, recipe: Recipe, config: PreTrainedCon
         recipe=recipe.document(),
         parameters=parameters,
         digest=parameters_digest(parameters),
+        base_weights=base_weights,
     )
 
 
@@ -188,7 +204,16 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
         return found
     if isinstance(left, list) and isinstance(right, list):
         return differences(dict(enumerate(left)), dict(enumerate(right)), path)
-    return [] if left == right else [f"{path}: {left} / {right}"]
+    return [] if left == right else [f"{path}: {_shown(left)} / {_shown(right)}"]
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it would stand in a recipe; of a mapping what is set in it."""
+    if isinstance(value, Mapping):
+        return (
+            f"{{{', '.join(f'{key}: {_shown(inner)}' for key, inner in value.items() if inner not in (None, [], {}))}}}"
+        )
+    return str(value)
 
 
 def _without(value: Any, ignored: set[str]) -> Any:

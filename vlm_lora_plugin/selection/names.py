@@ -17,6 +17,7 @@ ADAPTER_NAME = "default"
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _PAIR = re.compile(rf"\.(lora_[AB])\.{ADAPTER_NAME}\.")
+_COPY = f".modules_to_save.{ADAPTER_NAME}."
 _MAGNITUDE = re.compile(rf"\.lora_magnitude_vector\.{ADAPTER_NAME}(\.weight)?$")
 
 
@@ -31,12 +32,14 @@ def canonical_name(name: str) -> str:
         'h.0.c_attn.weight'
         >>> canonical_name("base_model.model.h.0.c_attn.lora_A.default.weight")
         'h.0.c_attn.lora_A.weight'
+        >>> canonical_name("base_model.model.wte.modules_to_save.default.weight")
+        'wte.weight'
         >>> canonical_name("h.0.c_attn.lora_magnitude_vector.default.weight")
         'h.0.c_attn.lora_magnitude_vector'
     """
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
-    name = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+    name = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(_COPY, ".")
     return _MAGNITUDE.sub(".lora_magnitude_vector", _PAIR.sub(r".\1.", name))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.errors import ModelError, SelectionError, listed, nearest
 from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.selection.effects import check_checkpointing, check_rates, check_targets
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.matching import Match, describe, match_rule
 from vlm_lora_plugin.selection.names import is_injected
@@ -49,6 +50,7 @@ def trace_selection(model: nn.Module, family: Family, recipe: Recipe) -> Selecti
 
     Raises:
         ModelError: The model already has PEFT layers.
+        RecipeError: A rate, decay or switch for checkpointing has no effect.
         SelectionError: A condition, rule or target matches nothing or nothing that can learn that way, a
             parameter belongs to no component, or nothing learns at all.
     """
@@ -68,6 +70,9 @@ class _Resolution:
         self._layout, self._family, self._recipe = layout, family, recipe
         self._targets = self._listed_targets()
         self._matches = [self._match(rule) for rule in rules]
+        check_targets(recipe, layout, self._matches)
+        check_rates(recipe, layout, self._matches)
+        check_checkpointing(recipe, family)
         self._winners = {
             name: index for index, match in enumerate(self._matches) for name in match.parameters
         }  # later rules overwrite earlier ones

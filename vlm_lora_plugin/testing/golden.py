@@ -2,7 +2,8 @@
 
 A case folder holds ``config.json``, ``inputs.*``, ``expected.json`` and ``expected.safetensors``. Its family is
 the one whose ``read_golden_case`` takes it. The model loads the case's weights strictly and runs once; then
-the loss, every stored stage, every gradient and the trainable names of every recipe are compared. The exit
+the loss, every stored stage, every gradient and the trainable names of every recipe are compared, and for a
+case with an adapter the same with that loaded, and merged (:mod:`vlm_lora_plugin.testing.golden_lora`). The exit
 status is 1 when anything misses, and 2 when there is no case in the folders given.
 """
 
@@ -37,6 +38,7 @@ from vlm_lora_plugin.testing.comparison import (
     miss,
     worst,
 )
+from vlm_lora_plugin.testing.golden_lora import CASE_KEY, compare_lora
 from vlm_lora_plugin.types import Family, GoldenCase
 
 CASE_FILES = ("config.json", "expected.json")
@@ -112,6 +114,8 @@ def _compare(folder: Path, family: Family, case: GoldenCase) -> Iterator[Finding
     output.loss.backward()
     yield from _compare_gradients(model, family, expected, full, tolerance)
     yield from _compare_recipes(model, family, case, _recipes(folder, expected))
+    if CASE_KEY in expected:
+        yield from compare_lora(folder, case, expected, tolerance)
 
 
 def _load_strictly(model: torch.nn.Module, weights: Path) -> str:
@@ -159,7 +163,7 @@ def _compare_gradients(
 def _digests(expected: Mapping[str, Any]) -> dict[str, Mapping[str, float] | None]:
     """Return norm and dot product of each gradient, None where there is none; two spellings are in use."""
     if "grad" in expected:
-        return dict(expected["grad"])
+        return {**expected["grad"], **dict.fromkeys(expected.get("parameters_without_grad", ()))}
     norms, dots = expected.get("grad_l2", {}), expected.get("grad_dot_cos", {})
     return {name: None if norm is None else {"l2": norm, "dot_cos": dots[name]} for name, norm in norms.items()}
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from vlm_lora_plugin.data.collation import pad_rows
+from vlm_lora_plugin.data.collation import collate_rows, pad_rows, to_device
 
 
 def row(*ids, labels=None):
@@ -28,3 +28,22 @@ def test_prompts_are_padded_on_the_left():
     assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert "labels" not in batch
+
+
+def test_images_of_one_size_are_joined_to_one_tensor():
+    first, last = torch.rand(2, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    rows = [{**row(1), "pixel_values": first}, row(2), {**row(3), "pixel_values": last}]
+    assert torch.equal(collate_rows(rows, pad_token_id=9)["pixel_values"], torch.cat([first, last]))
+
+
+def test_images_of_any_size_stay_a_list_in_order():
+    images = [torch.rand(3, 4, side) for side in (4, 8, 12)]
+    rows = [{**row(1), "pixel_values": images[:2]}, row(2), {**row(3), "pixel_values": images[2:]}]
+    batch = collate_rows(rows, pad_token_id=9)
+    assert [id(image) for image in batch["pixel_values"]] == [id(image) for image in images]
+    moved = to_device(batch, torch.device("meta"))
+    assert [image.device.type for image in [*moved["pixel_values"], moved["input_ids"]]] == ["meta"] * 4
+
+
+def test_rows_without_images_give_none():
+    assert "pixel_values" not in collate_rows([row(1), row(2)], pad_token_id=9)

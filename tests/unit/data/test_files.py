@@ -50,6 +50,16 @@ def test_memory_does_not_grow_with_the_rows(family, data_file, turns):
     assert peak < 1_000_000
 
 
+def test_a_large_json_list_is_read_with_a_hint_how_to_make_jsonl_of_it(family, turns, tmp_path, monkeypatch, caplog):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([row(turns)]))
+    ExampleFile(path, family)
+    assert not caplog.records
+    monkeypatch.setattr("vlm_lora_plugin.data.files.LARGE_LIST", 10)
+    assert len(ExampleFile(path, family)) == 1
+    assert f"jq -c '.[]' {path} > {tmp_path / 'data.jsonl'}" in caplog.text
+
+
 def test_a_file_that_changes_while_it_is_used_is_an_error(family, data_file, turns):
     path = data_file(row(turns), row(turns))
     file = ExampleFile(path, family)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_lora_monkey.images import CLIP_MEAN, CLIP_STD, load_pixels
 from vlm_lora_plugin.data.images import open_image
+from vlm_lora_plugin.data.pixels import CLIP_MEAN, CLIP_STD, load_pixels
 from vlm_lora_plugin.errors import DataError
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlm_lora_monkey.images import load_pixels
 from vlm_lora_monkey.processing import MonkeyProcessor
 from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import DataError, ModelError
 
 END, START, CLOSE, PAD = 256, 470, 471, 472

@@ -129,6 +129,7 @@ def test_a_broken_list_is_named_with_its_line(family, tmp_path):
         ({"messages": [{"role": "user", "content": "q"}], "images": ["data:image/png;base64,AAAA"]}, "is a URL"),
         ({"messages": [{"role": "user", "content": "q"}], "images": [""]}, "an image path is empty"),
         ({"messages": [{"role": "user", "content": "q"}], "image": "a.png"}, "unknown key `image`"),
+        ({"messages": [{"role": "user", "content": "q"}], "image": "a.png", "images": None}, "unknown key `image`"),
         ({"messages": [{"role": "user", "content": "q"}], "videos": ["a.mp4"]}, "`videos` is not supported"),
         ({"messages": [{"role": "user", "content": "q", "loss": False}]}, "a loss setting of its own"),
     ],

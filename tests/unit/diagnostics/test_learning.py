@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy_family
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from PIL import Image
 from toy_family import PRESETS, ToyDataset, toy_batch, toy_model
 from transformers import Trainer, TrainerCallback, default_data_collator
@@ -16,8 +18,9 @@ from vlm_lora_monkey.tiny import write_tiny_folder
 from vlm_lora_plugin import VlmLoraCallback, load, prepare, training_arguments
 from vlm_lora_plugin.data.example import Example, Message
 from vlm_lora_plugin.diagnostics import learning
-from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, MOVED_AFTER, LearningProbe
+from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, MOVED_AFTER, LearningProbe, step_was_skipped
 from vlm_lora_plugin.errors import TrainingError
+from vlm_lora_plugin.frameworks.groups import parameter_groups
 
 PRESET = "lora+llm-lora"
 STEPS = MOVED_AFTER + 2
@@ -267,6 +270,41 @@ def test_a_loss_scale_that_skips_for_ever_is_noticed(toy):
         window(model, probe, optimizer, skipped=True, factor=float("inf"))
     with pytest.raises(TrainingError, match="not finite"):
         window(model, probe, optimizer, skipped=True, factor=float("inf"))
+
+
+def scaled_window(model, probe, optimizer, scaler):
+    """One step as the Trainer takes it in float16, with torch's own loss scale; returns whether it was skipped."""
+    scaler.scale(model(**toy_batch()).loss).backward()
+    scaler.unscale_(optimizer.optimizer)
+    probe.before_step(optimizer)
+    optimizer.step()
+    skipped = step_was_skipped(optimizer)
+    probe.after_step(skipped=skipped)
+    optimizer.zero_grad()
+    return skipped
+
+
+def test_a_real_loss_scale_that_starts_too_high_raises_no_alarm(toy):
+    model = prepared().train()
+    AcceleratorState(cpu=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+    optimizer = AcceleratedOptimizer(torch.optim.AdamW(parameter_groups(model)), scaler=scaler)
+    probe = LearningProbe(model, model)
+    skipped = [scaled_window(model, probe, optimizer, scaler) for _ in range(STEPS + 10)]
+    assert skipped[0], "the scale was not too high, so nothing was skipped"
+    assert not skipped[-1]
+    assert probe.done
+
+
+def test_a_real_loss_scale_is_seen_to_skip_for_ever(toy):
+    model = prepared().train()
+    AcceleratorState(cpu=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=1.0 - 1e-9)
+    optimizer = AcceleratedOptimizer(torch.optim.AdamW(parameter_groups(model)), scaler=scaler)
+    probe = LearningProbe(model, model)
+    assert all(scaled_window(model, probe, optimizer, scaler) for _ in range(MOST_SKIPPED))
+    with pytest.raises(TrainingError, match="not finite"):
+        scaled_window(model, probe, optimizer, scaler)
 
 
 def test_a_step_without_any_gradient_is_named(toy):

@@ -43,6 +43,13 @@ def test_counts_are_tokens_without_padding_tokens_that_are_learnt_and_images():
     assert 0 < read["tokens_per_second"] <= 8 / 0.05
 
 
+def test_images_of_different_sizes_come_as_a_list_and_are_counted_alike():
+    meter = ResourceMeter(torch.device("cpu"))
+    step(meter, batches=({**BATCH, "pixel_values": [torch.zeros(3, 4, side) for side in (4, 8, 12)]},))
+    read = meter.read()
+    assert read["images_per_second"] / read["tokens_per_second"] == pytest.approx(3 / 8)
+
+
 def test_counts_of_all_processes_are_added_up():
     meter = ResourceMeter(torch.device("cpu"))
     step(meter)
@@ -116,3 +123,66 @@ def test_the_summary_says_that_checkpointing_was_on_without_need():
 def test_checkpointing_is_not_blamed(change):
     summary = replace(SUMMARY, **{"checkpointed": ("vision",), **change})
     assert not any("without need" in line for line in summary.lines())
+
+
+class Clock:
+    """Stands for a CUDA event: the moment at which the device came to it."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing, "without it torch gives no elapsed time"
+        self.at = None
+
+    def record(self, stream):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        assert self.at is not None, "read before it was recorded"
+
+    def elapsed_time(self, later):
+        return (later.at - self.at) * 1000
+
+
+@pytest.fixture
+def cuda_meter(monkeypatch):
+    """A meter on its CUDA paths; what the driver would answer is replaced, the counts stay on the CPU."""
+    answers = {
+        "memory_allocated": 2 * GIB,
+        "max_memory_allocated": 3 * GIB,
+        "max_memory_reserved": 4 * GIB,
+        "mem_get_info": (70 * GIB, 80 * GIB),
+        "current_stream": None,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "Event", Clock)
+    meter = ResourceMeter(torch.device("cpu"))
+    meter._on_cuda = True
+    return meter
+
+
+def test_waiting_is_timed_by_events_in_the_devices_own_queue(cuda_meter):
+    step(cuda_meter)
+    cuda_meter.read()
+    step(cuda_meter, wait=0.15, compute=0.05)
+    assert 0.5 < cuda_meter.read()["data_wait_share"] < 0.9
+
+
+def test_many_fetches_between_two_readings_are_settled_on_the_way(cuda_meter):
+    for _ in range(600):
+        step(cuda_meter, compute=0)
+        assert len(cuda_meter._waits) <= 256
+    assert 0 <= cuda_meter.read()["data_wait_share"] <= 1
+
+
+def test_memory_of_the_device_is_read_in_gib(cuda_meter):
+    step(cuda_meter)
+    read = cuda_meter.read()
+    assert (read["device_memory_gib"], read["device_memory_peak_gib"]) == (2.0, 3.0)
+
+
+def test_the_summary_has_what_the_allocator_held_of_the_whole_device(cuda_meter):
+    step(cuda_meter)
+    cuda_meter.read()
+    summary = cuda_meter.summary(workers=1, checkpointed=["vision"])
+    assert (summary.device_memory_peak_gib, summary.device_memory_total_gib) == (4.0, 80.0)
+    assert any("gradient checkpointing of vision may be without need: 76.0 GiB" in line for line in summary.lines())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_family import ToyDataset, toy_batch, toy_model
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments, default_data_collator
 
 from vlm_lora_plugin import VlmLoraCallback, load_adapter, prepare, training_arguments
 from vlm_lora_plugin.checkpoint.files import BASE_WEIGHTS, MANIFEST
@@ -288,6 +288,54 @@ def test_checkpointing_against_the_recipe_stops_the_run(toy, tmp_path):
 def test_checkpointing_that_agrees_with_the_recipe_runs(toy, tmp_path):
     document = recipe(WITHOUT_PEFT, gradient_checkpointing={"language": True})
     trainer(prepare(toy_model(), document), tmp_path, gradient_checkpointing=True, max_steps=1).train()
+
+
+def test_a_loss_of_the_arguments_that_is_not_the_recipes_stops_the_run(toy, tmp_path):
+    with pytest.raises(TrainingError, match=r"label_smoothing_factor is 0\.1, the recipe's loss has none"):
+        trainer(prepare(toy_model(), recipe(WITHOUT_PEFT)), tmp_path, label_smoothing_factor=0.1)
+
+
+class Unsupervised(ToyDataset):
+    """Rows without a label."""
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        row["labels"][:] = -100
+        return row
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
+    run = trainer(prepare(toy_model(), recipe(WITHOUT_PEFT)), tmp_path, dataset=Unsupervised())
+    with pytest.raises(TrainingError, match=r"loss of step 1 is no longer finite"):
+        run.train()
+
+
+def test_a_loss_scale_has_some_steps_to_recover(toy, tmp_path):
+    model = prepare(toy_model(), recipe(WITHOUT_PEFT))
+    callback, control = VlmLoraCallback(), TrainerControl()
+    arguments = training_arguments(model, tmp_path)
+    arguments.fp16 = True  # which a CPU does not take
+    wild, fine = {"loss": float("inf")}, {"loss": 1.0, "grad_norm": 2.0}
+    for step in range(1, 40):
+        callback.on_log(arguments, TrainerState(global_step=step), control, logs=wild)
+    callback.on_log(arguments, TrainerState(global_step=40), control, logs=fine)
+    callback.on_log(arguments, TrainerState(global_step=90), control, logs=wild)
+    with pytest.raises(TrainingError, match="loss of step 91"):
+        callback.on_log(arguments, TrainerState(global_step=91), control, logs=wild)
+
+
+def test_what_is_no_longer_finite_is_not_saved(toy, tmp_path):
+    model = prepare(toy_model(), recipe(WITHOUT_PEFT))
+    model.named_trainables()["aligner.query"].data[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"no longer finite.*aligner\.query"):
+        model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("given", [{"preset": "lora"}, "lora"])
+def test_arguments_of_something_else_than_a_recipe_are_refused(tmp_path, given):
+    with pytest.raises(TrainingError, match="takes a prepared model or its recipe"):
+        training_arguments(given, tmp_path)
 
 
 def test_full_16_bit_evaluation_stops_the_run(toy, tmp_path):

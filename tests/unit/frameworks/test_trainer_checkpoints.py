@@ -12,7 +12,7 @@ from toy_family import ToyDataset, toy_model
 from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
-from vlm_lora_plugin import VlmLoraCallback, prepare, training_arguments
+from vlm_lora_plugin import prepare, training_arguments
 from vlm_lora_plugin.checkpoint.completion import (
     check_complete,
     record_completion,
@@ -20,7 +20,7 @@ from vlm_lora_plugin.checkpoint.completion import (
     why_incomplete,
 )
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, COMPLETION, MANIFEST
-from vlm_lora_plugin.errors import CheckpointError, TrainingError
+from vlm_lora_plugin.errors import CheckpointError
 from vlm_lora_plugin.frameworks.checkpoints import install_checkpoints
 
 PRESET = "lora+llm-lora"
@@ -216,12 +216,33 @@ def test_resuming_with_another_rank_shows_the_difference_before_anything_is_load
         trainer(folder, lora={"r": 4}).train(resume_from_checkpoint=True)
 
 
-def test_resuming_with_another_learning_rate_is_refused_on_the_first_step(trained):
+def test_resuming_with_another_learning_rate_is_refused_and_shows_both(trained):
     _, folder = trained
-    run = trainer(folder, rate=1e-3, steps=6)
-    run.add_callback(VlmLoraCallback())
-    with pytest.raises(TrainingError, match=r"another learning_rate.*0\.01 instead of 0\.001"):
-        run.train(resume_from_checkpoint=True)
+    with pytest.raises(CheckpointError, match=r"optimizer\.learning_rate\.default: 0\.01 / 0\.001"):
+        trainer(folder, rate=1e-3, steps=6).train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_is_over_takes_no_further_step_when_it_is_resumed(trained):
+    run, folder = trained
+    again = trainer(folder)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    assert names(folder) == ["checkpoint-2", "checkpoint-4"]
+    for name, tensor in run.model.named_trainables().items():
+        assert torch.equal(tensor, again.model.named_trainables()[name]), name
+
+
+def test_a_run_that_is_to_be_longer_goes_on(trained):
+    _, folder = trained
+    longer = trainer(folder, steps=6)
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 6
+
+
+def test_a_checkpoint_folder_that_does_not_exist_is_named_beside_those_that_do(trained):
+    _, folder = trained
+    with pytest.raises(CheckpointError, match=r"no checkpoint folder .*checkpoint-3\n.*: checkpoint-2, checkpoint-4"):
+        trainer(folder).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
 
 
 class SavingItsOwnWay(Trainer):

@@ -1,6 +1,7 @@
 """A job that was interrupted goes on where its newest complete checkpoint was, to the same end."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -106,9 +107,56 @@ def test_another_recipe_is_refused_with_the_difference_and_nothing_changes(inter
     assert files(interrupted.output) == before
 
 
+def test_a_recipe_that_was_edited_in_the_folder_is_refused_with_the_difference(interrupted):
+    path = interrupted.output / "recipe.yaml"
+    path.write_text(path.read_text().replace("max_steps: 7", "max_steps: 9"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml was changed .*: training\.max_steps: 7 / 9"):
+        job_run.run(replace(interrupted, overrides={}))
+
+
 def test_another_dtype_is_refused(interrupted):
     with pytest.raises(OutputError, match="float32, not bfloat16"):
         job_run.run(replace(interrupted, dtype="bf16"))
+
+
+@pytest.fixture
+def moved(interrupted, inputs, tmp_path):
+    """The interrupted job with a copy of its data elsewhere."""
+    shutil.copytree(inputs[1].parent, tmp_path / "moved", ignore=shutil.ignore_patterns("model"))
+    return replace(interrupted, data=tmp_path / "moved" / "train.jsonl")
+
+
+def test_the_same_data_may_lie_elsewhere(moved):
+    assert job_run.run(moved).steps == 7
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda text: text.replace("white", "beige"), r"training\.sha256: \w+ / \w+$"),
+        (lambda text: text + text.splitlines()[0] + "\n", r"training\.rows: 5 / 6, training\.size: \d+ / \d+"),
+    ],
+)
+def test_edited_data_is_refused_with_the_difference_and_nothing_changes(moved, edit, words):
+    moved.data.write_text(edit(moved.data.read_text()))
+    before = files(moved.output)
+    with pytest.raises(OutputError) as caught:
+        job_run.run(moved)
+    assert "The data is not that of the job" in caught.value.what
+    assert re.search(words, caught.value.what)
+    assert files(moved.output) == before
+
+
+def test_validation_data_that_the_job_did_not_have_is_refused(moved):
+    with pytest.raises(OutputError, match=r"validation: None / \{rows: 5"):
+        job_run.run(replace(moved, val_data=moved.data))
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("{")])
+def test_a_job_whose_data_nobody_knows_is_refused(interrupted, damage):
+    damage(interrupted.output / "data.json")
+    with pytest.raises(OutputError, match=r"data\.json, which tells what data"):
+        job_run.run(interrupted)
 
 
 def test_an_incomplete_checkpoint_is_passed_over(job, monkeypatch):

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from vlm_lora_monkey.names import VISION_LORA_NAME
 from vlm_lora_monkey.tiny import write_tiny_folder
+from vlm_lora_omnilmm.tiny import write_tiny_folder as omnilmm
 from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.models import auto
 from vlm_lora_plugin.selection.keyed_init import keyed_lora_down
@@ -38,6 +39,27 @@ def test_auto_class_finds_the_model_in_every_order_of_imports(folder, order):
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "MonkeyForCausalLM"
+
+
+PARTS = {
+    "config alone": "import vlm_lora_omnilmm.configuration",
+    "config behind the plugin": "import vlm_lora_plugin\nfrom vlm_lora_omnilmm.configuration import OmniLMMConfig",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_family_is_registered_though_a_part_of_it_was_imported_first(part, tmp_path):
+    """The part imports transformers, so that the model code is wanted before the part is whole."""
+    omnilmm(tmp_path)
+    code = (
+        f"import sys, warnings\nwarnings.simplefilter('error', UserWarning)\n{PARTS[part]}\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "OmniLMMForCausalLM"
 
 
 def test_nothing_waits_once_the_auto_classes_are_imported():

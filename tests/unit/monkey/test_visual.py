@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import nn
 
-from vlm_lora_monkey.visual import PoolAttention, sincos_table, stretch_grid
+from vlm_lora_plugin.models.resampling import PoolAttention, sincos_table, stretch_grid
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "monkey"
 

@@ -310,3 +310,26 @@ def test_the_adapter_can_be_switched_off_when_it_is_all_there_is(toy):
 def test_a_second_adapter_is_refused(toy):
     with pytest.raises(ModelError, match="exactly one adapter"):
         prepare(toy_model(), WITH_PEFT).add_adapter("second", None)
+
+
+@pytest.mark.parametrize("given", [None, "path/to/model"])
+def test_something_else_than_a_model_is_refused(given):
+    with pytest.raises(ModelError, match=f"takes a loaded model, not a {type(given).__name__}"):
+        prepare(given, "lora")
+
+
+def test_a_wrapped_model_is_refused(toy):
+    with pytest.raises(ModelError, match="wrapped in a DataParallel"):
+        prepare(torch.nn.DataParallel(toy_model()), "lora")
+
+
+def test_the_base_of_a_prepared_model_is_not_prepared_twice(toy):
+    base = toy_model()
+    prepare(base, "lora")
+    with pytest.raises(ModelError, match="ToyForCausalLM was prepared before"):
+        prepare(base, "lora")
+
+
+def test_a_prepared_model_is_returned_as_it_is_when_no_recipe_is_given(toy):
+    model = prepare(toy_model(), {"preset": "lora", "seed": 7})
+    assert prepare(model) is model

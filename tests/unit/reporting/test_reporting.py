@@ -121,9 +121,10 @@ def test_memory_is_shown_in_a_unit_that_fits():
 
 
 def test_the_data_table_names_every_set():
-    statistics = DataStatistics(rows=1500, images=1500, tokens=75_000, longest=61, supervised_tokens=7_500, truncated=2)
+    counts = {"rows": 1500, "images": 1500, "tokens": 75_000, "longest": 61, "supervised_tokens": 7_500, "truncated": 2}
+    statistics = DataStatistics(**counts, longest_origin="some/where/data.jsonl:17")
     text = shown(data_table({"training": statistics, "validation": statistics}))
     assert "training" in text
     assert "validation" in text
-    for value in ("1,500", "50", "61", "7,500", "2"):
+    for value in ("1,500", "50", "61 (data.jsonl:17)", "7,500", "2"):
         assert value in text

@@ -3,7 +3,8 @@
 import pytest
 
 from vlm_lora_plugin.errors import HardwareError, RecipeError
-from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.recipe import Recipe, resolve_recipe
 from vlm_lora_plugin.types import Hardware
 from vlm_lora_plugin.zero.hardware import check_hardware, parse_hardware
 
@@ -60,7 +61,13 @@ def test_a_recipe_takes_the_short_form_and_the_long_one():
 )
 def test_a_recipe_refuses_what_is_no_hardware(hardware, message):
     with pytest.raises(RecipeError, match=message):
-        Recipe.parse({"hardware": hardware})
+        resolve_recipe({"hardware": hardware}, get_manager().family("monkey"))
+
+
+def test_the_memory_may_come_from_another_place_than_the_number_of_devices():
+    family = get_manager().family("monkey")
+    recipe = resolve_recipe({"hardware": {"gpus": 3}}, family, {"hardware": {"gpu_memory": 24}})
+    assert recipe.hardware.machine() == Hardware(3, 24.0)
 
 
 @pytest.mark.parametrize(
@@ -68,4 +75,4 @@ def test_a_recipe_refuses_what_is_no_hardware(hardware, message):
 )
 def test_keys_that_need_a_machine_are_refused_without_one(document):
     with pytest.raises(RecipeError, match="no effect without `hardware`"):
-        Recipe.parse(document)
+        resolve_recipe(document, get_manager().family("monkey"))

@@ -1,0 +1,1 @@
+"""OmniLMM-12B for vlm_lora_plugin."""

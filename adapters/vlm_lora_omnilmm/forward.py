@@ -1,0 +1,48 @@
+"""What makes OmniLMM's forward pass leaner with the same result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from vlm_lora_omnilmm.adapter import COMPONENTS
+from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel
+from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.forward.answer_only import answer_only_logits
+from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
+from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.types import Patch
+
+
+def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
+    """Return the patches that a recipe asks for, in the order in which they are applied.
+
+    That the images of a batch go through the tower together, and a frozen tower leaves no graph, needs no patch:
+    the plain forward does so.
+
+    Raises:
+        ModelError: The model is not of this package, so its forward pass is unknown.
+    """
+    if not isinstance(model, OmniLMMForCausalLM):
+        raise ModelError(
+            f"The forward pass of this {type(model).__module__}.{type(model).__name__} is not known here",
+            fix="Load the model with vlm_lora_plugin.load(folder).",
+        )
+    checkpointed = [
+        checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
+    ]
+    text_only = keep_text_only_trainable("model", ["model.vision_tower", "model.resampler"], look=_look_at_grey)
+    return (text_only, *checkpointed, answer_only_logits())
+
+
+def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of an image whose pixels are all the mean of the published normalisation."""
+    inner = cast(OmniLMMModel, trunk)
+    size = inner.config.image_size
+    return inner.encode_images(torch.zeros(1, 3, size, size, device=embeds.device))

@@ -1,0 +1,200 @@
+"""Reads OmniLMM's reference numbers: upstream's config, inputs and recipe names in our own terms."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from vlm_lora_omnilmm.adapter import describe_family
+from vlm_lora_omnilmm.configuration import OmniLMMConfig
+from vlm_lora_omnilmm.folder import read_config
+from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
+from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models.splicing import Blocks, put_images
+from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.types import GoldenCase
+
+MODEL_CLASS = "OmniLMMForCausalLM"
+ATOL = 2e-6  # what the references' README states for transformers 5
+ALL_IMAGES = "variant_all_images."
+TEXT_ONLY = "text_only_row."
+
+_NO_VISION = dict.fromkeys(("aligner", "language", "embeddings", "head"), "full")
+
+
+def _lora(projections: str, vision: str) -> dict[str, Any]:
+    return {
+        "preset": "lora",
+        "components": {"vision": vision},
+        "lora": {"target_modules": {"language": [f"self_attn.{letter}_proj" for letter in projections]}},
+        "train_fixed_tables": True,  # upstream trains resampler.pos_embed by accident
+    }
+
+
+UPSTREAM_RECIPES: dict[str, dict[str, Any]] = {
+    "as_constructed_tune_clip_true": {"components": {**_NO_VISION, "vision": "full"}},
+    "as_constructed_tune_clip_false": {"components": _NO_VISION},
+    "initialize_vision_tokenizer_tune_mm_mlp_adapter": {
+        "components": {**_NO_VISION, "vision": "full", "head": "frozen"}
+    },
+    "full_language_vision_frozen": {"components": _NO_VISION},
+    **{
+        f"lora_{letters}_vision_{vision}": _lora(letters, vision)
+        for letters in ("qk", "qkv", "qkvo")
+        for vision in ("full", "frozen")
+    },
+    "lora_qkv_vision_full_modules_to_save": _lora("qkv", "full"),
+}
+
+
+def read_golden_case(folder: Path) -> GoldenCase | None:
+    """Read a case folder, or return None when its config is not in the form of OmniLMM's.
+
+    Raises:
+        ModelError: The config is impossible.
+    """
+    document = read_config(folder)
+    if document.get("model_class") != MODEL_CLASS:
+        return None
+    given = document["patched"]["eva_kwargs"]
+    tower = {key: given[key] for key in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
+    ids = {key: value for key, value in document["vision_config"].items() if key != "use_im_start_end"}
+    values = {**document["model_config"], "attention_dropout": 0.0, **ids}
+    attention = values.pop("attn_implementation", "eager")
+    config = OmniLMMConfig(**values, tower={"image_size": given["img_size"], **tower})
+    config._attn_implementation = attention
+    model = OmniLMMForCausalLM(config)
+    expected = json.loads((folder / "expected.json").read_text("utf-8"))
+    model.train(expected.get("mode", "train()") == "train()")
+    family = describe_family()
+    return GoldenCase(
+        model=model,
+        weights=folder / "weights.safetensors",
+        inputs=_model_inputs(folder),
+        stages=partial(run_stages, one_by_one="image.0" in load_file(folder / "inputs.safetensors")),
+        recipes={name: resolve_recipe(recipe, family) for name, recipe in UPSTREAM_RECIPES.items()},
+        atol=ATOL,
+    )
+
+
+def _model_inputs(folder: Path) -> dict[str, Any]:
+    tensors = load_file(folder / "inputs.safetensors")
+    given: dict[str, Any] = {"input_ids": tensors["input_ids"].long(), "labels": tensors["labels"].long()}
+    given["attention_mask"] = tensors["attention_mask"]
+    listed = sorted((name for name in tensors if name.startswith("image.")), key=lambda name: int(name.split(".")[1]))
+    if listed:
+        images = [tensors[name] for name in listed]
+        given["pixel_values"] = torch.stack(images) if len({image.shape for image in images}) == 1 else images
+    elif "images" in tensors and len(tensors["images"]):
+        given["pixel_values"] = tensors["images"]
+    return given
+
+
+def run_stages(
+    model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str], *, one_by_one: bool
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Run the model once, in the form of :class:`~vlm_lora_plugin.types.GoldenCase`'s ``stages``.
+
+    Upstream keeps only the last of several images in one row; its numbers are compared with a run that does so
+    too. Stages of ``variant_all_images`` come from a run of the model as it is, those of ``text_only_row`` from
+    one of the rows without an image.
+
+    Args:
+        model: The model.
+        inputs: Of its forward.
+        names: The stages wanted.
+        one_by_one: Whether the tower's stages are numbered by image; if not, number 0 is the whole batch.
+
+    Raises:
+        ModelError: A stage has an unknown name.
+    """
+    own = [name for name in names if not name.startswith((ALL_IMAGES, TEXT_ONLY))]
+    with _last_image_only(model):
+        output, stages = _run(model, inputs, own, one_by_one)
+    for prefix in (ALL_IMAGES, TEXT_ONLY):
+        wanted = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        if wanted:
+            with torch.no_grad():
+                given = inputs if prefix == ALL_IMAGES else _text_rows(model, inputs)
+                _, found = _run(model, given, wanted, one_by_one)
+            stages |= {prefix + name: tensor for name, tensor in found.items()}
+    return output, stages
+
+
+@contextmanager
+def _last_image_only(model: nn.Module) -> Iterator[None]:
+    """Let only a row's last image reach the language model, for as long as the ``with`` lasts."""
+    inner = model.get_submodule("model")
+
+    def place(embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
+        rows = blocks[0][:, 0].tolist()
+        kept = [number for number, row in enumerate(rows) if row not in rows[number + 1 :]]
+        return put_images(embeds, (blocks[0][kept], blocks[1][kept]), tokens[kept])
+
+    inner.place_images = place  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del inner.place_images
+
+
+def _text_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    start_id = model.config.image_ids[1]
+    rows = ~(inputs["input_ids"] == start_id).any(1)
+    return {name: inputs[name][rows] for name in ("input_ids", "attention_mask", "labels")}
+
+
+class _Recorder:
+    """Keeps what a module returns, call by call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.outputs: list[torch.Tensor] = []
+
+    def start(self) -> Callable[[], None]:
+        """Begin to record; returns the function that ends it."""
+        return self.module.register_forward_hook(lambda module, args, output: self.outputs.append(output)).remove
+
+
+def _run(
+    model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str], one_by_one: bool
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    inner = model.get_submodule("model")
+    tower = inner.get_submodule("vision_tower")
+    recorded = {
+        "vision_tower": _Recorder(tower.get_submodule("norm")),
+        "resampler": _Recorder(inner.get_submodule("resampler")),
+    }
+    for kind, blocks in (("vision_block", tower.get_submodule("blocks")), ("llm_layer", inner.get_submodule("layers"))):
+        recorded |= {f"{kind}{index}": _Recorder(block) for index, block in enumerate(blocks.children())}
+    with ExitStack() as stack:
+        for recorder in recorded.values():
+            stack.callback(recorder.start())
+        output = model(**inputs, output_hidden_states=True)
+    results = {name: recorder.outputs for name, recorder in recorded.items()}
+    whole = {
+        "inputs_embeds": output.hidden_states[0],
+        "last_hidden_state": output.hidden_states[-1],
+        "logits": output.logits,
+    }
+    return output, {name: whole[name] if name in whole else _stage(name, results, one_by_one) for name in names}
+
+
+def _stage(name: str, results: Mapping[str, Sequence[torch.Tensor]], one_by_one: bool) -> torch.Tensor:
+    if (match := re.fullmatch(r"(llm_layer\d+)_out", name)) and match[1] in results:
+        return results[match[1]][0]
+    if (match := re.fullmatch(r"(vision_tower|vision_block\d+|resampler)_out\.(\d+)", name)) and match[1] in results:
+        call = int(match[2])
+        images = torch.cat(tuple(results[match[1]]))
+        return images[call : call + 1] if one_by_one else images
+    raise ModelError(f"OmniLMM has no stage named {name}")

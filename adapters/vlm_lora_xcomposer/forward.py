@@ -1,0 +1,123 @@
+"""What makes XComposer's forward pass leaner with the same result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.forward.answer_only import answer_only_logits
+from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
+from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
+from vlm_lora_plugin.selection.names import canonical_name
+from vlm_lora_plugin.types import Patch
+from vlm_lora_plugin.zero.agreement import several_ranks
+from vlm_lora_plugin.zero.partition import is_partitioned
+from vlm_lora_xcomposer.adapter import COMPONENTS
+from vlm_lora_xcomposer.modeling import XComposerForCausalLM
+from vlm_lora_xcomposer.names import HEAD_PREFIX, PLORA_NAME, PROJECTOR_PREFIX, SEPARATOR_NAME, VISION_PREFIX
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+    from vlm_lora_plugin.recipe import Recipe
+
+VIEWS_AT_A_TIME = 8
+"""Views of 336 or 560 pixels that a frozen tower sees at a time; 55 crops of 336 need 1.5 GiB at once in upstream."""
+
+EAGER, SDPA = "eager", "sdpa"
+
+
+def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
+    """Return the patches that a recipe asks for, in the order in which they are applied.
+
+    Raises:
+        ModelError: The model is not of this package, so its forward pass is unknown.
+    """
+    if not isinstance(model, XComposerForCausalLM):
+        raise ModelError(
+            f"The forward pass of this {type(model).__module__}.{type(model).__name__} is not known here",
+            fix="Load the model with vlm_lora_plugin.load(folder).",
+        )
+    checkpointed = [
+        checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
+    ]
+    imageless = [VISION_PREFIX, PROJECTOR_PREFIX]
+    canonical = [canonical_name(name) for name, _ in model.named_parameters()]
+    imageless += [name for name in canonical if re.fullmatch(f"{SEPARATOR_NAME}|{PLORA_NAME}", name)]
+    return (
+        *([Patch("fused attention", "no matrix of all pairs of tokens", _use_sdpa)] if _eager_configs(model) else []),
+        Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
+        keep_text_only_trainable("model", imageless, images="image_mask", look=_look_at_grey, splicer=""),
+        Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
+        answer_only_logits(HEAD_PREFIX),
+        *checkpointed,
+    )
+
+
+def _look_at_grey(model: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of an image whose pixels are all the mean of the published normalisation."""
+    looking = cast(XComposerForCausalLM, model)
+    size = looking.config.image_size
+    return looking.encode_images(torch.zeros(1, 3, size, size, device=embeds.device))[0]
+
+
+def _mask_nothing(model: nn.Module) -> Callable[[], None]:
+    """Let partial LoRA act on no token of a batch without an image, rather than not act, where ranks wait for it."""
+    partial_lora = [
+        parameter for name, parameter in model.named_parameters() if re.fullmatch(PLORA_NAME, canonical_name(name))
+    ]
+
+    def mask(trunk: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        waits = any(parameter.requires_grad or is_partitioned(parameter) for parameter in partial_lora)
+        if kwargs.get("image_mask") is not None or not waits or not several_ranks():
+            return None
+        embeds = kwargs["inputs_embeds"]
+        nowhere = torch.zeros(*embeds.shape[:2], 1, dtype=torch.bool, device=embeds.device)
+        return args, {**kwargs, "image_mask": nowhere}
+
+    return model.get_submodule("model").register_forward_pre_hook(mask, with_kwargs=True).remove
+
+
+def _eager_configs(model: nn.Module) -> list[PreTrainedConfig]:
+    """Return the configs of the parts whose attention computes the matrix of all pairs of tokens."""
+    parts = (model.get_submodule("model").config, model.get_submodule(VISION_PREFIX).clip_config)
+    configs = [cast("PreTrainedConfig", config) for config in parts]
+    return [config for config in configs if config._attn_implementation == EAGER]
+
+
+def _use_sdpa(model: nn.Module) -> Callable[[], None]:
+    """Let PyTorch's fused kernels do what eager attention does; any other choice of the user stays."""
+    changed = _eager_configs(model)
+    for config in changed:
+        config._attn_implementation = SDPA
+
+    def undo() -> None:
+        for config in changed:
+            config._attn_implementation = EAGER
+
+    return undo
+
+
+def _chunk(model: nn.Module) -> Callable[[], None]:
+    tower = model.get_submodule(VISION_PREFIX)
+    plain: Callable[[torch.Tensor], torch.Tensor] = tower.forward
+
+    def forward(views: torch.Tensor) -> torch.Tensor:
+        if any(parameter.requires_grad for parameter in tower.parameters()):
+            return plain(views)
+        with torch.no_grad():
+            if any(map(is_partitioned, tower.parameters())):  # ranks must call it equally often
+                return plain(views)
+            return torch.cat([plain(some) for some in torch.split(views, VIEWS_AT_A_TIME)])
+
+    tower.forward = forward
+
+    def undo() -> None:
+        del tower.forward
+
+    return undo

@@ -1,0 +1,117 @@
+"""Reads XComposer's reference numbers: upstream's config, inputs and recipe names in our own terms."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from vlm_lora_plugin.recipe import Recipe, resolve_recipe
+from vlm_lora_plugin.types import GoldenCase
+from vlm_lora_xcomposer.adapter import describe_family
+from vlm_lora_xcomposer.configuration import XComposerConfig
+from vlm_lora_xcomposer.folder import read_config
+from vlm_lora_xcomposer.golden_stages import run_stages
+from vlm_lora_xcomposer.images import load_pixels
+from vlm_lora_xcomposer.modeling import XComposerForCausalLM
+from vlm_lora_xcomposer.names import POST_NORM_NAME, PROJECTOR_PREFIX, VIDEO_PREFIX
+from vlm_lora_xcomposer.variants import XCOMPOSER2_4KHD, XCOMPOSER2_5
+
+VARIANT_NAMES = {"4khd": XCOMPOSER2_4KHD, "2.5": XCOMPOSER2_5}
+
+_NO_IMAGE_TOKEN = -100  # stands at the places of image tokens in a case's input_ids
+
+
+def read_golden_case(folder: Path) -> GoldenCase | None:
+    """Read a case folder, or return None when its config is not in the form of XComposer's.
+
+    Raises:
+        ModelError: The config is impossible.
+        DataError: An image is missing or broken.
+    """
+    document = read_config(folder)
+    patched = document.get("patched")
+    if document.get("variant") not in VARIANT_NAMES or not isinstance(patched, Mapping):
+        return None
+    weights = folder / "weights.safetensors"
+    config = _config(document["variant"], document["llm_config"], patched, has_post_norm=_has_post_norm(weights))
+    config._attn_implementation = "eager"
+    model = XComposerForCausalLM(config)
+    model.eval()  # type: ignore[no-untyped-call]
+    stored = json.loads((folder / "expected.json").read_text("utf-8")).get("stored", {})
+    return GoldenCase(
+        model=model,
+        weights=weights,
+        inputs=_model_inputs(folder, config),
+        stages=partial(run_stages, stored=stored),
+        recipes=upstream_recipes(has_video=config.video_memory_size is not None),
+    )
+
+
+def upstream_recipes(*, has_video: bool) -> dict[str, Recipe]:
+    """Return upstream's recipes by name, each the one of ours that trains the same.
+
+    ``fix_vit`` and ``fix_sampler`` change nothing beside LoRA. Without ``fix_vit`` upstream takes CLIP's last
+    norm out of the model; in full training it also lets the projector of the video memory learn, which no image
+    or text reaches.
+    """
+    family, recipes = describe_family(), {}
+    accident = {"pattern": VIDEO_PREFIX, "means": "full"}
+    removed = {"pattern": POST_NORM_NAME, "means": "frozen"}
+    for fix_vit in (True, False):
+        for fix_sampler in (True, False):
+            rules: list[dict[str, Any]] = [] if fix_sampler else [{"pattern": PROJECTOR_PREFIX, "means": "full"}]
+            rules += [accident] * has_video + [removed] * (not fix_vit)
+            document = {"preset": "full-llm", "rules": rules, "train_fixed_tables": True}
+            if not fix_vit:
+                document["components"] = {"vision": "full"}
+            name = f"fix_vit={fix_vit}_fix_sampler={fix_sampler}"
+            recipes[f"full_{name}"] = resolve_recipe(document, family)
+            recipes[f"lora_{name}"] = resolve_recipe("lora+separators", family)
+    return recipes
+
+
+def _has_post_norm(weights: Path) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="pt") as tensors:
+        return any(re.fullmatch(POST_NORM_NAME, name) for name in tensors.keys())  # noqa: SIM118  no mapping
+
+
+def _config(
+    variant: str, llm: Mapping[str, Any], patched: Mapping[str, Any], *, has_post_norm: bool
+) -> XComposerConfig:
+    plora = patched["plora"]
+    return XComposerConfig(
+        **{key: value for key, value in llm.items() if key not in ("attn_implementation", "max_length")},
+        variant=VARIANT_NAMES[variant],
+        vision=dict(patched["clip"]),
+        plora={"wqkv": list(plora["wqkv"]), "other": list(plora["other"]), "dropout": 0.0},
+        projector_size=patched["vision_proj"][1],
+        post_layernorm=has_post_norm,
+        video_memory_size=patched.get("video_mem_in"),
+    )
+
+
+def _model_inputs(folder: Path, config: XComposerConfig) -> dict[str, Any]:
+    document = json.loads((folder / "inputs.json").read_text("utf-8"))
+    tensors = load_file(folder / "inputs.safetensors")
+    ids = tensors["input_ids"].long()
+    given: dict[str, Any] = {
+        "input_ids": ids.masked_fill(ids == _NO_IMAGE_TOKEN, config.image_token_id),
+        "labels": tensors["labels"].long(),
+        "attention_mask": tensors["attention_mask"],
+    }
+    names: Sequence[str] = [name for sample in document["samples"] for name in _listed(sample.get("image"))]
+    if names:
+        given["pixel_values"] = [load_pixels(folder / name, config, document["hd_num"]) for name in names]
+    return given
+
+
+def _listed(names: str | Sequence[str] | None) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names or []

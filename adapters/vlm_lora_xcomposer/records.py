@@ -1,0 +1,67 @@
+"""Upstream's own data format: conversations with ``<ImageHere>`` in the text, and a list of image paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
+from vlm_lora_plugin.data.reading import resolve_image_path
+from vlm_lora_plugin.errors import DataError
+
+UPSTREAM_MARK = "<ImageHere>"
+
+_LIKE_THIS = (
+    'A row looks like this: {"image": ["cat.png"], "conversations": [{"from": "user", "value": "<ImageHere>What is '
+    'this?"}, {"from": "assistant", "value": "A cat."}]}'
+)
+
+_USERS = ("user", "human")
+
+
+def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Example | None:
+    """Read ``{"image": [path, ...], "conversations": [{"from": ..., "value": "<ImageHere>question"}, ...]}``.
+
+    As upstream has it, ``user`` and ``human`` ask, and every other speaker answers; ``image`` may be one path, and
+    absent where there is none. The example is ``verbatim``: encoded token for token as upstream does.
+
+    Args:
+        record: The decoded row.
+        folder: Where relative image paths start.
+        origin: Name of the row for error messages.
+
+    Returns:
+        The example, or None when the row has no ``conversations``.
+
+    Raises:
+        DataError: A key is missing or of the wrong type, or a text holds a literal ``<image>``.
+    """
+    if "conversations" not in record:
+        return None
+    turns = record["conversations"]
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{origin}: `conversations` must be a list of turns", fix=_LIKE_THIS)
+    messages = [_message(turn, f"{origin}: turn {number}") for number, turn in enumerate(turns, 1)]
+    paths = record.get("image", [])
+    paths = [paths] if isinstance(paths, str) else paths
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise DataError(f"{origin}: `image` must be a list of paths", fix=_LIKE_THIS)
+    images = tuple(resolve_image_path(path, folder, origin) for path in paths)
+    return Example(tuple(messages), images, origin, verbatim=True)
+
+
+def _message(turn: object, where: str) -> Message:
+    if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("from", "value")):
+        raise DataError(f"{where} needs `from` and `value`, both text", fix=_LIKE_THIS)
+    value: str = turn["value"]
+    if IMAGE_MARK in value:
+        raise DataError(
+            f"{where} holds {IMAGE_MARK}",
+            why=f"In `conversations` an image's place is {UPSTREAM_MARK}; this would be taken for one more image.",
+            fix=f"Write {UPSTREAM_MARK}, or give the row as `messages` and `images`.",
+        )
+    return Message(
+        "user" if turn["from"].lower() in _USERS else "assistant",
+        value.replace(UPSTREAM_MARK, IMAGE_MARK),
+    )

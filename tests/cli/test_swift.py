@@ -1,0 +1,191 @@
+"""``vlm-lora swift`` and ``swift-args``: what reaches Swift's command line, and what comes back from it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments, shell_words
+from vlm_lora_plugin.frameworks.swift.launch import PLUGINS, swift_command, with_plugin
+from vlm_lora_plugin.frameworks.swift.location import plugin_file
+from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+
+OURS = str(plugin_file())
+
+
+def plugins(arguments):
+    """What Swift's parser makes of the option: the last one counts, up to the next option."""
+    at = max(index for index, text in enumerate(arguments) if text == PLUGINS)
+    rest = arguments[at + 1 :]
+    end = next((index for index, text in enumerate(rest) if text.startswith("--")), len(rest))
+    return rest[:end]
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A package in Swift's place that runs what a test gives it and starts in no time."""
+    folder = tmp_path / "stand-in/swift/cli"
+    folder.mkdir(parents=True)
+    for package in (folder.parent, folder):
+        (package / "__init__.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(folder.parents[1]))
+    return lambda code: (folder / "main.py").write_text(code)
+
+
+def test_the_plugin_is_added():
+    assert with_plugin(["--model", "m"]) == ["--model", "m", PLUGINS, OURS]
+
+
+def test_a_users_external_plugins_stay():
+    arguments = with_plugin(["--external_plugins", "a.py", "b.py", "--model", "m"])
+    assert arguments[:3] == ["--external_plugins", "a.py", "b.py"]
+    assert plugins(arguments) == [OURS]
+
+
+@pytest.mark.parametrize("option", [PLUGINS, "--custom_reg"])
+def test_a_users_own_register_path_stays(option):
+    arguments = with_plugin([option, "a.py", "--model", "m"])
+    assert arguments == [option, OURS, "a.py", "--model", "m"]
+
+
+def test_a_users_own_register_path_with_an_equals_sign_stays():
+    assert with_plugin([f"{PLUGINS}=a.py"]) == [PLUGINS, "a.py", OURS]
+
+
+@pytest.mark.parametrize(("name", "write"), [("c.yaml", json.dumps), ("c.yml", json.dumps), ("c.json", json.dumps)])
+@pytest.mark.parametrize("value", ["a.py", ["a.py", "b.py"]])
+def test_the_register_path_of_a_config_file_stays(tmp_path, name, write, value):
+    file = tmp_path / name
+    file.write_text(write({"model": "m", "custom_register_path": value, "external_plugins": "c.py"}))
+    arguments = with_plugin([str(file), "--max_steps", "3"])
+    assert arguments[:3] == [str(file), "--max_steps", "3"]
+    assert plugins(arguments) == [*([value] if isinstance(value, str) else value), OURS]
+
+
+def test_the_plugin_is_not_added_twice():
+    arguments = ["--model", "m", *plugin_arguments("lora")]
+    assert with_plugin(arguments) == arguments
+
+
+def test_a_config_file_that_cannot_be_read_is_refused(vlm_lora, tmp_path):
+    outcome = vlm_lora("swift", "sft", tmp_path / "missing.yaml")
+    assert outcome.code == 2
+    assert "missing.yaml cannot be read" in outcome.err
+
+
+def test_everything_reaches_swift_as_it_was_given(stand_in, command):
+    stand_in("import json, sys; print(json.dumps(sys.argv[1:]))")
+    given = ["sft", "--model", "a folder", "--learning_rate", "1e-4", "--system", 'it\'s "this"', "--help"]
+    assert json.loads(command("swift", *given).out) == [*given, PLUGINS, OURS]
+
+
+@pytest.mark.parametrize("code", [0, 1, 7])
+def test_the_exit_code_is_swifts(stand_in, command, code):
+    stand_in(f"raise SystemExit({code})")
+    assert command("swift", "sft").code == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_swift_has_started(stand_in, tmp_path, number):
+    stand_in(
+        "import subprocess, sys\n"
+        f'code = "import pathlib, os, time; pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()));'
+        ' time.sleep(60)"\n'
+        "sys.exit(subprocess.run([sys.executable, '-c', code]).returncode)"
+    )
+    program = Path(sys.executable).with_name("vlm-lora")
+    running = subprocess.Popen([program, "swift", "sft"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child = int((tmp_path / "pid").read_text())
+    running.send_signal(number)
+    assert running.wait(30) == 128 + number
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_it_adds_less_than_half_a_second_of_work(stand_in, command):
+    import resource
+
+    stand_in("")
+
+    def seconds(run):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    alone = min(seconds(lambda: subprocess.run([sys.executable, "-m", "swift.cli.main", "sft"])) for _ in range(5))
+    ours = min(seconds(lambda: command("swift", "sft")) for _ in range(5))
+    assert ours - alone < 0.5
+
+
+def test_without_a_command_the_commands_are_shown(vlm_lora):
+    outcome = vlm_lora("swift")
+    assert outcome.code == 2
+    assert "vlm-lora swift sft" in outcome.out
+
+
+@pytest.mark.parametrize("arguments", [("swift", "sft"), ("parity", "--demo"), ("train", "m", "-d", "d", "-o", "o")])
+def test_without_swift_it_says_what_to_install(vlm_lora, monkeypatch, arguments):
+    from importlib.metadata import PackageNotFoundError
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("vlm_lora_plugin.frameworks.swift.versions.version", missing)
+    more = ("--framework", "swift") if arguments[0] == "train" else ()
+    outcome = vlm_lora(*arguments, *more)
+    assert outcome.code == 2
+    assert "pip install 'vlm-lora-plugin[swift]'" in outcome.err
+
+
+def test_web_ui_is_not_given_the_plugin():
+    assert swift_command("web-ui", ["--lang", "en"])[-2:] == ["--lang", "en"]
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_shell_splits_swift_args_into_what_was_meant(command, tmp_path, shell):
+    folder = tmp_path / "my *[a] recipes"
+    folder.mkdir()
+    recipe = folder / "one two.yaml"
+    recipe.write_text("preset: lora")
+    outcome = command("swift-args", recipe)
+    assert outcome.out.count("\n") == 1
+    program = f"printf '%s\\n' $({Path(sys.executable).with_name('vlm-lora')} swift-args '{recipe}')"
+    words = subprocess.run([shell, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert words[:-1] == [PLUGINS, OURS, "--tuner_type", "vlm_lora", "--model_kwargs"]
+    assert json.loads(words[-1]) == {"vlm_lora_recipe": str(recipe)}
+
+
+def test_a_document_is_handed_over_whole():
+    document = {"preset": "lora", "rules": [{"pattern": "a.*[bc]?", "means": "full"}]}
+    last = shell_words(plugin_arguments(document)).split(" ")[-1]
+    assert not set(last) & set(" *?[]")
+    assert json.loads(json.loads(last)["vlm_lora_recipe"]) == document
+
+
+def test_a_path_that_a_shell_would_split_is_refused():
+    with pytest.raises(SwiftError, match="split"):
+        shell_words(["--custom_register_path", "/a folder/plugin.py"])
+
+
+def test_a_preset_nobody_has_is_refused(vlm_lora):
+    outcome = vlm_lora("swift-args", "lorra")
+    assert outcome.code == 2
+    assert "Did you mean lora" in outcome.err
+
+
+def test_a_recipe_that_cannot_be_read_is_refused(vlm_lora, tmp_path):
+    (tmp_path / "r.yaml").write_text("optimiser: {}")
+    outcome = vlm_lora("swift-args", tmp_path / "r.yaml")
+    assert outcome.code == 2
+    assert "optimizer" in outcome.err

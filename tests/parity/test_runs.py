@@ -1,0 +1,115 @@
+"""``swift sft`` and an unmodified Trainer, given the same job, do the same to the last bit."""
+
+import pytest
+
+from vlm_lora_plugin.parity.compare import compare
+
+pytestmark = pytest.mark.xdist_group("parity")
+
+PRESETS = ("lora", "lora-only", "lora+llm", "lora+llm-lora")
+
+
+@pytest.fixture(scope="module")
+def two_epochs(make_job, both):
+    """Eleven rows twice, four to a step: three steps an epoch, of which the last has three rows."""
+    job = make_job(
+        evaluate=True,
+        max_steps=-1,
+        num_train_epochs=2,
+        gradient_accumulation_steps=4,
+        dataloader_num_workers=2,
+        save_steps=3,
+        eval_steps=2,
+    )
+    return job, *both(job)
+
+
+@pytest.fixture(scope="module")
+def resumed(two_epochs, train):
+    """Each framework from each framework's checkpoint after three of the six steps."""
+    job, *runs = two_epochs
+    found = {}
+    for start in runs:
+        for framework in ("trainer", "swift"):
+            checkpoint = start.checkpoint.with_name("checkpoint-3")
+            name = f"{framework} from {start.framework}"
+            found[name] = train(framework, job, name=name.replace(" ", "-"), resume=checkpoint)
+    return found
+
+
+def test_two_epochs_with_workers_accumulation_and_evaluation_are_equal(two_epochs):
+    _, trainer, swift = two_epochs
+    assert compare(trainer, swift) is None
+
+
+def test_what_is_compared_is_whole(two_epochs):
+    _, trainer, swift = two_epochs
+    for run in (trainer, swift):
+        steps = run.steps()
+        assert list(steps) == [1, 2, 3, 4, 5, 6]
+        assert all({"loss", "grad_norm", "learning_rate"} <= values.keys() for values in steps.values())
+        assert [step for step, values in steps.items() if "eval_loss" in values] == [2, 4, 6]
+        passes = [event for event in run.events[0] if event["event"] == "batch" and event["mode"] == "train"]
+        assert [sum(event["step"] == step for event in passes) for step in range(6)] == [4, 4, 3, 4, 4, 3]
+        first, second = ({row for event in passes[half] for row in event["ids"]} for half in (slice(11), slice(11, 22)))
+        assert first == second, "each epoch takes every row"
+        assert len({event["random"] for event in passes}) == len(passes), "dropout is on"
+        assert len(run.saved) == len(run.start["trainables"])
+
+
+@pytest.mark.parametrize("start", ["trainer", "swift"])
+@pytest.mark.parametrize("framework", ["trainer", "swift"])
+def test_a_run_that_was_resumed_at_three_ends_as_the_uninterrupted_one(two_epochs, resumed, framework, start):
+    _, uninterrupted, _ = two_epochs
+    run = resumed[f"{framework} from {start}"]
+    assert run.start["step"] == 3
+    assert list(run.steps()) == [4, 5, 6]
+    late = {step: values for step, values in uninterrupted.steps().items() if step > 3}
+    assert run.steps() == late
+    assert run.saved == uninterrupted.saved
+
+
+def test_two_processes_at_micro_batch_two_in_bf16_are_equal(make_job, both):
+    trainer, swift = both(make_job("lora", dtype="bf16", processes=2, per_device_train_batch_size=2, evaluate=True))
+    assert compare(trainer, swift) is None
+    assert len(swift.events) == 2
+    assert swift.start["dtype"] == "torch.bfloat16"
+    one, other = ({row for e in events if e["event"] == "batch" for row in e["ids"]} for events in swift.events)
+    assert one != other, "each process has rows of its own"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_equal(make_job, both, preset, dtype):
+    trainer, swift = both(make_job(preset, dtype=dtype, evaluate=True, per_device_train_batch_size=2))
+    assert compare(trainer, swift) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize("preset", ["lora", "lora+llm-lora"])
+def test_two_processes_are_equal(make_job, both, preset, micro_batch, dtype):
+    job = make_job(
+        preset,
+        dtype=dtype,
+        processes=2,
+        per_device_train_batch_size=micro_batch,
+        max_steps=-1,
+        num_train_epochs=2,
+        evaluate=True,
+        dataloader_num_workers=1,
+    )
+    assert compare(*both(job)) is None
+
+
+@pytest.mark.slow
+def test_checkpointing_and_rates_by_group_are_equal(make_job, both, rows, model, tmp_path):
+    from dataclasses import replace
+
+    job = make_job("lora+llm")
+    table = {"default": 1e-4, "vision.lora": 5e-3, "aligner": 1e-3, "language": 1e-3}
+    over = {**job.overrides, "gradient_checkpointing": {"vision": True, "language": True}}
+    over["optimizer"] = {**over["optimizer"], "learning_rate": table, "lr_scheduler_type": "linear"}
+    assert compare(*both(replace(job, overrides=over))) is None

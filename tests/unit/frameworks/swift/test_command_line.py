@@ -1,0 +1,190 @@
+"""Options of Swift's against the recipe: agreed, laid over it, or refused with the recipe's key."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from vlm_lora_plugin.frameworks.swift import options
+from vlm_lora_plugin.frameworks.swift.options import OPTIONS, OfTrainer
+from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_every_option_of_swift_has_a_treatment(swift):
+    from swift.arguments import SftArguments
+
+    unknown = {field.name for field in dataclasses.fields(SftArguments)} - OPTIONS.keys()
+    assert not unknown, f"Say in options.py what becomes of Swift's new options: {sorted(unknown)}"
+
+
+def test_no_option_has_two_treatments():
+    names = [name for _, group in options._GROUPS for name in group.split()]
+    assert len(names) == len(set(names)) == len(OPTIONS)
+
+
+def test_what_is_not_given_is_as_the_trainer_has_it(sft_arguments, tmp_path):
+    from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
+    from vlm_lora_plugin.frameworks.trainer import training_arguments
+    from vlm_lora_plugin.recipe import Recipe
+
+    ours = sft_arguments().training_args
+    theirs = training_arguments(Recipe.parse(given_recipe()), tmp_path, dtype="float32")
+    different = {
+        field.name: (getattr(ours, field.name), getattr(theirs, field.name))
+        for field in dataclasses.fields(TrainingArguments)
+        if hasattr(ours, field.name) and getattr(ours, field.name) != getattr(theirs, field.name)
+    }
+    harmless = {"output_dir", "run_name", "report_to", "logging_dir", "accelerator_config", "ddp_timeout", "fsdp"}
+    harmless |= {"metric_for_best_model", "greater_is_better", "dataloader_prefetch_factor", "hub_token", "local_rank"}
+    assert different.keys() <= harmless, different
+
+
+def test_an_option_that_agrees_is_accepted(sft_arguments):
+    arguments = sft_arguments(
+        "--lora_rank", 16, "--freeze_llm", "true", "--freeze_vit", "false", "--learning_rate", 1e-5
+    )
+    assert arguments.lora_rank == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("--lora_rank", "8"), "lora.r"),
+        (("--lora_alpha", "99"), "lora.lora_alpha"),
+        (("--lora_dropout", "0.5"), "lora.lora_dropout"),
+        (("--use_dora", "true"), "lora.use_dora"),
+        (("--use_rslora", "true"), "lora.use_rslora"),
+        (("--freeze_vit", "true"), "components.vision"),
+        (("--freeze_llm", "false"), "components.language"),
+        (("--freeze_aligner", "true"), "components.aligner"),
+        (("--target_modules", "all-linear"), "lora.target_modules"),
+        (("--target_regex", ".*c_attn"), "lora.target_modules"),
+        (("--modules_to_save", "lm_head"), "rules"),
+        (("--learning_rate", "3e-4"), "optimizer.learning_rate"),
+        (("--vit_lr", "3e-4"), "optimizer.learning_rate.vision"),
+        (("--aligner_lr", "3e-4"), "optimizer.learning_rate.aligner"),
+        (("--weight_decay", "0.3"), "optimizer.weight_decay"),
+        (("--adam_beta2", "0.9"), "optimizer.adam_beta2"),
+        (("--gradient_checkpointing", "false"), "gradient_checkpointing.language"),
+        (("--vit_gradient_checkpointing", "false"), "gradient_checkpointing.vision"),
+        (("--trainable_parameters", "lm_head"), "rules"),
+        (("--init_weights", "pissa"), "drawn by key"),
+        (("--optimizer", "multimodal"), "optimizer.learning_rate"),
+        (("--loss_scale", "all"), "supervised tokens"),
+        (("--truncation_strategy", "left"), "data.truncation_strategy"),
+        (("--warmup_steps", "5"), "optimizer.warmup_ratio"),
+        (("--packing", "true"), "padded"),
+        (("--dataset_shuffle", "true"), "sampler"),
+        (("--max_pixels", "1000"), "data.max_image_pixels"),
+        (("--split_dataset_ratio", "0.1"), "--val_dataset"),
+        (("--template", "qwen_vl"), "template"),
+        (("--attn_impl", "eager"), "attn_impl"),
+        (("--callbacks", "lisa"), "which parameters learn"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_an_option_that_contradicts_the_recipe_is_refused(sft_arguments, words, key):
+    with pytest.raises(SwiftError) as error:
+        sft_arguments(*words)
+    assert words[0] in str(error.value)
+    assert key in str(error.value)
+
+
+def test_every_contradiction_is_named_at_once(sft_arguments):
+    with pytest.raises(SwiftError) as error:
+        sft_arguments("--lora_rank", 8, "--freeze_vit", "true", "--packing", "true")
+    assert all(f"--{name}" in str(error.value) for name in ("lora_rank", "freeze_vit", "packing"))
+
+
+def test_an_option_given_at_swifts_default_counts_as_given(sft_arguments):
+    with pytest.raises(SwiftError, match="--lora_rank 8"):
+        sft_arguments("--lora_rank=8")
+    with pytest.raises(SwiftError, match="--freeze_vit true"):
+        sft_arguments("--freeze-vit", "true")
+
+
+def test_what_the_recipe_leaves_open_is_laid_over_it(sft_arguments):
+    arguments = sft_arguments(
+        *(
+            "--per_device_train_batch_size",
+            3,
+            "--max_steps",
+            7,
+            "--max_length",
+            512,
+            "--seed",
+            7,
+            "--warmup_ratio",
+            0.1,
+        ),
+        *("--truncation_strategy", "right", "--strict", "false"),
+    )
+    kept = json.loads(os.environ["VLM_LORA_RECIPE"])
+    assert kept["training"]["per_device_train_batch_size"] == arguments.per_device_train_batch_size == 3
+    assert kept["training"]["max_steps"] == arguments.max_steps == 7
+    assert kept["data"]["max_length"] == arguments.max_length == 512
+    assert kept["seed"] == arguments.seed == arguments.data_seed == 7
+    assert kept["optimizer"]["warmup_ratio"] == arguments.training_args.warmup_steps == 0.1
+    assert (kept["data"]["truncation_strategy"], kept["data"]["on_bad_sample"]) == ("right", "skip")
+
+
+def test_what_the_recipe_says_is_not_laid_over(sft_arguments, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: lora\ntraining: {max_steps: 3}\n")
+    assert sft_arguments("--max_steps", 3, recipe=str(recipe)).max_steps == 3
+    with pytest.raises(SwiftError, match=r"training\.max_steps is 3"):
+        sft_arguments("--max_steps", 4, recipe=str(recipe))
+
+
+def test_the_recipe_may_be_a_document(sft_arguments):
+    assert sft_arguments(recipe={"preset": "lora", "training": {"max_steps": 5}}).max_steps == 5
+    assert sft_arguments(recipe='{"preset": "lora", "training": {"max_steps": 6}}').max_steps == 6
+
+
+def test_options_of_the_trainer_are_passed_on(sft_arguments):
+    arguments = sft_arguments("--optim", "adamw_torch", "--label_smoothing_factor", 0.1)
+    assert isinstance(OPTIONS["optim"], OfTrainer)
+    assert (arguments.training_args.optim, arguments.training_args.label_smoothing_factor) == ("adamw_torch", 0.1)
+
+
+def test_without_torch_dtype_it_is_that_of_vlm_lora_train(sft_arguments, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = sft_arguments()
+    assert (arguments.torch_dtype, arguments.fp16, arguments.bf16) == (torch.float32, False, False)
+    bf16 = sft_arguments("--torch_dtype", "bfloat16")
+    assert (bf16.torch_dtype, bf16.fp16, bf16.bf16) == (torch.bfloat16, False, True)
+
+
+def test_no_server_is_asked(sft_arguments):
+    assert sft_arguments().training_args.check_model is False
+
+
+def test_args_json_names_folder_plugin_and_recipe(sft_arguments, model, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    arguments = sft_arguments(model=model.name)
+    arguments.save_args()
+    document = json.loads((Path(arguments.output_dir) / "args.json").read_text())
+    assert document["model"] == str(model)
+    assert document["external_plugins"][0].endswith("vlm_lora_swift_plugin.py")
+    assert document["vlm_lora_recipe"]["origin"] == "monkey/lora"
+
+
+def test_other_tuners_are_left_alone(sft_arguments):
+    arguments = sft_arguments("--tuner_type", "lora", "--lora_rank", 4)
+    assert (arguments.lora_rank, arguments.adam_beta2, arguments.gradient_checkpointing) == (4, 0.95, True)
+
+
+def test_another_command_of_swift_is_refused(sft_arguments, swift):
+    from swift.arguments import PretrainArguments
+
+    with pytest.raises(SwiftError, match="swift sft"):
+        sft_arguments(kind=PretrainArguments)

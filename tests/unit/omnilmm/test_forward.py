@@ -1,0 +1,140 @@
+"""Every patch, alone and together, gives the reference's loss and gradients."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from vlm_lora_omnilmm.forward import patches
+from vlm_lora_omnilmm.tiny import tiny_model
+from vlm_lora_plugin import prepare
+from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.recipe import resolve_recipe
+
+PRESETS = ("lora", "lora-text", "lora+vision")
+
+
+def recipe(preset, **overrides):
+    return resolve_recipe(
+        {"preset": preset, "lora": {"lora_dropout": 0.0}, **overrides}, get_manager().family("omnilmm")
+    )
+
+
+def step(model, batch):
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(params=PRESETS)
+def prepared(request):
+    model = prepare(
+        tiny_model(initializer_range=0.1),
+        recipe(request.param, gradient_checkpointing={"vision": True, "language": True}),
+    ).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def test_loss_and_gradients_equal_the_plain_forwards(prepared, prompts):
+    batch = {**prompts.training_batch(), "num_items_in_batch": 11}
+    assert prepared.vlm_lora.patches == (
+        "text-only batches", "checkpoint vision", "checkpoint language", "answer-only logits",
+    )  # fmt: skip
+    leaner_loss, leaner = step(prepared, batch)
+    prepared.vlm_lora.undo_patches()
+    loss, plain = step(prepared, batch)
+
+    torch.testing.assert_close(leaner_loss, loss, rtol=1e-5, atol=0)
+    assert plain.keys() == leaner.keys() == {n for n, p in prepared.named_parameters() if p.requires_grad}
+    for name, gradient in plain.items():
+        torch.testing.assert_close(leaner[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_text_only_batch_gives_every_trained_parameter_a_gradient(prepared, prompts):
+    ids = prompts.batch(prompts.row(9))["input_ids"]
+    _, gradients = step(prepared, {"input_ids": ids, "labels": ids})
+
+    assert gradients.keys() == {name for name, p in prepared.named_parameters() if p.requires_grad}
+
+
+def test_all_images_of_a_batch_take_one_pass_without_a_graph_when_the_tower_is_frozen(prompts):
+    model = prepare(tiny_model(), recipe("lora")).train()
+    seen = []
+    model.get_base_model().model.vision_tower.register_forward_hook(
+        lambda tower, inputs, output: seen.append((len(inputs[0]), output.requires_grad))
+    )
+    model(**prompts.training_batch()).loss.backward()
+
+    assert seen == [(2, False)]
+
+
+def test_each_component_is_checkpointed_by_its_own_switch(prompts):
+    def names(**switches):
+        return [patch.name for patch in patches(tiny_model(), recipe("lora", gradient_checkpointing=switches))]
+
+    assert names(vision=True, language=False) == ["text-only batches", "checkpoint vision", "answer-only logits"]
+    assert names(vision=False, language=True) == ["text-only batches", "checkpoint language", "answer-only logits"]
+
+
+def kept_for_backward(tower, pixels):
+    """Elements that autograd keeps for the backward pass, parameters aside."""
+    sizes = []
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        tower(pixels)
+    return sum(sizes)
+
+
+def test_a_checkpointed_tower_keeps_the_inputs_of_its_blocks_alone(prompts):
+    kept = {}
+    for on in (False, True):
+        switches = {"vision": on, "language": False}
+        model = prepare(tiny_model(tower={"depth": 6}), recipe("lora+vision", gradient_checkpointing=switches)).train()
+        kept[on] = kept_for_backward(model.get_base_model().model.vision_tower, prompts.images(2))
+
+    assert kept[True] < 0.5 * kept[False]
+
+
+def test_lora_on_the_fused_projection_of_the_tower_is_alive(prompts):
+    """timm's own attention goes past the layer, so that LoRA on it would never learn."""
+    model = prepare(tiny_model(), recipe("lora-text", components={"vision": "lora"})).train()
+    _, gradients = step(model, prompts.training_batch())
+
+    tower = {name: g for name, g in gradients.items() if "vision_tower" in name and "lora_B" in name}
+    layers = {re.search(r"blocks\.\d+\.(.*)\.lora_B", name)[1] for name in tower}
+    assert layers == {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
+    assert all(gradient.any() for gradient in tower.values())
+
+
+def test_in_bf16_trained_parameters_are_fp32_and_the_residual_stream_is_not(prompts):
+    model = prepare(tiny_model().bfloat16(), recipe("lora")).train()
+    dtypes = []
+    inner = model.get_base_model().model
+    inner.layers[1].register_forward_pre_hook(lambda layer, inputs: dtypes.append(inputs[0].dtype))
+    loss, gradients = step(model, prompts.training_batch())
+
+    assert set(dtypes) == {torch.bfloat16}
+    assert loss.dtype == torch.float32
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients.values())
+    assert inner.embed_tokens.weight.dtype == torch.float32
+    ids = prompts.batch(prompts.row("I", 3))["input_ids"]
+    generated = model.eval().generate(ids, pixel_values=prompts.images(1), max_new_tokens=2, do_sample=False)
+    assert len(generated) == 1
+
+
+def test_another_models_forward_is_refused():
+    with pytest.raises(ModelError, match="is not known here"):
+        patches(torch.nn.Linear(1, 1), recipe("lora"))

@@ -1,0 +1,68 @@
+"""Where the recipe meets Swift's command line.
+
+Swift reads its arguments in one go and imports the plugin file in the middle of it, so this happens inside:
+after the model folder is known, before anything is derived from the options.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlm_lora_plugin.frameworks.swift.families import family_of_type
+from vlm_lora_plugin.frameworks.swift.given import given_options
+from vlm_lora_plugin.frameworks.swift.names import TUNER
+from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+from vlm_lora_plugin.frameworks.swift.wrapping import wrap
+from vlm_lora_plugin.manager import get_manager
+
+
+def install_arguments() -> None:
+    """Wrap the step in which Swift looks at the model; a second call changes nothing."""
+    from swift.arguments.base_args.model_args import ModelArguments
+
+    wrap(ModelArguments, "__post_init__", _looking_at_the_model)
+
+
+def _looking_at_the_model(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def __post_init__(self: Any) -> None:
+        if getattr(self, "tuner_type", None) != TUNER:
+            original(self)
+            return
+        from swift.arguments import SftArguments
+
+        trains = isinstance(self, SftArguments)
+        if trains and type(self) is not SftArguments:
+            raise SwiftError(
+                f"--tuner_type {TUNER} works with `swift sft`, not with {type(self).__name__}",
+                why="The loss would be another than the recipe's.",
+                fix="Use `swift sft`.",
+            )
+        given = given_options(self) if trains else {}
+        _name_type(self)
+        original(self)
+        family_of_type(self.model_type)
+        if trains:
+            from vlm_lora_plugin.frameworks.swift.applying import apply_recipe
+            from vlm_lora_plugin.frameworks.swift.pipeline import install_data
+
+            apply_recipe(self, given)
+            install_data()
+        elif getattr(self, "merge_lora", False):
+            from vlm_lora_plugin.frameworks.swift.merging import install_merging
+
+            install_merging()
+
+    return __post_init__
+
+
+def _name_type(arguments: Any) -> None:
+    """Say which type a local folder is, before Swift guesses by its name or architecture."""
+    folder = Path(str(arguments.model)).expanduser()
+    if not folder.is_dir():
+        return
+    arguments.model = os.path.abspath(folder)  # args.json must still name it when read elsewhere
+    if arguments.model_type is None:
+        arguments.model_type = get_manager().family_of_folder(folder).name

@@ -1,0 +1,159 @@
+"""The data of a Swift run: the rows, order and errors that ``vlm-lora train`` has.
+
+Swift's own reading is not used. It looks for relative image paths in the working directory, leaves rows out or
+puts others in their place, and shuffles once more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import ConcatDataset, Dataset
+
+from vlm_lora_plugin.data.dataset import ConversationDataset
+from vlm_lora_plugin.data.example import Message
+from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+from vlm_lora_plugin.types import MeasuringProcessor
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.recipe import DataSettings
+    from vlm_lora_plugin.types import Family, Processor
+
+IMAGE_ROOT = "ROOT_IMAGE_DIR"
+"""Environment variable that moves Swift's relative image paths; here they start at the data file."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SystemPrompt:
+    """A processor that puts a system message before conversations that have none: ``--system``.
+
+    Attributes:
+        inner: The adapter's processor.
+        text: The message.
+        tokenizer: The adapter's.
+    """
+
+    inner: Processor
+    text: str
+    tokenizer: Any
+
+    def encode(
+        self, example: Example, *, max_length: int | None = None, truncation_strategy: str = "raise"
+    ) -> dict[str, torch.Tensor]:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        return self.inner.encode(
+            self._prompted(example), max_length=max_length, truncation_strategy=truncation_strategy
+        )
+
+    def encode_prompt(self, example: Example) -> dict[str, torch.Tensor]:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        return self.inner.encode_prompt(self._prompted(example))
+
+    def count_tokens(self, example: Example) -> tuple[int, int]:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        return self.inner.count_tokens(self._prompted(example))
+
+    def collate(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        return self.inner.collate(features)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """See :class:`vlm_lora_plugin.types.Processor`."""
+        self.inner.save_pretrained(folder)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the adapter's processor is set to, such as ``hd_num``; its methods are not taken over."""
+        settings = vars(vars(self)["inner"]) if "inner" in vars(self) else {}
+        if name not in settings:
+            raise AttributeError(name)
+        return settings[name]
+
+    def _prompted(self, example: Example) -> Example:
+        if any(message.role == "system" for message in example.messages):
+            return example
+        if example.verbatim:
+            raise DataError(
+                f"{example.origin}: --system cannot be put into a row of the family's own format",
+                why="Its text already is the exact prompt.",
+                fix="Leave --system out, or write the row with `messages`.",
+            )
+        return replace(example, messages=(Message("system", self.text), *example.messages))
+
+
+class MeasuringSystemPrompt(SystemPrompt):
+    """The same around a :class:`~vlm_lora_plugin.types.MeasuringProcessor`."""
+
+    def measure(self, example: Example, image_sizes: Sequence[tuple[int, int]], **limits: Any) -> tuple[int, int]:
+        """See :class:`vlm_lora_plugin.types.MeasuringProcessor`."""
+        inner: Any = self.inner
+        tokens, supervised = inner.measure(self._prompted(example), image_sizes, **limits)
+        return tokens, supervised
+
+
+def with_system_prompt(processor: Processor, text: str) -> Processor:
+    """Return a processor that puts a system message before conversations that have none."""
+    kind = MeasuringSystemPrompt if isinstance(processor, MeasuringProcessor) else SystemPrompt
+    return kind(processor, text, processor.tokenizer)
+
+
+def read_datasets(
+    files: Sequence[str], processor: Processor, settings: DataSettings, family: Family, *, seed: int = 42
+) -> Dataset[dict[str, torch.Tensor]] | None:
+    """Open data files one after another and check every row and image of them.
+
+    Args:
+        files: What ``--dataset`` or ``--val_dataset`` names.
+        processor: The adapter's, or one around it.
+        settings: The recipe's.
+        family: Whose own row format is read too.
+        seed: Of the draw of rows from a mixture.
+
+    Returns:
+        The rows in the files' order, or None for no files.
+
+    Raises:
+        SwiftError: One is no JSONL or JSON file on disk.
+        DataError: Rows cannot be used and are not to be skipped.
+    """
+    if os.environ.get(IMAGE_ROOT):
+        raise SwiftError(
+            f"The environment variable {IMAGE_ROOT} is set",
+            why="Relative image paths start at the data file's folder; the variable would be ignored.",
+            fix="Unset it, and write image paths relative to the data file.",
+        )
+    sets = []
+    for name in files:
+        data = ConversationDataset(_local(name, family), processor, settings, family, seed=seed)
+        found = data.check(decode=True)
+        _logger.info("%s: %d rows, %d images, %d tokens", name, found.rows, found.images, found.tokens)
+        for problem in data.skipped:
+            _logger.warning("left out: %s", problem.what)
+        sets.append(data)
+    if not sets:
+        return None
+    return sets[0] if len(sets) == 1 else ConcatDataset(sets)
+
+
+def _local(name: str, family: Family) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() in (".jsonl", ".json"):
+        return path
+    if path.is_file() and family.read_mixture is not None and family.read_mixture(path) is not None:
+        return path
+    raise SwiftError(
+        f"--dataset {name} is no JSONL or JSON file on disk",
+        why="Only such a file gives the same rows in the same order in every framework; Swift's data sets from a hub, "
+        "other formats, and `file#count` do not.",
+        fix="Write the rows that you want into a .jsonl file and give its path.",
+    )

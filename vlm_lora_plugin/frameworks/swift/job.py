@@ -1,0 +1,71 @@
+"""What ``vlm-lora train --framework swift`` tells the Swift process, and what it hears from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+JOB_VARIABLE = "VLM_LORA_JOB"
+"""Environment variable with the path of the :class:`SwiftJob`'s file."""
+
+
+@dataclass(frozen=True)
+class SwiftJob:
+    """One job of ``vlm-lora train`` in Swift.
+
+    Attributes:
+        output: The folder that results go to, as the user named it.
+        recipe: The resolved recipe as YAML.
+        data: The record of the data files, as it lies in the output folder.
+        kept_log: The log up to the checkpoint that the job goes on from; None for a new job.
+        elapsed: Seconds that the job had taken by then.
+        metric: What is made of answers to the validation data, or None.
+        notes: A file that the Swift process keeps the :class:`Notes` in.
+    """
+
+    output: str
+    recipe: str
+    data: str
+    kept_log: str | None
+    elapsed: float
+    metric: str | None
+    notes: str
+
+    def write(self, file: Path) -> None:
+        """Write it as JSON."""
+        file.write_text(json.dumps(asdict(self)), "utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> SwiftJob:
+        """Read what :meth:`write` wrote."""
+        return cls(**json.loads(file.read_text("utf-8")))
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the Swift process says of a job while it runs.
+
+    Attributes:
+        begun: Whether the first step is done, and with it the output folder in use.
+        step: Optimizer steps done.
+        last: Number of the last step.
+        resources: Fields of the :class:`~vlm_lora_plugin.diagnostics.resources.ResourceSummary`, once it is done.
+    """
+
+    begun: bool = False
+    step: int = 0
+    last: int = 0
+    resources: dict[str, Any] | None = None
+
+    def write(self, file: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        temporary = file.with_suffix(".partial")
+        temporary.write_text(json.dumps(asdict(self)), "utf-8")
+        temporary.replace(file)
+
+    @classmethod
+    def read(cls, file: Path) -> Notes:
+        """Read what :meth:`write` wrote; a process that has said nothing has not begun."""
+        return cls(**json.loads(file.read_text("utf-8"))) if file.is_file() else cls()

@@ -1,0 +1,163 @@
+"""Swift's own command line with the plugin loaded. Imports neither torch nor Swift, so that it costs no time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from vlm_lora_plugin.errors import RecipeError
+from vlm_lora_plugin.frameworks.swift.location import plugin_file
+from vlm_lora_plugin.frameworks.swift.versions import check_version
+
+PLUGINS = "--custom_register_path"
+"""Swift adds these files to those of ``--external_plugins``: of the command line, of a config file, or of a
+checkpoint's ``args.json``. A second ``--external_plugins`` would replace them all."""
+
+_SHORTEST = len("--custom_r")  # argparse takes an unambiguous beginning of an option's name
+_WITHOUT_MODEL = {"web-ui"}  # its arguments know of no plugins
+
+_PAUSE = 0.2  # seconds
+_FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+"""With SIGINT, where no terminal sends that to every process itself."""
+
+
+def with_plugin(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a Swift command with the plugin among those that are loaded.
+
+    A user's own plugins stay, also those in the YAML or JSON file that may be the first argument.
+
+    Args:
+        arguments: Everything after Swift's command.
+
+    Raises:
+        RecipeError: The file named first cannot be read.
+    """
+    found = list(arguments)
+    ours = str(plugin_file())
+    if ours in found or any(text.endswith(f"={ours}") for text in found):
+        return found
+    at = max((index for index, text in enumerate(found) if _is_plugins(text)), default=None)
+    if at is None:
+        return [*found, PLUGINS, *_plugins_of_file(found), ours]
+    name, equals, value = found[at].partition("=")
+    return [*found[:at], name, *([value] if equals else []), ours, *found[at + 1 :]]
+
+
+def _is_plugins(text: str) -> bool:
+    name = text.partition("=")[0]
+    return len(name) >= _SHORTEST and PLUGINS.startswith(name)
+
+
+def _plugins_of_file(arguments: Sequence[str]) -> list[str]:
+    if not arguments or not arguments[0].endswith((".json", ".yaml", ".yml")):
+        return []
+    import yaml
+
+    file = Path(arguments[0])
+    try:
+        text = file.read_text("utf-8")
+        document: Any = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RecipeError(f"Swift's config file {file} cannot be read: {error}") from None
+    plugins = document.get(PLUGINS.removeprefix("--"), []) if isinstance(document, Mapping) else []
+    return [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins]
+
+
+def swift_command(command: str, arguments: Sequence[str]) -> list[str]:
+    """Return the program line that runs a Swift command with the plugin.
+
+    Args:
+        command: Swift's: ``sft``, ``infer``, ``export``, ...
+        arguments: What follows it.
+
+    Raises:
+        SwiftError: ms-swift is not installed, or of a version that is not supported.
+        RecipeError: A config file cannot be read.
+    """
+    check_version()
+    plain = command.replace("_", "-") in _WITHOUT_MODEL
+    return [sys.executable, "-m", "swift.cli.main", command, *(arguments if plain else with_plugin(arguments))]
+
+
+def run_swift(
+    command: str,
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    output: IO[bytes] | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> int:
+    """Run a Swift command with the plugin and wait for it.
+
+    Signals that are sent to this process alone are passed on to Swift and to the processes it started:
+    Swift's own launcher passes none on.
+
+    Args:
+        command: Swift's: ``sft``, ``infer``, ``export``, ...
+        arguments: What follows it.
+        environment: Further environment variables.
+        output: Where what it prints goes, errors included; None for where this process prints.
+        meanwhile: Called about five times a second until it is done.
+
+    Returns:
+        Swift's exit code; 128 + N when signal N ended it, as a shell says it.
+
+    Raises:
+        SwiftError: ms-swift is not installed, or of a version that is not supported.
+        RecipeError: A config file cannot be read.
+    """
+    line = swift_command(command, arguments)
+    errors = None if output is None else subprocess.STDOUT
+    process = subprocess.Popen(line, env={**os.environ, **(environment or {})}, stdout=output, stderr=errors)
+    with _ForwardedSignals(process):
+        while True:
+            try:
+                code = process.wait(None if meanwhile is None else _PAUSE)
+            except subprocess.TimeoutExpired:
+                if meanwhile is not None:
+                    meanwhile()
+            except KeyboardInterrupt:  # the terminal has told Swift as well, which then ends by itself
+                continue
+            else:
+                return 128 - code if code < 0 else code
+
+
+class _ForwardedSignals:
+    """While it lasts, signals that ask this process to end are passed on to a process and its descendants."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # where Python handles no signals
+        for name in _FORWARDED if sys.stdin.isatty() else (*_FORWARDED, "SIGINT"):
+            if hasattr(signal, name):  # Windows lacks some
+                number = getattr(signal, name)
+                self._before[number] = signal.signal(number, self._forward)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        import psutil
+
+        try:
+            launcher = psutil.Process(self._process.pid)
+            everyone = [launcher, *launcher.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for one in reversed(everyone):  # the launcher last: once it has ended, its children are no longer found
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(number)

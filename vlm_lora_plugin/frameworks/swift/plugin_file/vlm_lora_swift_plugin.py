@@ -1,0 +1,5 @@
+"""What ``--external_plugins`` names. Swift puts this file's folder on ``sys.path``, so it stands there alone."""
+
+from vlm_lora_plugin.frameworks.swift.registration import register
+
+register()

@@ -1,0 +1,53 @@
+"""The recipe of a Swift run: how it is given, and where every part of the run finds it.
+
+Swift turns ``--model_kwargs '{"vlm_lora_recipe": ...}'`` into an environment variable. Once the command line
+has been read, that variable holds the resolved recipe as JSON, so that loader, tuner and worker processes see
+the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from vlm_lora_plugin.errors import RecipeError
+from vlm_lora_plugin.frameworks.swift.names import RECIPE_VARIABLE
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.recipe import Recipe
+
+
+def given_recipe() -> Mapping[str, Any] | str | None:
+    """Return the run's recipe as it was given: a path, a preset's name or a document; None for none.
+
+    Raises:
+        RecipeError: A document was given that cannot be read.
+    """
+    text = os.environ.get(RECIPE_VARIABLE, "").strip()
+    if not text.startswith("{"):
+        return text or None
+    try:
+        # A document nested in --model_kwargs reaches the variable as Python would print it; YAML reads both.
+        document = json.loads(text) if _is_json(text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is no JSON object")
+    return document
+
+
+def keep_recipe(recipe: Recipe) -> None:
+    """Make a resolved recipe the one that the rest of the run finds."""
+    os.environ[RECIPE_VARIABLE] = json.dumps(recipe.document())
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,170 @@
+"""Running a job in ms-swift: ``swift sft`` in a process of its own, shown and kept like any other job."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerControl, TrainerState
+
+from vlm_lora_plugin.diagnostics.resources import ResourceSummary
+from vlm_lora_plugin.errors import TrainingError
+from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
+from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
+from vlm_lora_plugin.frameworks.swift.launch import run_swift
+from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
+from vlm_lora_plugin.job.data_record import to_json
+from vlm_lora_plugin.job.launching import Launch, check_deepspeed, on_cpu, swift_processes, wanted_launch
+from vlm_lora_plugin.reporting.log import read_log
+from vlm_lora_plugin.reporting.progress import ConsoleProgress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlm_lora_plugin.job.preflight import Plan
+
+_TAIL = 30  # lines of what Swift printed that an error shows
+
+
+@dataclass(frozen=True)
+class SwiftResult:
+    """What is known of a finished job besides its files.
+
+    Attributes:
+        steps: Optimizer steps done.
+        resources: What limited the run, or None where the Swift process did not say.
+    """
+
+    steps: int
+    resources: ResourceSummary | None
+
+
+def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -> SwiftResult:
+    """Run a checked job with ``swift sft``; its results go to the plan's output folder.
+
+    What Swift prints goes to ``swift.log`` there.
+
+    Args:
+        plan: The job, not one whose last step is done already.
+        console: Where progress is shown.
+        launch: How many processes Swift starts; None for what the recipe's hardware says.
+
+    Raises:
+        TrainingError: Swift failed. Before the first step is done the output folder stays as it was.
+        SwiftError: ms-swift is not installed, or of a version that is not supported.
+        HardwareError: The processes cannot be started here.
+    """
+    processes = swift_processes(launch or wanted_launch(plan.recipe, None, None))
+    if plan.hardware is not None and plan.hardware.stage:
+        check_deepspeed()
+    with tempfile.TemporaryDirectory(prefix="vlm-lora-swift-") as name:
+        folder = Path(name)
+        notes, printed = folder / "notes.json", folder / "printed.log"
+        SwiftJob(
+            output=str(plan.output.folder.absolute()),
+            recipe=plan.recipe.to_yaml(),
+            data=to_json(plan.records),
+            kept_log=None if plan.resumed is None else plan.resumed.kept_log,
+            elapsed=0.0 if plan.resumed is None else plan.resumed.seconds,
+            metric=plan.recipe.evaluation.metric if plan.metric is not None else None,
+            notes=str(notes),
+        ).write(folder / "job.json")
+        kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())
+        progress = _Progress(console, plan.output.log, notes, kept)
+        try:
+            with printed.open("wb") as stream:
+                code = run_swift(
+                    "sft",
+                    _arguments(plan, folder / "swift"),
+                    environment={JOB_VARIABLE: str(folder / "job.json"), **processes},
+                    output=stream,
+                    meanwhile=progress.look,
+                )
+            progress.look()
+        finally:
+            progress.close()
+            told = Notes.read(notes)
+            plan.output.begun = told.begun
+            if told.begun:
+                shutil.copyfile(printed, plan.output.framework_log)
+        if code != 0:
+            lines = printed.read_text("utf-8", errors="replace").splitlines()
+            raise TrainingError(
+                f"swift sft failed with exit code {code}",
+                why="\n".join(lines[-_TAIL:]),
+                fix=f"All that it printed: {plan.output.framework_log}" if told.begun else "",
+            )
+    resources = None
+    if told.resources is not None:
+        resources = ResourceSummary(**{**told.resources, "checkpointed": tuple(told.resources["checkpointed"])})
+    return SwiftResult(told.step, resources)
+
+
+def _arguments(plan: Plan, folder: Path) -> list[str]:
+    job = plan.job
+    options: dict[str, Any] = {
+        "model": job.model.absolute(),
+        "dataset": job.data.absolute(),
+        "output_dir": folder,
+        "torch_dtype": str(plan.dtype).removeprefix("torch."),
+        "add_version": "false",
+        "disable_tqdm": "true",
+        "report_to": "none",
+        "callbacks": JOB_CALLBACK,
+    }
+    if plan.hardware is not None and plan.hardware.deepspeed is not None:
+        file = folder.with_name("deepspeed.json")
+        file.write_text(json.dumps(plan.hardware.deepspeed), "utf-8")
+        options["deepspeed"] = file
+    if on_cpu():
+        options["ddp_backend"] = "gloo"
+    if job.val_data is not None:
+        options["val_dataset"] = job.val_data.absolute()
+    if plan.resumed is not None:
+        options["resume_from_checkpoint"] = plan.resumed.checkpoint.absolute()
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [*given, *plugin_arguments(plan.recipe.document())]
+
+
+class _Progress:
+    """Shows a job's progress from its log, which another process writes."""
+
+    def __init__(self, console: Console, log: Path, notes: Path, kept: int) -> None:
+        self._shown = ConsoleProgress(console)
+        self._log, self._notes = log, notes
+        self._lines = kept  # of an earlier part of the same job, shown then
+        self._started = False
+        self._state, self._control = TrainerState(), TrainerControl()
+
+    def look(self) -> None:
+        """Show what is new."""
+        told = Notes.read(self._notes)
+        if not told.begun:
+            return
+        arguments: Any = None  # the progress asks nothing of them
+        self._state.max_steps, self._state.global_step = told.last, told.step
+        if not self._started:
+            self._started = True
+            self._shown.on_train_begin(arguments, self._state, self._control)
+        self._shown.on_step_end(arguments, self._state, self._control)
+        lines = self._read()
+        for line in lines[self._lines :]:
+            self._state.global_step = line["step"]
+            self._shown.on_log(arguments, self._state, self._control, logs=line)
+        self._lines = len(lines)
+
+    def close(self) -> None:
+        """Stop drawing, also after a failure."""
+        self._shown.close()
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._log.is_file():
+            return []
+        try:
+            return read_log(self._log)
+        except ValueError:  # its last line is being written
+            return []
