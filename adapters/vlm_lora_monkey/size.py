@@ -15,7 +15,7 @@ SIZE = ModelSize(
         "vision": ComponentSize(
             parameters=1_910_674_752,
             builtin_lora=51_118_656,
-            largest=13_631_488,
+            largest=16_777_216,
             blocks=48,
             width=1664,
             kept_per_position=56_648,

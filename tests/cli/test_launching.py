@@ -13,7 +13,7 @@ import pytest
 
 from vlm_lora_plugin.errors import HardwareError
 from vlm_lora_plugin.job import launching
-from vlm_lora_plugin.job.launching import Launch, check_started, wanted_launch
+from vlm_lora_plugin.job.launching import Launch, check_started, swift_processes, wanted_launch
 from vlm_lora_plugin.recipe import Recipe
 
 ON_CPU = {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -176,6 +176,49 @@ def test_all_done_is_zero(tmp_path):
     running = launcher(tmp_path, "")
     running.communicate(timeout=120)
     assert running.returncode == 0
+
+
+def test_swift_is_told_how_many_processes_it_starts(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.delenv("NPROC_PER_NODE", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    assert swift_processes(None) == {}
+    assert swift_processes(Launch(3)) == {"NPROC_PER_NODE": "3", "MASTER_PORT": "29511"}
+    monkeypatch.delenv("MASTER_PORT")
+    assert int(swift_processes(Launch(3))["MASTER_PORT"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("launch", "environment", "message"),
+    [
+        (Launch(8, 2, MEETING), {}, "several nodes is not started in ms-swift"),
+        (Launch(3), {"NPROC_PER_NODE": "2"}, "NPROC_PER_NODE is 2, the job is for 3 processes"),
+        (None, {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "ms-swift starts its processes itself"),
+    ],
+)
+def test_what_swift_cannot_start_is_refused(monkeypatch, launch, environment, message):
+    for name, value in {"DS_ACCELERATOR": "cpu", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(HardwareError, match=message):
+        swift_processes(launch)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_in_swift_under_zero(command, model, data, tmp_path):
+    for framework in ("trainer", "swift"):
+        settings = ("--set", "hardware=2x24", "--preset", "lora+llm-lora", "--dtype", "fp32", "--max-steps", 2)
+        output = ("-o", tmp_path / framework, "--framework", framework)
+        outcome = command("train", model, "--data", data, *output, *settings, **ON_CPU)
+        assert outcome.code == 0, outcome.out[-3000:] + outcome.err[-3000:]
+    printed = (tmp_path / "swift/swift.log").read_text()
+    assert "Using deepspeed: {" in printed
+    assert "'stage': 3" in printed
+    ours, theirs = (
+        {file.name: file.read_bytes() for file in (tmp_path / name / "adapter").iterdir()}
+        for name in ("trainer", "swift")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] == theirs[name] for name in ours if name.endswith(".safetensors"))
 
 
 @pytest.mark.slow
