@@ -40,7 +40,7 @@ def page() -> str:
     definitions = schema["$defs"]
     parts = [INTRODUCTION, _section("Top level", {**schema, "description": ""}, definitions)]
     for key, value in schema["properties"].items():
-        name = _reference(value) or _reference(value.get("items", {}))
+        name = next(filter(None, map(_reference, (value, value.get("items", {}), *value.get("anyOf", ())))), "")
         if name:
             parts.append(_section(f"`{key}`", definitions[name], definitions))
     return "\n".join(parts)
@@ -82,6 +82,8 @@ def _values(value: dict[str, Any]) -> str:
     if "enum" in value:
         return ", ".join(f"`{choice}`" for choice in value["enum"])
     kind = value["type"]
+    if kind == "object" and value.get("additionalProperties") is True:
+        return "mapping"
     if kind == "object":
         keys = value.get("propertyNames", {}).get("enum")
         names = f" ({', '.join(f'`{key}`' for key in keys)})" if keys else ""

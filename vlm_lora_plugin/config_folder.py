@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from vlm_lora_plugin.errors import ModelError
 
 CONFIG = "config.json"
 
@@ -27,3 +31,18 @@ def config_folder(path: Path) -> Iterator[Path]:
         with TemporaryDirectory() as temporary:
             shutil.copyfile(path, Path(temporary) / CONFIG)
             yield Path(temporary)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a model folder's ``config.json``.
+
+    Raises:
+        ModelError: It is missing or no JSON object.
+    """
+    try:
+        document = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / CONFIG} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"{folder / CONFIG} holds no JSON object")
+    return document

@@ -32,6 +32,10 @@ class RecipeError(VlmLoraError):
     """A recipe has an unknown key, an impossible value or an unknown preset."""
 
 
+class HardwareError(VlmLoraError):
+    """The hardware is unknown, or what is asked of it cannot be done."""
+
+
 class SelectionError(VlmLoraError):
     """The rules of a recipe do not fit the model."""
 

@@ -188,6 +188,54 @@ class GoldenCase:
 
 
 @dataclass(frozen=True)
+class ComponentSize:
+    """How large one part of a model is, for predictions of memory before a model is at hand.
+
+    Attributes:
+        parameters: Elements in all, LoRA of the model's own included.
+        fixed: Elements that stay frozen when the part is trained ``full``: computed tables, LoRA's scale.
+        builtin_lora: Elements of the LoRA that the model itself carries.
+        lora_per_rank: Elements that PEFT's LoRA adds for each unit of ``r`` on the part's own
+            ``target_modules``: the sum of in and out features.
+        largest: Elements of its largest tensor, which ZeRO-3 gathers in one piece.
+        blocks: Layers that repeat.
+        width: Channels between them.
+        kept_per_position: Bytes that one block keeps for the backward pass for each position, in 16 bit and
+            without checkpointing, where it learns.
+        passed_per_position: The same where the block is frozen and gradients only pass through it.
+        positions_per_image: Positions of its blocks for one image; 0: its positions are the row's tokens.
+    """
+
+    parameters: int
+    fixed: int = 0
+    builtin_lora: int = 0
+    lora_per_rank: int = 0
+    largest: int = 0
+    blocks: int = 0
+    width: int = 0
+    kept_per_position: int = 0
+    passed_per_position: int = 0
+    positions_per_image: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The sizes of a family's published model.
+
+    Attributes:
+        name: Which model that is: ``echo840/Monkey``.
+        components: Each of its parts.
+        vocabulary: Logits of one position.
+        tokens_per_image: Tokens that one image takes of a row.
+    """
+
+    name: str
+    components: Mapping[ComponentName, ComponentSize]
+    vocabulary: int
+    tokens_per_image: int
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything about a model family that is data; the other hooks are its behaviour.
 
@@ -211,6 +259,8 @@ class Family:
             family's.
         auto_modules: Modules that register this family's own model types with transformers' auto classes when
             they are imported. That happens by itself once ``AutoModelForCausalLM`` is imported.
+        size: The published model's sizes, from which hardware tiers are chosen before a model is at hand; None
+            leaves the choice to rules that need no sizes.
         processor_options: What a recipe may set in ``data.processor``.
         read_mixture: Reads a file that names data files and how much of each to train on, or returns None when
             the file is no such mixture but data itself.
@@ -234,6 +284,7 @@ class Family:
     parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None
     read_golden_case: Callable[[Path], GoldenCase | None] | None = None
     auto_modules: tuple[str, ...] = ()
+    size: ModelSize | None = None
     processor_options: tuple[ProcessorOption, ...] = ()
     read_mixture: Callable[[Path], Sequence[MixturePart] | None] | None = None
     swift_model_types: tuple[str, ...] = ()
@@ -271,16 +322,27 @@ class Hardware:
     """The machine a job is meant for.
 
     Attributes:
-        gpus: Number of devices.
+        gpus: Devices of one node.
         gpu_memory: Memory of one device in GiB (2^30 bytes).
-        host_memory: Host memory in GiB, or None when unknown.
+        host_memory: Host memory of one node in GiB, or None when unknown.
         bf16: Whether the device computes in bfloat16.
+        nodes: Machines of this kind that train together.
     """
 
     gpus: int
     gpu_memory: float
     host_memory: float | None = None
     bf16: bool = True
+    nodes: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the job, one a device."""
+        return self.gpus * self.nodes
+
+    def __str__(self) -> str:
+        devices = f"{self.gpus}x{self.gpu_memory:g}"
+        return devices if self.nodes == 1 else f"{self.nodes} nodes of {devices}"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora_monkey.folder import MODEL_TYPE, VARIANTS, recognises
 from vlm_lora_monkey.names import FIXED_TABLE_NAME, LANGUAGE_LORA_NAME, VISION_LORA_NAME
 from vlm_lora_monkey.presets import DEFAULT_PRESET, PRESETS
+from vlm_lora_monkey.size import SIZE
 from vlm_lora_plugin.hookspecs import hookimpl
 from vlm_lora_plugin.types import Component, Family, LoadRequest
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.data.example import Example
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import GoldenCase, Patch, Processor
+    from vlm_lora_plugin.types import GoldenCase, Hardware, Patch, Processor
 
 COMPONENTS = (
     Component(
@@ -40,6 +41,10 @@ COMPONENTS = (
     Component("head", ("lm_head",), target_modules=("lm_head",)),
 )
 
+# The tower has 576 LoRA adapters, each called once an image: gathering their 1152 matrices one by one would cost more
+# time than holding them whole costs memory, which is 0.1 GiB.
+LARGEST_LORA_TENSOR = 79_872
+
 
 @hookimpl
 def describe_family() -> Family:
@@ -59,6 +64,7 @@ def describe_family() -> Family:
         parse_record=_parse_record,
         read_golden_case=_read_golden_case,
         demo=_write_demo,
+        size=SIZE,
     )
 
 
@@ -68,6 +74,12 @@ def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
     from vlm_lora_monkey.forward import patches
 
     return patches(model, recipe)
+
+
+@hookimpl
+def deepspeed_config(recipe: Recipe, hardware: Hardware) -> Mapping[str, Any]:
+    """Keep the tower's LoRA whole under ZeRO-3."""
+    return {"zero_optimization": {"stage3_param_persistence_threshold": LARGEST_LORA_TENSOR}}
 
 
 def _load(request: LoadRequest) -> tuple[PreTrainedModel, Processor | None]:

@@ -9,6 +9,7 @@ import torch
 from vlm_lora_monkey.adapter import COMPONENTS
 from vlm_lora_monkey.modeling import MonkeyForCausalLM, MonkeyModel
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.forward.answer_only import answer_only_logits
 from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
 from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
 
@@ -33,7 +34,9 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     checkpointed = [
         checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
     ]
-    return (keep_text_only_trainable("transformer", ["transformer.visual"], look=_look_at_grey), *checkpointed)
+    answer_only = [answer_only_logits()] if recipe.answer_only_loss else []
+    text_only = keep_text_only_trainable("transformer", ["transformer.visual"], look=_look_at_grey)
+    return (text_only, *checkpointed, *answer_only)
 
 
 def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:

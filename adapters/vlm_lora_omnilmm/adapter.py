@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora_omnilmm.folder import MODEL_TYPE, recognises
 from vlm_lora_omnilmm.names import FIXED_TABLE_NAME
 from vlm_lora_omnilmm.presets import DEFAULT_PRESET, PRESETS
+from vlm_lora_omnilmm.size import SIZE
 from vlm_lora_plugin.hookspecs import hookimpl
 from vlm_lora_plugin.types import Component, Family, LoadRequest
 
@@ -57,12 +58,13 @@ def describe_family() -> Family:
         parse_record=_parse_record,
         read_golden_case=_read_golden_case,
         demo=_write_demo,
+        size=SIZE,
     )
 
 
 @hookimpl
 def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
-    """Checkpoint what the recipe says, let text-only batches train, and compute no logits that nobody needs."""
+    """Checkpoint what the recipe says, and let text-only batches train."""
     from vlm_lora_omnilmm.forward import patches
 
     return patches(model, recipe)

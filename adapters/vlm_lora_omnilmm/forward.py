@@ -37,8 +37,9 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     checkpointed = [
         checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
     ]
+    answer_only = [answer_only_logits()] if recipe.answer_only_loss else []
     text_only = keep_text_only_trainable("model", ["model.vision_tower", "model.resampler"], look=_look_at_grey)
-    return (text_only, *checkpointed, answer_only_logits())
+    return (text_only, *checkpointed, *answer_only)
 
 
 def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:

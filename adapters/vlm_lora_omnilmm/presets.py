@@ -21,6 +21,7 @@ _DEFAULTS: dict[str, Any] = {
     },
     "training": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16, "num_train_epochs": 1},
     "gradient_checkpointing": {"vision": False, "language": True},
+    "answer_only_loss": True,
     "data": {"max_length": 2048},
 }
 

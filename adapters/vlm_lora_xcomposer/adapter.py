@@ -12,6 +12,7 @@ from vlm_lora_xcomposer import names
 from vlm_lora_xcomposer.advice import advise
 from vlm_lora_xcomposer.folder import MODEL_TYPE, recognises
 from vlm_lora_xcomposer.presets import DEFAULT_PRESET, PRESETS
+from vlm_lora_xcomposer.size import SIZE
 from vlm_lora_xcomposer.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def describe_family() -> Family:
         processor_options=PROCESSOR_OPTIONS,
         read_mixture=_read_mixture,
         demo=_write_demo,
+        size=SIZE,
         swift_model_types=tuple(sorted(VARIANTS)),
         advise=advise,
     )

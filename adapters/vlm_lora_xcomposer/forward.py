@@ -54,7 +54,7 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
         Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
         keep_text_only_trainable("model", imageless, images="image_mask", look=_look_at_grey, splicer=""),
         Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
-        answer_only_logits(HEAD_PREFIX),
+        *([answer_only_logits(HEAD_PREFIX)] if recipe.answer_only_loss else []),
         *checkpointed,
     )
 

@@ -24,6 +24,7 @@ _DEFAULTS: dict[str, Any] = {
     },
     "training": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "num_train_epochs": 1},
     "gradient_checkpointing": {"vision": True, "language": True},
+    "answer_only_loss": True,
     "data": {"max_length": 4096},
 }
 

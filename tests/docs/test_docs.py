@@ -58,6 +58,10 @@ def test_the_recipe_reference_is_current():
     assert (DOCS / "reference/recipe.md").read_text() == tool("recipe_reference").page()
 
 
+def test_the_reference_of_hardware_and_deepspeed_is_current():
+    assert (DOCS / "reference/deepspeed.md").read_text() == tool("deepspeed_reference").page()
+
+
 def test_the_defaults_that_differ_are_current():
     written, now = (DOCS / "reference/framework-defaults.md").read_text(), tool("framework_defaults").page()
     if all(f"{name} {version(name)}" in written for name in tool("framework_defaults").LIBRARIES):

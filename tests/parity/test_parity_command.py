@@ -37,6 +37,16 @@ def other_rate(monkeypatch):
     monkeypatch.setattr(parity_run, "run_in_swift", run)
 
 
+def test_a_recipe_that_shards_is_refused(command, tmp_path):
+    from vlm_lora_monkey.tiny import write_tiny_folder
+
+    model, data = write_tiny_folder(tmp_path / "model"), tmp_path / "train.jsonl"
+    data.write_text("{}\n")
+    code, _, err = command("parity", model, "--data", data, "-o", tmp_path / "out", "--set", "hardware=2x24")
+    assert code == 2
+    assert "under ZeRO-3, and parity compares without DeepSpeed" in err
+
+
 def test_the_demo_is_equal(command, tmp_path):
     code, out, err = command("parity", "--demo", "-o", tmp_path, "--json", "--steps", 2)
     assert code == 0, err

@@ -10,10 +10,11 @@ from typer.core import TyperGroup
 from vlm_lora_plugin import __version__
 from vlm_lora_plugin.cli.adapters import adapters
 from vlm_lora_plugin.cli.data_check import data_check
+from vlm_lora_plugin.cli.deepspeed import deepspeed
 from vlm_lora_plugin.cli.failure import exit_code, show, wants_traceback
 from vlm_lora_plugin.cli.inspect import inspect
 from vlm_lora_plugin.cli.merge import merge
-from vlm_lora_plugin.cli.options import TracebackOption
+from vlm_lora_plugin.cli.options import COMMAND_LINE, TracebackOption
 from vlm_lora_plugin.cli.parity import parity
 from vlm_lora_plugin.cli.presets import presets
 from vlm_lora_plugin.cli.swift import ANY_OPTION, swift
@@ -24,6 +25,10 @@ from vlm_lora_plugin.errors import VlmLoraError
 
 class _Commands(TyperGroup):
     """Shows our own errors without a traceback; any other error is a fault of ours and keeps its own."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        ctx.meta[COMMAND_LINE] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer re-exports click's Context
         try:
@@ -64,6 +69,6 @@ def vlm_lora(
     """
 
 
-for command in (inspect, data_check, train, merge, parity, swift_args, adapters, presets):
+for command in (inspect, data_check, train, merge, deepspeed, parity, swift_args, adapters, presets):
     app.command()(command)
 app.command(context_settings=ANY_OPTION)(swift)

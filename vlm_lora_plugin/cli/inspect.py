@@ -72,7 +72,8 @@ def _document(look: Look, *, names: bool, rules: bool) -> dict[str, Any]:
     from vlm_lora_plugin.reporting.selection_tables import names_document, rules_document
 
     if not names and not rules:
-        return look.summary.document()
+        whole = look.summary.document()
+        return whole if look.hardware is None else {**whole, "hardware": look.hardware.document()}
     document: dict[str, Any] = {"model": look.summary.model, "family": look.summary.family}
     if names:
         document["names"] = names_document(look.selection.trainables)
@@ -90,4 +91,10 @@ def _shown(look: Look, *, names: bool, rules: bool) -> list[RenderableType]:
         shown.append(names_table(look.selection.trainables))
     if rules:
         shown.append(rules_tree(look.selection))
-    return shown or [component_tree(look.summary)]
+    if shown:
+        return shown
+    if look.hardware is None:
+        return [component_tree(look.summary)]
+    from vlm_lora_plugin.reporting.hardware_table import hardware_tree
+
+    return [component_tree(look.summary), hardware_tree(look.hardware, look.hardware.problem())]

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.job.settings import DtypeName
 
 
+COMMAND_LINE = "vlm_lora.command_line"
+"""Key of the context's ``meta`` that holds the arguments as they were typed."""
+
+
 class Dtype(str, Enum):
     """Parameter dtypes that a model can be loaded in."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_lora_plugin.cli.options import (
+    COMMAND_LINE,
     BadSampleOption,
     CheckImagesOption,
     DtypeOption,
@@ -32,6 +33,7 @@ DEMO_OUTPUT = Path("runs/demo")
 
 
 def train(
+    ctx: typer.Context,
     model: Annotated[
         Path | None, typer.Argument(help="A model folder; with --demo the name of a family, monkey if left out.")
     ] = None,
@@ -57,6 +59,17 @@ def train(
         bool, typer.Option("--dry-run", help="Check and show everything, and the resolved recipe; write nothing.")
     ] = False,
     check_images: CheckImagesOption = True,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Processes of this node, one a device; starts torchrun.")
+    ] = None,
+    nnodes: Annotated[int | None, typer.Option("--nnodes", min=1, help="Nodes of the job, for torchrun.")] = None,
+    node_rank: Annotated[int | None, typer.Option("--node-rank", min=0, help="This node's number, from 0.")] = None,
+    master_addr: Annotated[str | None, typer.Option("--master-addr", help="Address of node 0.")] = None,
+    master_port: Annotated[int | None, typer.Option("--master-port", help="Port on node 0.")] = None,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option("--rdzv-endpoint", help="HOST:PORT where nodes meet, in place of the three above.")
+    ] = None,
+    rdzv_id: Annotated[str | None, typer.Option("--rdzv-id", help="The job's name where nodes meet.")] = None,
     framework: Annotated[
         Framework, typer.Option("--framework", help="What trains: transformers' Trainer, or ms-swift; same result.")
     ] = Framework.trainer,
@@ -65,7 +78,7 @@ def train(
 ) -> None:
     """Train an adapter. Everything is checked and shown before the first step; nothing is written until it is done."""
     if demo:
-        given = (data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample)
+        given = (data, val_data, recipe, preset, assignments, dtype, max_steps, metric, on_bad_sample, gpus, nnodes)
         if (
             any(value is not None for value in given)
             or allow_outside_images
@@ -87,6 +100,7 @@ def train(
         raise typer.BadParameter("needs --val-data", param_hint="--metric")
     if resume and overwrite:
         raise typer.BadParameter("goes on with the results that --overwrite replaces", param_hint="--resume")
+    from vlm_lora_plugin.job.launching import is_rank, launch_job, wanted_launch
     from vlm_lora_plugin.job.settings import TrainJob
     from vlm_lora_plugin.reporting.console import make_console
 
@@ -106,6 +120,19 @@ def train(
         framework=framework.value,
     )
     _, resolved = job.check()
+    started = None
+    if not dry_run and not is_rank():
+        meeting = {
+            "node-rank": node_rank,
+            "master-addr": master_addr,
+            "master-port": master_port,
+            "rdzv-endpoint": rdzv_endpoint,
+            "rdzv-id": rdzv_id,
+            "rdzv-backend": None if rdzv_endpoint is None else "c10d",
+        }
+        started = wanted_launch(resolved, gpus, nnodes, {key: v for key, v in meeting.items() if v is not None})
+        if started is not None and framework is Framework.trainer:
+            raise typer.Exit(launch_job(started, resolved, ctx.find_root().meta[COMMAND_LINE]))
     from vlm_lora_plugin.job.run import check_and_show, run  # imports torch: after what can be refused without it
 
     console = make_console()
@@ -114,7 +141,7 @@ def train(
         console.print(f"\n{resolved.to_yaml()}", highlight=False, soft_wrap=True, markup=False)
         console.print("Everything is in order; nothing was trained or written.", highlight=False)
         return
-    _report(job, run(job, console), console, processor_is_set=bool(resolved.data.processor))
+    _report(job, run(job, console, started), console, processor_is_set=bool(resolved.data.processor))
 
 
 def _report(job: TrainJob, result: TrainResult, console: Console, *, processor_is_set: bool) -> None:

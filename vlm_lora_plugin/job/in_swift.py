@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.job.data_record import to_json
+from vlm_lora_plugin.job.launching import Launch, check_deepspeed, on_cpu, swift_processes, wanted_launch
 from vlm_lora_plugin.reporting.log import read_log
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
 
@@ -41,7 +43,7 @@ class SwiftResult:
     resources: ResourceSummary | None
 
 
-def train_in_swift(plan: Plan, console: Console) -> SwiftResult:
+def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -> SwiftResult:
     """Run a checked job with ``swift sft``; its results go to the plan's output folder.
 
     What Swift prints goes to ``swift.log`` there.
@@ -49,11 +51,16 @@ def train_in_swift(plan: Plan, console: Console) -> SwiftResult:
     Args:
         plan: The job, not one whose last step is done already.
         console: Where progress is shown.
+        launch: How many processes Swift starts; None for what the recipe's hardware says.
 
     Raises:
         TrainingError: Swift failed. Before the first step is done the output folder stays as it was.
         SwiftError: ms-swift is not installed, or of a version that is not supported.
+        HardwareError: The processes cannot be started here.
     """
+    processes = swift_processes(launch or wanted_launch(plan.recipe, None, None))
+    if plan.hardware is not None and plan.hardware.stage:
+        check_deepspeed()
     with tempfile.TemporaryDirectory(prefix="vlm-lora-swift-") as name:
         folder = Path(name)
         notes, printed = folder / "notes.json", folder / "printed.log"
@@ -73,7 +80,7 @@ def train_in_swift(plan: Plan, console: Console) -> SwiftResult:
                 code = run_swift(
                     "sft",
                     _arguments(plan, folder / "swift"),
-                    environment={JOB_VARIABLE: str(folder / "job.json")},
+                    environment={JOB_VARIABLE: str(folder / "job.json"), **processes},
                     output=stream,
                     meanwhile=progress.look,
                 )
@@ -109,6 +116,12 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
         "report_to": "none",
         "callbacks": JOB_CALLBACK,
     }
+    if plan.hardware is not None and plan.hardware.deepspeed is not None:
+        file = folder.with_name("deepspeed.json")
+        file.write_text(json.dumps(plan.hardware.deepspeed), "utf-8")
+        options["deepspeed"] = file
+    if on_cpu():
+        options["ddp_backend"] = "gloo"
     if job.val_data is not None:
         options["val_dataset"] = job.val_data.absolute()
     if plan.resumed is not None:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_lora_plugin.errors import HardwareError
 from vlm_lora_plugin.job.settings import DtypeName
 from vlm_lora_plugin.reporting.summary import ModelSummary, summarise
 from vlm_lora_plugin.selection.resolve import trace_selection
+from vlm_lora_plugin.zero.plan import HardwarePlan, plan_hardware
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,10 +30,12 @@ class Look:
     Attributes:
         summary: In numbers.
         selection: By name, with what became of each rule.
+        hardware: The recipe on its hardware; None where it names none.
     """
 
     summary: ModelSummary
     selection: SelectionTrace
+    hardware: HardwarePlan | None = None
 
 
 def look_at(model: nn.Module, name: str, family: Family, recipe: Recipe) -> Look:
@@ -47,7 +51,25 @@ def look_at(model: nn.Module, name: str, family: Family, recipe: Recipe) -> Look
         SelectionError: The recipe does not fit the model.
     """
     selection = trace_selection(model, family, recipe)
-    return Look(summarise(model, name, family, recipe, selection.trainables), selection)
+    hardware = plan_hardware(recipe, family, model, selection.trainables) if recipe.hardware is not None else None
+    return Look(summarise(model, name, family, recipe, selection.trainables), selection, hardware)
+
+
+def wanted_dtype(asked: DtypeName | None, recipe: Recipe) -> DtypeName:
+    """Return the dtype of the frozen weights: the one asked for, or that of the recipe's hardware, or this machine's.
+
+    Raises:
+        HardwareError: bf16 is asked for, which the recipe's hardware lacks.
+    """
+    if recipe.hardware is None:
+        return asked or default_dtype()
+    if asked == "bf16" and not recipe.hardware.bf16:
+        raise HardwareError(
+            "The dtype is bf16, hardware.bf16 is false",
+            why="Without bf16 in the device every step is emulated.",
+            fix="Leave the dtype out, which gives fp16, or set hardware.bf16 to true.",
+        )
+    return asked or ("bf16" if recipe.hardware.bf16 else "fp16")
 
 
 def default_dtype() -> DtypeName:

@@ -6,27 +6,31 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
 
+from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.preflight import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.data_record import DataRecord, check_same_data, record_of
-from vlm_lora_plugin.job.look import DTYPES, default_dtype, look_at
+from vlm_lora_plugin.job.launching import is_rank
+from vlm_lora_plugin.job.look import DTYPES, look_at, wanted_dtype
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.job.resuming import ResumePoint, find_resume_point
 from vlm_lora_plugin.job.settings import TrainJob
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.metrics import Metric, load_metric
+from vlm_lora_plugin.zero.validation import check_arguments, check_base
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.reporting.summary import ModelSummary
     from vlm_lora_plugin.types import Family
+    from vlm_lora_plugin.zero.plan import HardwarePlan
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Plan:
         recipe: The resolved recipe.
         dtype: Of the frozen weights.
         summary: What will be trained.
+        hardware: The recipe on its hardware; None where it names none.
         training: The training data.
         validation: The validation data, or None.
         statistics: By the name of the data set.
@@ -54,6 +59,7 @@ class Plan:
     recipe: Recipe
     dtype: torch.dtype
     summary: ModelSummary
+    hardware: HardwarePlan | None
     training: ConversationDataset
     validation: ConversationDataset | None
     statistics: Mapping[str, DataStatistics]
@@ -85,15 +91,19 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     """
     family, recipe = job.check()
     output = OutputFolder(job.output)
-    dtype = job.dtype or default_dtype()
+    dtype = wanted_dtype(job.dtype, recipe)
     name = str(DTYPES[dtype]).removeprefix("torch.")
     resumed = find_resume_point(output, name, recipe) if job.resume else None
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
     outline, processor = load(job.model, recipe, dtype=DTYPES[dtype], device="meta")
-    summary = look_at(outline, str(job.model), family, recipe).summary
-    arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], evaluate=job.val_data is not None)
+    look = look_at(outline, str(job.model), family, recipe)
+    if look.hardware is not None:
+        look.hardware.check()
+        check_base(read_config(job.model), look.hardware.stage, look.hardware.load, look.hardware.hardware)
+    sharded = look.hardware.deepspeed if look.hardware is not None and is_rank() else None
+    arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], sharded, evaluate=job.val_data is not None)
     sets = {"training": ConversationDataset(job.data, processor, recipe.data, family, seed=recipe.seed)}
     if job.val_data is not None:
         sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family, seed=recipe.seed)
@@ -109,7 +119,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         family=family,
         recipe=recipe,
         dtype=DTYPES[dtype],
-        summary=summary,
+        summary=look.summary,
+        hardware=look.hardware,
         training=sets["training"],
         validation=sets.get("validation"),
         statistics=statistics,
@@ -121,14 +132,25 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     )
 
 
-def _arguments(recipe: Recipe, checkpoints: Path, dtype: torch.dtype, *, evaluate: bool) -> TrainingArguments:
+def _arguments(
+    recipe: Recipe, checkpoints: Path, dtype: torch.dtype, deepspeed: dict[str, Any] | None, *, evaluate: bool
+) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
     # The filter would replace a loss that is not finite by the last one that was.
-    options = {"disable_tqdm": True, "logging_nan_inf_filter": False, "dataloader_pin_memory": on_gpu}
+    options: dict[str, Any] = {
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": on_gpu,
+        "deepspeed": deepspeed,
+        "ddp_find_unused_parameters": False,  # every parameter that learns has a gradient in every pass
+    }
     try:
-        return training_arguments(recipe, checkpoints, dtype=dtype, evaluate=evaluate, **options)
+        arguments = training_arguments(recipe, checkpoints, dtype=dtype, evaluate=evaluate, **options)
     except ValueError as error:
         raise RecipeError(
             f"transformers refuses the recipe's optimizer or training settings: {error}",
             fix="See docs/reference/recipe.md for every key and its values.",
         ) from error
+    if deepspeed is not None:
+        check_arguments(deepspeed, arguments)
+    return arguments

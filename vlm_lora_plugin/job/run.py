@@ -8,26 +8,31 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import DistributedType
 from rich.console import Console
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.resources import ResourceMonitor
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 from vlm_lora_plugin.job.data_record import to_json
 from vlm_lora_plugin.job.in_swift import train_in_swift
+from vlm_lora_plugin.job.launching import Launch, check_started
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.preparation import prepare
 from vlm_lora_plugin.reporting.checking import checking_bar
 from vlm_lora_plugin.reporting.console import make_console
 from vlm_lora_plugin.reporting.data_table import data_table, skipped_lines
+from vlm_lora_plugin.reporting.hardware_table import hardware_tree
 from vlm_lora_plugin.reporting.log import JsonlLog, is_result, read_log
 from vlm_lora_plugin.reporting.loss_picture import draw_loss
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
 from vlm_lora_plugin.reporting.run_pictures import draw_memory, draw_rates
 from vlm_lora_plugin.reporting.tree import component_tree
 from vlm_lora_plugin.selection.names import ADAPTER_NAME
+from vlm_lora_plugin.zero.partition import whole_values
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.diagnostics.resources import ResourceSummary
@@ -77,20 +82,24 @@ class _Begin(TrainerCallback):
                 self._output.begin_again(self._resumed.kept_log)
 
 
-def run(job: TrainJob, console: Console | None = None) -> TrainResult:
+def run(job: TrainJob, console: Console | None = None, launch: Launch | None = None) -> TrainResult:
     """Check a job, show what will be trained, train it, and save the adapter, log and pictures.
 
     Args:
         job: What to do.
         console: Where to show it; None for standard output.
+        launch: How many processes ms-swift starts; None for what the recipe's hardware says. Those of the Trainer
+            are started before: each of them runs the whole job.
 
     Raises:
         VlmLoraError: The job cannot be done. Before the first step is done the output folder stays as it was.
     """
     console = console or make_console()
     plan = check_and_show(job, console)
+    if job.framework == "trainer":
+        check_started(plan.recipe)
     try:
-        return _train(plan, console)
+        return _train(plan, console, launch)
     except BaseException:
         plan.output.abandon()
         raise
@@ -104,6 +113,8 @@ def check_and_show(job: TrainJob, console: Console) -> Plan:
     """
     plan = preflight(job, partial(checking_bar, console))
     console.print(component_tree(plan.summary))
+    if plan.hardware is not None:
+        console.print(hardware_tree(plan.hardware, plan.hardware.check()))
     console.print(data_table(plan.statistics))
     skipped = skipped_lines(plan.skipped(), {name: data.rows for name, data in plan.statistics.items()})
     if skipped:
@@ -123,10 +134,11 @@ def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:
         trainer.train(resume_from_checkpoint=True)
 
 
-def _train(plan: Plan, console: Console) -> TrainResult:
+def _train(plan: Plan, console: Console, launch: Launch | None) -> TrainResult:
     finished = plan.resumed is not None and plan.resumed.finished
     if plan.job.framework == "swift" and not finished:
-        done = train_in_swift(plan, console)
+        done = train_in_swift(plan, console, launch)
+        _draw(plan)
         return _result(plan, done.steps, done.resources, None)
     return _train_here(plan, console)
 
@@ -145,6 +157,12 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
         data_collator=processor.collate,
         callbacks=[_Begin(plan), VlmLoraCallback(recipe), monitor, log, progress],
     )
+    if plan.arguments.deepspeed and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise TrainingError(
+            f"DeepSpeed was asked for, and accelerate set up {trainer.accelerator.distributed_type.value}",
+            why="Every process would hold and train the whole model.",
+            fix="Unset ACCELERATE_USE_CPU and other variables of accelerate's launcher.",
+        )
     if plan.metric is not None and plan.validation is not None:
         rows = plan.validation.examples[: recipe.evaluation.max_rows]
         limit = recipe.evaluation.max_new_tokens
@@ -156,19 +174,27 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
         _run(trainer, model, plan)
     finally:
         progress.close()
-    output.save_adapter(model.save_pretrained)
+    tensors = whole_values(model.named_trainables(), keep=trainer.is_world_process_zero())
+    if trainer.is_world_process_zero():
+        output.save_adapter(partial(model.save_pretrained, state_dict=tensors))
+        _draw(plan)
+    trainer.accelerator.wait_for_everyone()  # then others may read what the first process wrote
     steps = plan.resumed.step if plan.resumed is not None and plan.resumed.finished else trainer.state.global_step
     return _result(plan, steps, monitor.summary, model)
 
 
-def _result(plan: Plan, steps: int, resources: ResourceSummary | None, model: VlmLoraPeftModel | None) -> TrainResult:
-    """Draw the pictures and sum up the log."""
+def _draw(plan: Plan) -> None:
     output = plan.output
     lines = read_log(output.log)
     title = f"{plan.summary.family} {plan.job.model.name}, recipe {plan.summary.recipe}"
     draw_loss(lines, output.loss_picture, title=title)
     draw_rates(lines, output.rates_picture, title=title)
     draw_memory(lines, output.memory_picture, title=title)
+
+
+def _result(plan: Plan, steps: int, resources: ResourceSummary | None, model: VlmLoraPeftModel | None) -> TrainResult:
+    output = plan.output
+    lines = read_log(output.log) if output.log.is_file() else []  # another node may not see the folder
     losses = [line["loss"] for line in lines if "loss" in line]
     results = {key: value for line in lines for key, value in line.items() if is_result(key)}  # the last of each
     return TrainResult(

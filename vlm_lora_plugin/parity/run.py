@@ -14,6 +14,7 @@ from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
 from vlm_lora_plugin.frameworks.swift.names import RECORDER
+from vlm_lora_plugin.job.launching import free_port
 from vlm_lora_plugin.job.look import DTYPES
 from vlm_lora_plugin.parity.compare import Difference, compare
 from vlm_lora_plugin.parity.reading import Run, read_run
@@ -125,15 +126,6 @@ def swift_arguments(job: ParityJob, recipe: Recipe, side: Side) -> list[str]:
     if job.processes > 1:
         arguments += ["--ddp_backend", "gloo"]
     return [*arguments, *plugin_arguments(recipe.document())]
-
-
-def free_port() -> str:
-    """Return a port of this machine that nothing listens on."""
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
 
 
 def _dtype(job: ParityJob) -> str:

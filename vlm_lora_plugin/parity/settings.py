@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.errors import DataError, HardwareError
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.job.settings import DtypeName, RecipeSource
@@ -55,6 +55,7 @@ class ParityJob:
             ModelError: The folder is of no known family.
             RecipeError: The recipe has an unknown key, value or preset.
             DataError: A data file is missing.
+            HardwareError: The recipe shards the model, which is not compared.
         """
         from vlm_lora_plugin.job.settings import recognise
         from vlm_lora_plugin.recipe import resolve_recipe
@@ -63,6 +64,12 @@ class ParityJob:
         for file in (self.data, self.val_data):
             if file is not None and not file.is_file():
                 raise DataError(f"There is no data file {file}", fix="Give the path of a JSONL or JSON file.")
+        if recipe.hardware is not None and recipe.hardware.zero_stage:
+            raise HardwareError(
+                f"The recipe trains under ZeRO-{recipe.hardware.zero_stage}, and parity compares without DeepSpeed",
+                why="Its processes talk through gloo, on any machine.",
+                fix="--set hardware=null compares what else the recipe says; --processes N compares N processes.",
+            )
         return family, resolve_recipe(recipe, family, {"training": {"logging_steps": 1}})
 
 

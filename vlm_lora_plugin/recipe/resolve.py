@@ -11,6 +11,7 @@ import yaml
 from vlm_lora_plugin.errors import RecipeError, nearest
 from vlm_lora_plugin.recipe.schema import RATE_KEYS, Recipe
 from vlm_lora_plugin.types import Family
+from vlm_lora_plugin.zero.fitting import fitted
 
 
 def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def resolve_recipe(
     """Expand preset and shorthand into one recipe that stands on its own.
 
     Order of the rules: the preset's components, its rules, the recipe's components, its rules, then those
-    of ``overrides``; later ones win. Every other key is merged, the later value winning. A recipe that was
+    of ``overrides``; later ones win. Every other key is merged, the later value winning. With ``hardware``, what
+    it sets (:mod:`vlm_lora_plugin.zero.tiers`) comes after the preset and before the recipe. A recipe that was
     resolved before is returned as it is.
 
     Args:
@@ -73,6 +75,7 @@ def resolve_recipe(
 
     Raises:
         RecipeError: Unknown key, value, preset, family or component.
+        HardwareError: The recipe asks of its hardware what cannot be.
     """
     document = {"preset": family.default_preset} if source is None else read_recipe(source)
     label = str(source) if isinstance(source, (str, Path)) else "recipe"
@@ -111,8 +114,34 @@ def resolve_recipe(
             raise RecipeError(f"{family.title} has no component '{name}'", fix=nearest(name, sorted(owned)))
     _check_processor(merged.get("data", {}).get("processor", {}), family)
     merged.pop("preset", None)
+    _check_machine(merged)
+    if merged.get("hardware") is not None:
+        given: dict[str, Any] = {}
+        for recipe in (user, over):
+            _merge(given, recipe.model_dump(exclude_unset=True))
+        _merge(merged, fitted({**merged, "rules": rules}, given, family))
     origin = f"{family.name}/{preset}" if preset else merged.get("origin")
     return Recipe.parse({**merged, "family": family.name, "origin": origin, "rules": rules})
+
+
+def _check_machine(document: Mapping[str, Any]) -> None:
+    machine = document.get("hardware")
+    if machine is not None:
+        if machine.get("gpu_memory") is None:
+            raise RecipeError(
+                "hardware.gpu_memory is needed: the memory of one device in GiB",
+                fix="Write hardware: 3x24, or hardware.gpu_memory: 24.",
+            )
+        return
+    for key, value in (
+        ("training.global_batch_size", document.get("training", {}).get("global_batch_size")),
+        ("deepspeed", document.get("deepspeed")),
+    ):
+        if value:
+            raise RecipeError(
+                f"{key} has no effect without `hardware`, which says what it is divided over",
+                fix=f"Add hardware: 3x24, for three devices of 24 GiB, or remove {key}.",
+            )
 
 
 def _check_processor(settings: Mapping[str, int], family: Family) -> None:

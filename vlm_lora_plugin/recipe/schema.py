@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -18,9 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from vlm_lora_plugin.errors import RecipeError
+from vlm_lora_plugin.errors import HardwareError, RecipeError
 from vlm_lora_plugin.recipe.explain import explain
-from vlm_lora_plugin.types import COMPONENT_NAMES, MEANS, ComponentName, Means
+from vlm_lora_plugin.types import COMPONENT_NAMES, MEANS, ComponentName, Hardware, Means
+from vlm_lora_plugin.zero.hardware import check_hardware, parse_hardware
 
 
 def _as_list(value: object) -> object:
@@ -186,6 +187,12 @@ class TrainingSettings(_Strict):
     per_device_train_batch_size: int = Field(1, ge=1, description="Examples in one forward pass of one device.")
     per_device_eval_batch_size: int = Field(1, ge=1, description="The same, in evaluation.")
     gradient_accumulation_steps: int = Field(16, ge=1, description="Forward passes in one optimizer step.")
+    global_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Examples in one optimizer step of all devices, for a recipe with `hardware`, which divides them; "
+        "null: what one device would take by the two keys above.",
+    )
     num_train_epochs: float = Field(1.0, gt=0, description="Times that every example is seen.")
     max_steps: int = Field(-1, ge=-1, description="Optimizer steps; overrides num_train_epochs unless it is -1.")
     logging_steps: int = Field(1, ge=1, description="Log every so many optimizer steps.")
@@ -200,6 +207,60 @@ class TrainingSettings(_Strict):
         if value == 0:
             raise ValueError("0 steps train nothing; -1 leaves the length to num_train_epochs")
         return value
+
+
+class HardwareSettings(_Strict):
+    """The machine; it fills in what the recipe leaves open. ``3x24`` is three devices of 24 GiB.
+
+    See ``docs/reference/deepspeed.md`` for what each machine sets, and why.
+    """
+
+    gpus: int = Field(1, ge=1, description="Devices of one node.")
+    gpu_memory: float | None = Field(None, gt=0, description="Memory of one device in GiB; needed.")
+    host_memory: float | None = Field(None, gt=0, description="Host memory of one node in GiB; null: unknown.")
+    bf16: bool = Field(True, description="Whether the device computes in bfloat16; false trains in fp16.")
+    nodes: int = Field(1, ge=1, description="Machines of this kind that train together.")
+    offload: bool = Field(False, description="With ZeRO-3: keep the sharded weights in pinned host memory. Slow.")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(
+        None,
+        description="What is sharded over the devices: 0 nothing (no DeepSpeed), 1 the optimizer's state, "
+        "2 gradients too, 3 weights too; null: what fits.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        machine = _sound(parse_hardware, value)
+        return {"gpus": machine.gpus, "gpu_memory": machine.gpu_memory}
+
+    @model_validator(mode="after")
+    def _can_exist(self) -> HardwareSettings:
+        if self.gpu_memory is not None:
+            _sound(check_hardware, self.machine())
+        if self.offload and self.zero_stage in (0, 1, 2):
+            raise ValueError(
+                f"offload keeps weights that ZeRO-3 shards in host memory, zero_stage is {self.zero_stage}"
+            )
+        return self
+
+    def machine(self) -> Hardware:
+        """Return the machine alone.
+
+        Raises:
+            HardwareError: It has no ``gpu_memory``, as a part of a recipe may.
+        """
+        if self.gpu_memory is None:
+            raise HardwareError("hardware has no gpu_memory", fix="Write hardware: 3x24, or hardware.gpu_memory: 24.")
+        return Hardware(self.gpus, self.gpu_memory, self.host_memory, self.bf16, self.nodes)
+
+
+def _sound(check: Callable[[Any], Hardware], value: Any) -> Hardware:
+    try:
+        return check(value)
+    except HardwareError as error:
+        raise ValueError(f"{error.what}. {error.fix}") from None
 
 
 class DataSettings(_Strict):
@@ -256,6 +317,18 @@ class Recipe(_Strict):
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="Batches and length of the run.")
     gradient_checkpointing: dict[ComponentName, bool] = Field(
         default_factory=dict, description="Recompute this component's blocks in the backward pass; saves memory."
+    )
+    answer_only_loss: bool = Field(
+        False, description="In training, compute logits only where a label is; the same loss in less memory."
+    )
+    hardware: HardwareSettings | None = Field(
+        None,
+        description="The machine, in short `3x24`; fills in checkpointing, batches, precision, answer-only loss and "
+        "ZeRO where the recipe says nothing.",
+    )
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict,
+        description="DeepSpeed's own keys, laid over those of the hardware; null removes one.",
     )
     data: DataSettings = Field(default_factory=DataSettings, description="How examples become tokens.")
     evaluation: EvaluationSettings = Field(

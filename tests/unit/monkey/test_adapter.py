@@ -81,6 +81,11 @@ def test_checkpointing_follows_the_recipe(switches, expected):
     assert patches(tiny_model(), document) == ["text-only batches", *expected]
 
 
+def test_answer_only_loss_follows_the_recipe():
+    assert "answer-only logits" not in patches(tiny_model(), {"preset": "lora"})
+    assert "answer-only logits" in patches(tiny_model(), {"preset": "lora", "answer_only_loss": True})
+
+
 def test_an_unknown_forward_is_refused():
     with pytest.raises(ModelError, match="not known here"):
         patches(nn.Linear(1, 1), "lora")

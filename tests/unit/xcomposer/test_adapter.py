@@ -132,6 +132,7 @@ def test_patches_change_neither_loss_nor_gradients(lively, batches, preset, vari
         preset = {
             "components": dict.fromkeys(("vision", "aligner", "language", "embeddings", "head"), "full"),
             "gradient_checkpointing": {"vision": True, "language": True},
+            "answer_only_loss": True,
         }
         prepared = prepare(model, preset)
     else:
@@ -153,6 +154,15 @@ def test_patches_change_neither_loss_nor_gradients(lively, batches, preset, vari
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
     assert sum(bool(gradient.any()) for gradient in expected.values()) > 10
+
+
+def test_logits_are_those_of_answers_alone_where_the_recipe_says_so(lively, batches):
+    prepared = prepare(lively(), recipe_for("lora", answer_only_loss=False))
+    assert "answer-only logits" not in prepared.vlm_lora.patches
+    batch = batches(prepared.get_base_model()).labelled([6, (1, 1), 9])
+    assert prepared.train()(**batch).logits is not None
+    prepared = prepare(lively(), recipe_for("lora"))
+    assert prepared.train()(**batch).logits is None
 
 
 def test_a_frozen_tower_sees_views_in_chunks_without_a_graph(lively, batches):

@@ -13,12 +13,12 @@ from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.frameworks.groups import ANY
 from vlm_lora_plugin.frameworks.swift.families import family_of_type, template_of
 from vlm_lora_plugin.frameworks.swift.given import default_of
+from vlm_lora_plugin.frameworks.swift.hardware import apply_dtype, apply_hardware
 from vlm_lora_plugin.frameworks.swift.options import OPTIONS, Free, LaidOver, OfRecipe, OfSelection, OfTrainer, Only
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe, keep_recipe
 from vlm_lora_plugin.frameworks.swift.selected import Outline
 from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 from vlm_lora_plugin.frameworks.trainer import argument_values
-from vlm_lora_plugin.job.look import DTYPES, default_dtype
 from vlm_lora_plugin.recipe import Recipe, parse_assignments, read_recipe, resolve_recipe
 
 if TYPE_CHECKING:
@@ -45,16 +45,17 @@ def apply_recipe(arguments: SftArguments, given: Mapping[str, Any]) -> None:
         SwiftError: An option contradicts the recipe, or cannot be followed.
         RecipeError: The recipe cannot be read.
         SelectionError: The recipe does not fit the model.
+        HardwareError: The run is not on the recipe's hardware.
     """
     recipe = check_options(arguments, given)
-    if "torch_dtype" not in given:
-        arguments.torch_dtype = arguments.model_info.torch_dtype = DTYPES[default_dtype()]
+    apply_dtype(arguments, given, recipe)
     for name, value in {**_recorded(recipe), **_of_trainer(recipe, arguments.torch_dtype, arguments)}.items():
         if name not in given or not isinstance(OPTIONS[name], (OfTrainer, Free)):
             setattr(arguments, name, value)
     for name, treatment in OPTIONS.items():
         if isinstance(treatment, Only) and treatment.values and getattr(arguments, name, None) not in treatment.values:
             setattr(arguments, name, treatment.values[0])
+    apply_hardware(arguments, given, recipe, family_of_type(arguments.model_type))
     keep_recipe(recipe)
     arguments.vlm_lora_recipe = recipe.document()  # for args.json
 

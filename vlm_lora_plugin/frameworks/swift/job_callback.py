@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.job.output import OutputFolder
 from vlm_lora_plugin.metrics import load_metric
 from vlm_lora_plugin.reporting.log import JsonlLog
+from vlm_lora_plugin.zero.partition import whole_values
 
 _ARGUMENTS = "args.json"
 """Swift's own record of a run, which it copies into each checkpoint and reads again to infer and export."""
@@ -77,8 +79,10 @@ class JobCallback(TrainerCallback):
     ) -> None:
         """Save the adapter, and say what limited the run."""
         model = find_prepared(kwargs["model"])
-        if model is not None and state.is_world_process_zero:
-            self._output.save_adapter(model.save_pretrained)
+        if model is not None:
+            tensors = whole_values(model.named_trainables(), keep=state.is_world_process_zero)
+            if state.is_world_process_zero:
+                self._output.save_adapter(partial(model.save_pretrained, state_dict=tensors))
         self._monitor.on_train_end(args, state, control, **kwargs)
         self._note(state)
 

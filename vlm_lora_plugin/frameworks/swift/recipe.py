@@ -7,9 +7,11 @@ the same one.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -31,8 +33,7 @@ def given_recipe() -> Mapping[str, Any] | str | None:
     if not text.startswith("{"):
         return text or None
     try:
-        # A document nested in --model_kwargs reaches the variable as Python would print it; YAML reads both.
-        document = json.loads(text) if _is_json(text) else yaml.safe_load(text)
+        document = _read(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is no JSON: {error}") from None
     if not isinstance(document, dict):
@@ -45,9 +46,10 @@ def keep_recipe(recipe: Recipe) -> None:
     os.environ[RECIPE_VARIABLE] = json.dumps(recipe.document())
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+def _read(text: str) -> Any:
+    # A document nested in --model_kwargs reaches the variable as Python prints it, null as None.
+    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    for read in readers:
+        with suppress(ValueError, SyntaxError):
+            return read(text)
+    return yaml.safe_load(text)

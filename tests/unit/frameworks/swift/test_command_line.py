@@ -150,6 +150,15 @@ def test_the_recipe_may_be_a_document(sft_arguments):
     assert sft_arguments(recipe='{"preset": "lora", "training": {"max_steps": 6}}').max_steps == 6
 
 
+def test_a_whole_document_may_be_nested(sft_arguments):
+    from vlm_lora_plugin.manager import get_manager
+    from vlm_lora_plugin.recipe import resolve_recipe
+
+    document = resolve_recipe("lora", get_manager().family("monkey")).document()
+    assert document["training"]["eval_steps"] is None
+    assert sft_arguments(recipe=document).vlm_lora_recipe == document
+
+
 def test_options_of_the_trainer_are_passed_on(sft_arguments):
     arguments = sft_arguments("--optim", "adamw_torch", "--label_smoothing_factor", 0.1)
     assert isinstance(OPTIONS["optim"], OfTrainer)
