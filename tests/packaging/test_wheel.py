@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ADAPTERS = ("vlm_lora_monkey", "vlm_lora_omnilmm")
+ADAPTERS = ("vlm_lora_monkey", "vlm_lora_omnilmm", "vlm_lora_xcomposer")
 
 
 @pytest.fixture(scope="module")

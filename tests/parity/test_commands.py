@@ -118,7 +118,7 @@ def test_swift_infer_finds_recipe_and_plugin_from_the_checkpoint(job, checkpoint
     done = program(
         *("swift", "infer", "--adapters", checkpoint, "--val_dataset", rows[1], "--max_new_tokens", "4"),
         *("--temperature", "0", "--result_path", result),
-        cwd=checkpoint.parents[1],
+        cwd=rows[1].parent,  # Swift's inference starts relative image paths at the working directory
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = [json.loads(line)["response"] for line in result.read_text().splitlines()]

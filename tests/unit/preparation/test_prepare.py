@@ -221,7 +221,7 @@ def test_preparing_again_with_another_recipe_is_an_error(toy):
 
 def test_a_base_model_that_was_prepared_is_refused(toy):
     model = prepare(toy_model(), WITH_PEFT)
-    with pytest.raises(ModelError, match="already has PEFT layers"):
+    with pytest.raises(ModelError, match="was prepared before"):
         prepare(model.get_base_model(), WITH_PEFT)
 
 
