@@ -114,11 +114,15 @@ def test_peft_reopens_its_lora_with_equal_tensors(job, checkpoint):
 
 
 def test_swift_infer_finds_recipe_and_plugin_from_the_checkpoint(job, checkpoint, rows, program, tmp_path):
-    result = tmp_path / "answers.jsonl"
+    result, data = tmp_path / "answers.jsonl", tmp_path / "held-out.jsonl"
+    lines = [json.loads(line) for line in rows[1].read_text().splitlines()]
+    for line in lines:  # Swift's inference starts relative paths at the working directory
+        line["images"] = [str(rows[1].parent / image) for image in line.get("images", [])]
+    data.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     done = program(
-        *("swift", "infer", "--adapters", checkpoint, "--val_dataset", rows[1], "--max_new_tokens", "4"),
+        *("swift", "infer", "--adapters", checkpoint, "--val_dataset", data, "--max_new_tokens", "4"),
         *("--temperature", "0", "--result_path", result),
-        cwd=rows[1].parent,  # Swift's inference starts relative image paths at the working directory
+        cwd=checkpoint.parents[1],
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = [json.loads(line)["response"] for line in result.read_text().splitlines()]

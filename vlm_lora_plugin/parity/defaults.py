@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.table import Table
@@ -38,12 +43,30 @@ class Line:
 def differing_defaults() -> list[Line]:
     """Return every option with another default in Swift than in the Trainer or PEFT, in the order of their classes.
 
+    They are read in a process of their own: importing Swift replaces parts of transformers' Trainer.
+
     Raises:
-        SwiftError: ms-swift is not installed, or of a version that is not supported.
+        SwiftError: ms-swift is not installed, of a version that is not supported, or cannot be imported.
     """
-    from vlm_lora_plugin.frameworks.swift.versions import check_version
+    from vlm_lora_plugin.frameworks.swift.versions import SwiftError, check_version
 
     check_version()
+    code = f"from {__name__} import write_differing; import sys; write_differing(sys.argv[1])"
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "defaults.json"
+        done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+        if not file.is_file():
+            raise SwiftError("Swift's defaults cannot be read", why=done.stderr, fix="Install ms-swift anew.")
+        return [Line(**line) for line in json.loads(file.read_text("utf-8"))]
+
+
+def write_differing(file: str) -> None:
+    """Write the lines of :func:`differing_defaults` as JSON; for a process that does nothing else."""
+    lines = [vars(line) for line in _differing()]
+    Path(file).write_text(json.dumps(lines), "utf-8")
+
+
+def _differing() -> list[Line]:
     from peft import LoraConfig
     from swift.arguments import SftArguments
     from transformers import TrainingArguments
