@@ -89,7 +89,7 @@ def test_defaults_that_differ_are_listed(command):
     assert found["adam_beta2"]["trainer"] == "0.999"
     assert found["adam_beta2"]["swift"] == "0.95"
     assert found["adam_beta2"]["key"] == "optimizer.adam_beta2"
-    assert found["lora_rank"]["trainer"] == "8"
+    assert (found["lora_alpha"]["trainer"], found["lora_alpha"]["swift"]) == ("8", "32")
     assert found["dataset_shuffle"]["value"] == "false"
 
 
