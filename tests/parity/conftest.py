@@ -34,6 +34,18 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def models(model, tmp_path_factory):
+    """A tiny model of each family and variant."""
+    from vlm_lora_omnilmm.tiny import write_tiny_folder as omnilmm
+    from vlm_lora_xcomposer.tiny import write_tiny_folder as xcomposer
+
+    folder = tmp_path_factory.mktemp("parity-models")
+    variants = ("xcomposer2", "xcomposer2_4khd", "xcomposer2_5")
+    found = {variant: xcomposer(folder / variant, variant) for variant in variants}
+    return {"monkey": model, "omnilmm": omnilmm(folder / "omnilmm"), **found}
+
+
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory):
     """Eleven rows to train on, three to evaluate on, of all kinds."""
     folder = tmp_path_factory.mktemp("parity-data")
@@ -41,10 +53,10 @@ def rows(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_job(model, rows, tmp_path_factory):
+def make_job(models, rows, tmp_path_factory):
     """A job with a learning rate at which every bit of a difference grows, and LoRA dropout on."""
 
-    def make(preset="lora+llm-lora", *, evaluate=False, optimizer=None, **settings):
+    def make(preset="lora+llm-lora", *, of="monkey", evaluate=False, optimizer=None, **settings):
         fields = {key: settings.pop(key) for key in ("dtype", "processes", "resume") if key in settings}
         settings = {"max_steps": 3, "gradient_accumulation_steps": 2, "dataloader_num_workers": 0, **settings}
         overrides = {
@@ -55,7 +67,7 @@ def make_job(model, rows, tmp_path_factory):
         }
         output = tmp_path_factory.mktemp("parity")
         val_data = rows[1] if evaluate else None
-        return ParityJob(model, rows[0], output, val_data, overrides=overrides, **fields)
+        return ParityJob(models[of], rows[0], output, val_data, overrides=overrides, **fields)
 
     return make
 

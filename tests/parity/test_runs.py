@@ -6,7 +6,14 @@ from vlm_lora_plugin.parity.compare import compare
 
 pytestmark = pytest.mark.xdist_group("parity")
 
-PRESETS = ("lora", "lora-only", "lora+llm", "lora+llm-lora")
+PRESETS = {
+    "monkey": ("lora", "lora-only", "lora+llm", "lora+llm-lora"),
+    "omnilmm": ("lora", "lora-text", "lora+vision"),
+    "xcomposer2_4khd": ("lora", "lora-low-memory", "lora+separators", "lora+projector", "full-llm", "full"),
+    "xcomposer2_5": ("lora", "full"),
+    "xcomposer2": ("lora",),
+}
+OF_EACH = [(family, preset) for family, presets in PRESETS.items() for preset in presets]
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +87,18 @@ def test_two_processes_at_micro_batch_two_in_bf16_are_equal(make_job, both):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_equal(make_job, both, preset, dtype):
-    trainer, swift = both(make_job(preset, dtype=dtype, evaluate=True, per_device_train_batch_size=2))
+@pytest.mark.parametrize(("family", "preset"), OF_EACH)
+def test_every_preset_is_equal(make_job, both, family, preset, dtype):
+    trainer, swift = both(make_job(preset, of=family, dtype=dtype, evaluate=True, per_device_train_batch_size=2))
     assert compare(trainer, swift) is None
+
+
+def test_no_preset_is_left_out_of_the_matrix():
+    from vlm_lora_plugin.manager import get_manager
+
+    tried = {("xcomposer" if family.startswith("xcomposer") else family, preset) for family, preset in OF_EACH}
+    families = get_manager().families().values()
+    assert tried == {(family.name, preset) for family in families for preset in family.presets}
 
 
 @pytest.mark.slow

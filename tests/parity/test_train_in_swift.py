@@ -64,6 +64,7 @@ def test_progress_and_summary_are_printed(trained):
     assert "4 steps, loss" in text
 
 
+@pytest.mark.slow
 def test_it_is_resumed_by_either(trained, model, rows, program, tmp_path):
     for framework, other in (("trainer", "swift"), ("swift", "trainer")):
         shutil.copytree(trained / framework, tmp_path / framework)
