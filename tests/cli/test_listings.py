@@ -94,8 +94,8 @@ def test_listings_import_no_torch(arguments):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-ACTS = {"train", "merge", "swift", "swift-args"}
-"""Commands that do something; every other one lists, and so has --json."""
+ACTS = {"train", "merge", "swift", "swift-args", "deepspeed"}
+"""Commands that do something, or print what a program reads; every other one lists, and so has --json."""
 
 LISTINGS = {
     "adapters": [()],

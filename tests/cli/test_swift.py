@@ -99,7 +99,13 @@ def test_a_signal_ends_what_swift_has_started(stand_in, tmp_path, number):
         "sys.exit(subprocess.run([sys.executable, '-c', code]).returncode)"
     )
     program = Path(sys.executable).with_name("vlm-lora")
-    running = subprocess.Popen([program, "swift", "sft"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [program, "swift", "sft"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # A shell's background jobs, and what they start, ignore the terminal's interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 30
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < deadline
