@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [[], ["omnilmm"]], ids=["default", "omnilmm"])
+@pytest.mark.parametrize("family", [[], ["omnilmm"], ["xcomposer"]], ids=["default", "omnilmm", "xcomposer"])
 def test_the_demo_learns_to_read_digits_and_its_adapter_answers_the_same_when_reloaded(tmp_path, family):
     outcome = subprocess.run(
         [sys.executable, "-m", "vlm_lora_plugin.cli", "train", *family, "--demo", "-o", tmp_path / "demo"],

@@ -55,7 +55,9 @@ class LearningProbe:
         self._entries = {entry.name: entry for entry in prepared.vlm_lora.trainable.parameters}
         self._tensors: Mapping[str, torch.Tensor] = prepared.named_trainables()
         everything = {canonical_name(name): tensor for name, tensor in prepared.named_parameters()}
-        self._leaders = {name: up for name in self._entries if (up := _up_of(name, everything)) is not None}
+        # A weight of the base is none, whatever its name: XComposer's Plora_A and Plora_B come with the checkpoint.
+        low_rank = [name for name, entry in self._entries.items() if entry.kind != "full"]
+        self._leaders = {name: up for name in low_rank if (up := _up_of(name, everything)) is not None}
         self._tiny = torch.finfo(prepared.vlm_lora.dtype).tiny
         self._unproven = set(self._entries)
         here = [entry.group for name, entry in self._entries.items() if own_numel(self._tensors[name])]
@@ -168,6 +170,8 @@ class LearningProbe:
             del self._unmoved[group]
 
     def _is_lora(self, name: str) -> bool:
+        if self._entries[name].kind == "full":
+            return False
         return name in self._leaders or re.search(r"lora_b(\.weight)?$", name, re.IGNORECASE) is not None
 
     def _group_rates(self, optimizer: Any) -> dict[str, float]:
