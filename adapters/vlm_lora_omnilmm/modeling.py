@@ -12,15 +12,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.mistral.modeling_mistral import MistralModel, MistralPreTrainedModel
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
-from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.models.loss import causal_lm_loss
+from vlm_lora_plugin.models.image_text import ImageTextGenerationMixin, head_outputs, refuse_contradicting_inputs
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
 
@@ -105,11 +103,8 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         *,
         is_prompt: bool,
     ) -> torch.Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ModelError("OmniLMM takes input_ids or inputs_embeds, exactly one of them")
+        refuse_contradicting_inputs("OmniLMM", input_ids, inputs_embeds, pixel_values)
         if input_ids is None:
-            if pixel_values is not None:
-                raise ModelError("With inputs_embeds the image places are unknown", fix="Give input_ids instead.")
             return cast(torch.Tensor, inputs_embeds)
         embeds: torch.Tensor = self.embed_tokens(input_ids)
         if not is_prompt and pixel_values is None:
@@ -123,11 +118,10 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         return self.place_images(embeds, blocks, self.encode_images(pixel_values))
 
 
-class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
+class OmniLMMForCausalLM(OmniLMMPreTrainedModel, ImageTextGenerationMixin):
     """The OmniLMM model with its language-modelling head."""
 
     main_input_name = "input_ids"
-    accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
 
     def __init__(self, config: OmniLMMConfig) -> None:
         super().__init__(config)
@@ -194,21 +188,14 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             return_dict=True,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(to_weight_dtype(outputs.last_hidden_state[:, kept], self.lm_head.weight))
-        loss = None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch)
-        passed_on = {key: outputs[key] for key in ("past_key_values", "hidden_states", "attentions") if key in outputs}
-        result = CausalLMOutputWithPast(loss=cast(torch.FloatTensor | None, loss), logits=logits, **passed_on)
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if wants_dict else result.to_tuple()
-
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
-        """Give the images with the prompt alone where a cache holds what came of them."""
-        library = cast(Any, super())  # its annotations ask for classes that plain tensors are not
-        inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if inputs.get("past_key_values") is not None and not is_first_iteration:
-            inputs["pixel_values"] = None
-        return inputs
+        return head_outputs(
+            outputs,
+            self.lm_head,
+            labels=labels,
+            num_items_in_batch=num_items_in_batch,
+            logits_to_keep=logits_to_keep,
+            return_dict=bool(self.config.return_dict if return_dict is None else return_dict),
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
