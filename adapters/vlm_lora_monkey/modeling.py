@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -24,7 +24,8 @@ from vlm_lora_monkey.language import MonkeyBlock, log_n_scale, ntk_factor, rotar
 from vlm_lora_monkey.names import LORA_NAME
 from vlm_lora_monkey.visual import MonkeyVisionTower
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.image_text import ImageTextGenerationMixin, head_outputs, refuse_contradicting_inputs
+from vlm_lora_plugin.models.generation import ImagesInPrompt
+from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
 from vlm_lora_plugin.models.language import RMSNorm, positions_in_row
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import find_image_blocks, put_images
@@ -139,7 +140,7 @@ class MonkeyModel(nn.Module):
         return cast(float, getattr(cache, "ntk_factor", factor))
 
 
-class MonkeyForCausalLM(PreTrainedModel, ImageTextGenerationMixin):
+class MonkeyForCausalLM(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     """The Monkey model with its language-modelling head.
 
     Attributes:
@@ -152,6 +153,7 @@ class MonkeyForCausalLM(PreTrainedModel, ImageTextGenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
     fresh_lora_names: tuple[str, ...] = ()
     _no_split_modules = ["MonkeyBlock", "VisualBlock"]  # noqa: RUF012  the base class's own form
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -234,6 +236,11 @@ class MonkeyForCausalLM(PreTrainedModel, ImageTextGenerationMixin):
             logits_to_keep=logits_to_keep,
             return_dict=bool(self.config.return_dict if return_dict is None else return_dict),
         )
+
+    def count_images(self, input_ids: torch.Tensor, images: torch.Tensor) -> list[int]:
+        """Return how many of the images each row of ``input_ids`` [B, T] has."""
+        counts: list[int] = (input_ids == self.config.image_start_id).sum(-1).tolist()
+        return counts
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

@@ -6,23 +6,33 @@ leaner lives in :mod:`vlm_lora_omnilmm.forward`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.mistral.modeling_mistral import MistralModel, MistralPreTrainedModel
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
-from vlm_lora_plugin.models.image_text import ImageTextGenerationMixin, head_outputs, refuse_contradicting_inputs
+from vlm_lora_plugin.models.generation import ImagesInPrompt
+from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
 
 Images = torch.Tensor | Sequence[torch.Tensor]
+
+
+def passes_by_size(images: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Return which of some images ``[3, H, W]`` go through the tower together: the indices of each size."""
+    together: defaultdict[torch.Size, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        together[image.shape].append(index)
+    return list(together.values())
 
 
 class OmniLMMPreTrainedModel(MistralPreTrainedModel):
@@ -78,14 +88,18 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         return cast(BaseModelOutputWithPast, outputs)
 
     def encode_images(self, pixel_values: Images) -> torch.Tensor:
-        """Return the tokens of images ``[N, num_query, C]``; a tensor of images takes one pass through the tower.
+        """Return the tokens of images ``[N, num_query, C]``, in order; those of one size take one pass together.
 
         Args:
-            pixel_values: ``[N, 3, H, W]``, or N tensors ``[3, H, W]`` of several sizes.
+            pixel_values: ``[N, 3, H, W]``, or N tensors ``[3, H, W]``, perhaps of several sizes.
         """
         if isinstance(pixel_values, torch.Tensor):
             return cast(torch.Tensor, self.resampler(self.vision_tower(pixel_values)))
-        return torch.cat([self.encode_images(image[None]) for image in pixel_values])
+        passes = passes_by_size(pixel_values)
+        tokens = torch.cat([self.encode_images(torch.stack([pixel_values[i] for i in images])) for images in passes])
+        if len(passes) == 1:
+            return tokens
+        return tokens[torch.tensor([i for images in passes for i in images], device=tokens.device).argsort()]
 
     def place_images(self, embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
         """Return ``embeds`` [B, T, C] with the tokens of every image in its block."""
@@ -118,10 +132,11 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         return self.place_images(embeds, blocks, self.encode_images(pixel_values))
 
 
-class OmniLMMForCausalLM(OmniLMMPreTrainedModel, ImageTextGenerationMixin):
+class OmniLMMForCausalLM(OmniLMMPreTrainedModel, ImagesInPrompt, GenerationMixin):
     """The OmniLMM model with its language-modelling head."""
 
     main_input_name = "input_ids"
+    accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
 
     def __init__(self, config: OmniLMMConfig) -> None:
         super().__init__(config)
@@ -153,8 +168,8 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, ImageTextGenerationMixin):
                 ``<im_end>``; a row may hold none, one or several.
             attention_mask: ``[B, S]``, true where there is a token; S counts the cached tokens too.
             pixel_values: ``[N, 3, S, S]`` floats: the images, in the order of their places over the batch. N
-                tensors ``[3, H, W]`` are taken too, and go through the tower one by one. Only with the prompt
-                when a cache is used.
+                tensors ``[3, H, W]`` are taken too, and go through the tower in one pass for each size among
+                them. Only with the prompt when a cache is used.
             labels: ``[B, T]`` integers, -100 where nothing is supervised; shifted here.
             num_items_in_batch: What the summed loss is divided by; see
                 :func:`vlm_lora_plugin.models.loss.causal_lm_loss`.
@@ -196,6 +211,11 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, ImageTextGenerationMixin):
             logits_to_keep=logits_to_keep,
             return_dict=bool(self.config.return_dict if return_dict is None else return_dict),
         )
+
+    def count_images(self, input_ids: torch.Tensor, images: Images) -> list[int]:
+        """Return how many of the images each row of ``input_ids`` [B, T] has."""
+        counts: list[int] = (input_ids == self.config.image_ids[1]).sum(-1).tolist()
+        return counts
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -21,10 +21,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.models.image_text import ImageTextGenerationMixin, head_outputs, refuse_contradicting_inputs
+from vlm_lora_plugin.models.generation import ImagesInPrompt
+from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
 from vlm_lora_plugin.models.language import RMSNorm, positions_in_row
 from vlm_lora_xcomposer.configuration import XComposerConfig
-from vlm_lora_xcomposer.generation import images_per_copy, stop_at_turn_end
+from vlm_lora_xcomposer.generation import images_of_rows, stop_at_turn_end
 from vlm_lora_xcomposer.grids import grid_of
 from vlm_lora_xcomposer.language import XComposerBlock, rotary_of
 from vlm_lora_xcomposer.plora import LowRankProjection
@@ -98,7 +99,7 @@ class XComposerModel(nn.Module):
         )
 
 
-class XComposerForCausalLM(PreTrainedModel, ImageTextGenerationMixin):
+class XComposerForCausalLM(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     """The whole model: vision tower, projector, separators, language model and head."""
 
     config_class = XComposerConfig
@@ -107,6 +108,7 @@ class XComposerForCausalLM(PreTrainedModel, ImageTextGenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
     _no_split_modules = ["XComposerBlock", "CLIPEncoderLayer"]  # noqa: RUF012  the base class's own form
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = list(IGNORED_TENSORS)  # noqa: RUF012
@@ -242,16 +244,9 @@ class XComposerForCausalLM(PreTrainedModel, ImageTextGenerationMixin):
         places = find_image_tokens(input_ids, image_token_id, lengths)
         return put_images(embeds, places, tokens), mask_of(places, input_ids)
 
-    def _expand_inputs_for_generation(  # type: ignore[override]
-        self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        """Repeat the rows, and with each row its images, for beams and for several answers."""
-        images = kwargs.pop("pixel_values", None)
-        if images is not None and input_ids is not None and expand_size > 1:
-            images = images_per_copy(input_ids, list(images), self.config, expand_size)
-        library = cast(Any, super())
-        ids, inputs = library._expand_inputs_for_generation(expand_size=expand_size, input_ids=input_ids, **kwargs)
-        return ids, {**inputs, "pixel_values": images}
+    def count_images(self, input_ids: torch.Tensor, images: Sequence[torch.Tensor] | torch.Tensor) -> list[int]:
+        """Return how many of the images each row of ``input_ids`` [B, T] has."""
+        return images_of_rows(input_ids, images, self.config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the classes of every family's model do alike: inputs, logits and loss, images in generation."""
+"""What the classes of every family's model do alike: inputs, logits and loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
@@ -16,23 +15,6 @@ from vlm_lora_plugin.models.dtypes import to_weight_dtype
 from vlm_lora_plugin.models.loss import causal_lm_loss
 
 _PASSED_ON = ("past_key_values", "hidden_states", "attentions")
-
-
-class ImageTextGenerationMixin(GenerationMixin):
-    """``generate`` for models that take their images with the prompt.
-
-    The library tells a class that generates by the word GenerationMixin among the names of its bases.
-    """
-
-    accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
-
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
-        """Give the images with the prompt alone where a cache holds what came of them."""
-        library = cast(Any, super())  # its annotations ask for classes that plain tensors are not
-        inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if inputs.get("past_key_values") is not None and not is_first_iteration:
-            inputs["pixel_values"] = None
-        return inputs
 
 
 def refuse_contradicting_inputs(
