@@ -135,8 +135,8 @@ def test_blocks_widths_and_tokens_of_xcomposer():
     assert (sizes["language"].blocks, sizes["language"].width) == (config.num_hidden_layers, config.hidden_size)
     assert sizes["vision"].positions_per_image == views * ((clip.image_size // clip.patch_size) ** 2 + 1)
     features, end = torch.zeros(views, side, side, 1), torch.zeros(1)
-    (square,) = in_token_order(features, [Grid(5, 5)], end, end)
-    assert (size.vocabulary, views) == (config.vocab_size, 26)
+    (square,) = in_token_order(features, [Grid(4, 4)], end, end)
+    assert (size.vocabulary, views) == (config.vocab_size, 17)
     assert len(square) == size.tokens_per_image == sizes["aligner"].positions_per_image
 
 
