@@ -18,11 +18,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.mistral.modeling_mistral import MistralModel, MistralPreTrainedModel
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
-from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
 from vlm_lora_plugin.models.loss import causal_lm_loss
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
+from vlm_lora_plugin.zero.agreement import several_ranks
+from vlm_lora_plugin.zero.partition import is_partitioned
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 
@@ -80,14 +82,29 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         return cast(BaseModelOutputWithPast, outputs)
 
     def encode_images(self, pixel_values: Images) -> torch.Tensor:
-        """Return the tokens of images ``[N, num_query, C]``; a tensor of images takes one pass through the tower.
+        """Return the tokens of images ``[N, num_query, C]``; images of one size take one pass through the tower.
 
         Args:
-            pixel_values: ``[N, 3, H, W]``, or N tensors ``[3, H, W]`` of several sizes.
+            pixel_values: ``[N, 3, H, W]``, or N tensors ``[3, H, W]``.
+
+        Raises:
+            ModelError: Images of several sizes would leave other ranks waiting.
         """
-        if isinstance(pixel_values, torch.Tensor):
-            return cast(torch.Tensor, self.resampler(self.vision_tower(pixel_values)))
-        return torch.cat([self.encode_images(image[None]) for image in pixel_values])
+        if not isinstance(pixel_values, torch.Tensor):
+            sizes = sorted({tuple(image.shape) for image in pixel_values})
+            if len(sizes) > 1:
+                self._refuse_ranks(sizes)
+                return torch.cat([self.encode_images(image[None]) for image in pixel_values])
+            pixel_values = torch.stack(list(pixel_values))
+        return cast(torch.Tensor, self.resampler(self.vision_tower(pixel_values)))
+
+    def _refuse_ranks(self, sizes: Sequence[tuple[int, ...]]) -> None:
+        if several_ranks() and (self.training or any(map(is_partitioned, self.parameters()))):
+            raise ModelError(
+                f"The images of this batch have several sizes: {listed([str(list(size)) for size in sizes])}",
+                why="They would take several passes through the tower, and other ranks would wait for as many.",
+                fix="Use the model's own processor, which brings all images to one size.",
+            )
 
     def place_images(self, embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
         """Return ``embeds`` [B, T, C] with the tokens of every image in its block."""
@@ -159,8 +176,8 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
                 ``<im_end>``; a row may hold none, one or several.
             attention_mask: ``[B, S]``, true where there is a token; S counts the cached tokens too.
             pixel_values: ``[N, 3, S, S]`` floats: the images, in the order of their places over the batch. N
-                tensors ``[3, H, W]`` are taken too, and go through the tower one by one. Only with the prompt
-                when a cache is used.
+                tensors ``[3, H, W]`` are taken too, and go through the tower one by one where their sizes differ.
+                Only with the prompt when a cache is used.
             labels: ``[B, T]`` integers, -100 where nothing is supervised; shifted here.
             num_items_in_batch: What the summed loss is divided by; see
                 :func:`vlm_lora_plugin.models.loss.causal_lm_loss`.

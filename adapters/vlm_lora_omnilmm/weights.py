@@ -39,9 +39,9 @@ def load_model(request: LoadRequest) -> OmniLMMForCausalLM:
     if request.device == "meta":
         model.to(dtype)  # type: ignore[arg-type]  # the library wraps it untyped
         return model
-    load_weights(model, request.folder, dtype=dtype, device=request.device, ignore=IGNORED_TENSORS)
     # The only buffers of the model, and in no checkpoint.
     model.model.rotary_emb = MistralRotaryEmbedding(config).to(request.device)
+    load_weights(model, request.folder, dtype=dtype, device=request.device, ignore=IGNORED_TENSORS)
     return model
 
 
