@@ -56,12 +56,8 @@ def test_a_dataset_whose_second_half_has_no_images_trains_on_two_ranks(family, t
     alone, together = tmp_path / "alone", tmp_path / "together"
 
     one = launch(alone, tiny_model(family), jobs, processes=1)
-    two = launch(
-        together,
-        tiny_model(family),
-        {name: {**jobs[name], "deepspeed": ENGINES[name]} for name in jobs},
-        job_seconds=120,
-    )
+    spread = {name: {**jobs[name], "deepspeed": ENGINES[name]} for name in jobs}
+    two = launch(together, tiny_model(family), spread)
 
     assert two.status == 0, two.printed
     for name in jobs:
