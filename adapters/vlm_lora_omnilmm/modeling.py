@@ -19,10 +19,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.mistral.modeling_mistral import MistralModel, MistralPreTrainedModel
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
+from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.models.generation import ImagesInPrompt
 from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
+from vlm_lora_plugin.zero.agreement import several_ranks
+from vlm_lora_plugin.zero.partition import is_partitioned
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 
@@ -92,14 +95,27 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
 
         Args:
             pixel_values: ``[N, 3, H, W]``, or N tensors ``[3, H, W]``, perhaps of several sizes.
+
+        Raises:
+            ModelError: Images of several sizes would leave other ranks waiting.
         """
         if isinstance(pixel_values, torch.Tensor):
             return cast(torch.Tensor, self.resampler(self.vision_tower(pixel_values)))
         passes = passes_by_size(pixel_values)
+        if len(passes) > 1:
+            self._refuse_ranks([tuple(pixel_values[images[0]].shape) for images in passes])
         tokens = torch.cat([self.encode_images(torch.stack([pixel_values[i] for i in images])) for images in passes])
         if len(passes) == 1:
             return tokens
         return tokens[torch.tensor([i for images in passes for i in images], device=tokens.device).argsort()]
+
+    def _refuse_ranks(self, sizes: Sequence[tuple[int, ...]]) -> None:
+        if several_ranks() and (self.training or any(map(is_partitioned, self.parameters()))):
+            raise ModelError(
+                f"The images of this batch have several sizes: {listed([str(list(size)) for size in sizes])}",
+                why="They would take several passes through the tower, and other ranks would wait for as many.",
+                fix="Use the model's own processor, which brings all images to one size.",
+            )
 
     def place_images(self, embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
         """Return ``embeds`` [B, T, C] with the tokens of every image in its block."""

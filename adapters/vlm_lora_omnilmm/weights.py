@@ -29,9 +29,9 @@ def load_model(request: LoadRequest) -> OmniLMMForCausalLM:
     model = build_empty(OmniLMMForCausalLM, config, request)
     if request.device == "meta":
         return model
-    load_weights(model, request.folder, dtype=stored_dtype(config), device=request.device, ignore=IGNORED_TENSORS)
     # The only buffers of the model, and in no checkpoint.
     model.model.rotary_emb = MistralRotaryEmbedding(config).to(request.device)
+    load_weights(model, request.folder, dtype=stored_dtype(config), device=request.device, ignore=IGNORED_TENSORS)
     return model
 
 
