@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sized
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -73,11 +74,10 @@ def common_ground(trainer: Trainer) -> dict[str, Any]:
 
     Data files are read through; of a dataset of another kind only its length is known.
     """
-    names = (field.name for field in fields(TrainingArguments))
+    given = trainer.args.to_dict()
+    names = [field.name for field in fields(TrainingArguments) if field.name in given]
     arguments = {
-        name: getattr(trainer.args, name)
-        for name in names
-        if name not in OF_EACH_RANK and not name.startswith(_REPORTING)
+        name: _plain(given[name]) for name in names if name not in OF_EACH_RANK and not name.startswith(_REPORTING)
     }
     deepspeed = getattr(trainer.args, "hf_deepspeed_config", None)
     return {
@@ -87,6 +87,11 @@ def common_ground(trainer: Trainer) -> dict[str, Any]:
         "validation data": _described(trainer.eval_dataset),
         "output folder": Path(str(trainer.args.output_dir)).name,  # machines may mount its parents elsewhere
     }
+
+
+def _plain(value: object) -> Any:
+    """Return a value as JSON holds it; in place of an object the name of its type, as its text may be its address."""
+    return json.loads(json.dumps(value, default=lambda found: type(found).__qualname__))
 
 
 def _described(data: Any) -> dict[str, Any]:
