@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from vlm_lora_omnilmm.adapter import describe_family
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
-from vlm_lora_omnilmm.folder import read_config
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel, passes_by_size
+from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.splicing import Blocks
 from vlm_lora_plugin.recipe import resolve_recipe

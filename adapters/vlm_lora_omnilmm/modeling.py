@@ -19,12 +19,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.mistral.modeling_mistral import MistralModel, MistralPreTrainedModel
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
-from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
+from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.models.generation import ImagesInPrompt
-from vlm_lora_plugin.models.loss import causal_lm_loss
+from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
+from vlm_lora_plugin.zero.agreement import several_ranks
+from vlm_lora_plugin.zero.partition import is_partitioned
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 
@@ -94,14 +95,27 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
 
         Args:
             pixel_values: ``[N, 3, H, W]``, or N tensors ``[3, H, W]``, perhaps of several sizes.
+
+        Raises:
+            ModelError: Images of several sizes would leave other ranks waiting.
         """
         if isinstance(pixel_values, torch.Tensor):
             return cast(torch.Tensor, self.resampler(self.vision_tower(pixel_values)))
         passes = passes_by_size(pixel_values)
+        if len(passes) > 1:
+            self._refuse_ranks([tuple(pixel_values[images[0]].shape) for images in passes])
         tokens = torch.cat([self.encode_images(torch.stack([pixel_values[i] for i in images])) for images in passes])
         if len(passes) == 1:
             return tokens
         return tokens[torch.tensor([i for images in passes for i in images], device=tokens.device).argsort()]
+
+    def _refuse_ranks(self, sizes: Sequence[tuple[int, ...]]) -> None:
+        if several_ranks() and (self.training or any(map(is_partitioned, self.parameters()))):
+            raise ModelError(
+                f"The images of this batch have several sizes: {listed([str(list(size)) for size in sizes])}",
+                why="They would take several passes through the tower, and other ranks would wait for as many.",
+                fix="Use the model's own processor, which brings all images to one size.",
+            )
 
     def place_images(self, embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
         """Return ``embeds`` [B, T, C] with the tokens of every image in its block."""
@@ -119,11 +133,8 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         *,
         is_prompt: bool,
     ) -> torch.Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ModelError("OmniLMM takes input_ids or inputs_embeds, exactly one of them")
+        refuse_contradicting_inputs("OmniLMM", input_ids, inputs_embeds, pixel_values)
         if input_ids is None:
-            if pixel_values is not None:
-                raise ModelError("With inputs_embeds the image places are unknown", fix="Give input_ids instead.")
             return cast(torch.Tensor, inputs_embeds)
         embeds: torch.Tensor = self.embed_tokens(input_ids)
         if not is_prompt and pixel_values is None:
@@ -208,16 +219,17 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, ImagesInPrompt, GenerationMixin
             use_cache=use_cache,
             return_dict=True,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(to_weight_dtype(outputs.last_hidden_state[:, kept], self.lm_head.weight))
-        loss = None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch)
-        passed_on = {key: outputs[key] for key in ("past_key_values", "hidden_states", "attentions") if key in outputs}
-        result = CausalLMOutputWithPast(loss=cast(torch.FloatTensor | None, loss), logits=logits, **passed_on)
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if wants_dict else result.to_tuple()
+        return head_outputs(
+            outputs,
+            self.lm_head,
+            labels=labels,
+            num_items_in_batch=num_items_in_batch,
+            logits_to_keep=logits_to_keep,
+            return_dict=bool(self.config.return_dict if return_dict is None else return_dict),
+        )
 
-    def count_images(self, input_ids: torch.Tensor) -> list[int]:
-        """Return how many images each row of ``input_ids`` [B, T] has."""
+    def count_images(self, input_ids: torch.Tensor, images: Images) -> list[int]:
+        """Return how many of the images each row of ``input_ids`` [B, T] has."""
         counts: list[int] = (input_ids == self.config.image_ids[1]).sum(-1).tolist()
         return counts
 

@@ -19,8 +19,8 @@ class ImagesInPrompt(GenerationMixin):
     too: the library looks for it there.
     """
 
-    def count_images(self, input_ids: torch.Tensor) -> list[int]:
-        """Return how many images each row of ``input_ids`` [B, T] has."""
+    def count_images(self, input_ids: torch.Tensor, images: Any) -> list[int]:
+        """Return how many of the images each row of ``input_ids`` [B, T] has."""
         raise NotImplementedError
 
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
@@ -42,7 +42,7 @@ class ImagesInPrompt(GenerationMixin):
         library = cast(Any, super())
         ids, inputs = library._expand_inputs_for_generation(expand_size=expand_size, input_ids=input_ids, **kwargs)
         if images is not None and input_ids is not None and expand_size > 1:
-            images = repeat_by_row(images, self.count_images(input_ids), expand_size)
+            images = repeat_by_row(images, self.count_images(input_ids, images), expand_size)
         return ids, {**inputs, "pixel_values": images}
 
 
