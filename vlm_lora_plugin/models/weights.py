@@ -145,7 +145,15 @@ def _load_in_parts(
 
     Raises:
         TrainingError: No processes were started, or they load different models.
+        WeightsError: A buffer was not filled.
     """
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if empty:
+        raise WeightsError(
+            f"Buffers of this {type(model).__name__} hold nothing yet: {listed(empty)}",
+            why="Under ZeRO-3 they follow the parameters to their device as soon as those are loaded.",
+            fix="The family's loader must fill them before it calls load_weights.",
+        )
     start_communication()
     sizes = {name: list(shape) for name, shape in wanted.items()}
     require_agreement({"tensors": sizes, "missing": list(absent), "dtype": str(dtype)}, "load the same model")
@@ -173,25 +181,8 @@ def _load_in_parts(
     for name in absent:
         put(name, torch.zeros(wanted[name], dtype=dtype))
     flush()
-    _move_buffers(model)
-
-
-def _move_buffers(model: nn.Module) -> None:
-    """Bring the buffers to the parameters; the engine leaves a model that was loaded in parts where it is.
-
-    Raises:
-        WeightsError: Buffers hold nothing yet.
-    """
-    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    if empty:
-        raise WeightsError(
-            f"Buffers of this {type(model).__name__} hold nothing yet: {listed(empty)}",
-            why="Under ZeRO-3 they go to the parameters' device when those are loaded, and not later.",
-            fix="The family's loader must fill them before it calls load_weights.",
-        )
-    device = next(model.parameters()).device
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(device)
+    for buffer in model.buffers():  # the engine leaves a model that was loaded like this where it is
+        buffer.data = buffer.data.to(next(model.parameters()).device)
 
 
 def _found(files: Iterable[Path], ignore: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -200,6 +200,16 @@ def test_a_broken_index_is_refused(tmp_path, content):
         load_weights(empty_model(), tmp_path, dtype=torch.float32)
 
 
+def test_empty_buffers_are_named_before_anything_is_loaded_in_parts(tmp_path, monkeypatch):
+    save(STATE, tmp_path / "model.safetensors")
+    model = empty_model()
+    model.register_buffer("table", torch.empty(3, device="meta"))
+    monkeypatch.setattr("vlm_lora_plugin.models.weights.zero3_configuration", dict)
+
+    with pytest.raises(WeightsError, match="hold nothing yet: table"):
+        load_weights(model, tmp_path, dtype=torch.float32)
+
+
 MEASURE = """
     import sys, threading, time
     from pathlib import Path

@@ -113,6 +113,25 @@ def test_listed_images_of_one_size_take_one_pass_through_the_tower_together(mode
     torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-6)
 
 
+def test_listed_images_of_one_size_take_one_pass_through_the_tower(model, prompts):
+    passes = []
+    model.model.vision_tower.register_forward_hook(lambda tower, inputs, output: passes.append(len(inputs[0])))
+    batch = prompts.training_batch()
+    model(**{**batch, "pixel_values": list(batch["pixel_values"])})
+
+    assert passes == [2]
+
+
+def test_images_of_several_sizes_are_refused_where_other_ranks_would_wait(model, prompts, monkeypatch):
+    images = [torch.zeros(3, 32, 32), torch.zeros(3, 64, 64)]
+    tokens = model.model.encode_images(images)
+    monkeypatch.setattr("vlm_lora_omnilmm.modeling.several_ranks", lambda: True)
+
+    assert torch.equal(model.model.encode_images(images), tokens), "in evaluation nothing waits"
+    with pytest.raises(ModelError, match=r"several sizes: \[3, 32, 32\], \[3, 64, 64\]"):
+        model.train().model.encode_images(images)
+
+
 def test_a_text_only_batch_trains(model, prompts):
     model.train()
     ids = prompts.batch(prompts.row(6))["input_ids"]
