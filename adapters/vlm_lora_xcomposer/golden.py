@@ -20,9 +20,9 @@ from vlm_lora_xcomposer.golden_stages import run_stages
 from vlm_lora_xcomposer.images import load_pixels
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.names import POST_NORM_NAME, PROJECTOR_PREFIX, VIDEO_PREFIX
-from vlm_lora_xcomposer.variants import XCOMPOSER2_4KHD, XCOMPOSER2_5
+from vlm_lora_xcomposer.variants import XCOMPOSER2, XCOMPOSER2_4KHD, XCOMPOSER2_5
 
-VARIANT_NAMES = {"4khd": XCOMPOSER2_4KHD, "2.5": XCOMPOSER2_5}
+VARIANT_NAMES = {"2": XCOMPOSER2, "4khd": XCOMPOSER2_4KHD, "2.5": XCOMPOSER2_5}
 
 _NO_IMAGE_TOKEN = -100  # stands at the places of image tokens in a case's input_ids
 

@@ -29,7 +29,8 @@ def rotary_of(position_ids: torch.Tensor, config: XComposerConfig, length: int) 
         position_ids: Integers.
         config: Gives ``rope_theta`` and ``rope_scaling``: ``linear`` divides the positions, ``dynamic``
             stretches the base beyond ``max_position_embeddings`` (upstream: modeling_internlm2.py).
-        length: Tokens of the sequence, cached ones included; what ``dynamic`` goes by.
+        length: Tokens of the longest row, cached ones and padding included; what ``dynamic`` goes by, for every
+            row of a batch, as upstream's padded batches do. No published config scales positions.
     """
     dim = config.hidden_size // config.num_attention_heads
     scaling = config.rope_scaling or {"type": "linear", "factor": 1.0}

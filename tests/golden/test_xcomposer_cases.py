@@ -14,7 +14,7 @@ from vlm_lora_plugin.testing.golden import check_case, find_cases
 FOLDER = Path(__file__).parent / "xcomposer"
 CASES = ("khd_base", "khd_tall", "khd_text", "x25_base")
 MORE = Path(__file__).parent / "xcomposer_more"
-MORE_CASES = ("khd_bias_dynamic_rope", "khd_wide_gqa", "x25_batch_two_images")
+MORE_CASES = ("khd_bias_dynamic_rope", "khd_wide_gqa", "v2_two_images", "x25_batch_two_images")
 
 
 @pytest.fixture
