@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from vlm_lora_plugin.errors import OutputError, TrainingError, listed
+
+_NOT_EMPTY_OR_GONE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 
 
 class OutputFolder:
@@ -111,8 +114,12 @@ class OutputFolder:
         """Remove the empty folders that were made for a job that failed before its first step was done."""
         if not self.begun:
             for path in self._missing:
-                if path.is_dir() and not any(path.iterdir()):
+                try:
                     path.rmdir()
+                except OSError as error:
+                    # Something is in it, or it is not there: another process of the job may be a moment ahead.
+                    if error.errno not in _NOT_EMPTY_OR_GONE:
+                        raise
 
     def _results(self) -> tuple[Path, ...]:
         return (self.adapter, self.checkpoints, self.recipe, self.data, self.log, self.framework_log, *self._pictures())

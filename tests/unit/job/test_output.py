@@ -1,6 +1,7 @@
 """The output folder: refused, begun, filled and abandoned."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +89,20 @@ def test_abandoning_removes_the_empty_folders_that_the_job_made(tmp_path):
     output.checkpoints.mkdir(parents=True)
     output.abandon()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_abandoning_bears_that_another_process_of_the_job_is_faster(tmp_path, monkeypatch):
+    output = OutputFolder(tmp_path / "runs" / "new")
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    here = Path.rmdir
+
+    def already_gone(path):
+        here(path)
+        here(path)
+
+    monkeypatch.setattr(Path, "rmdir", already_gone)
+    output.abandon()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_abandoning_leaves_folders_that_were_there_before(tmp_path):
