@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vlm_lora_omnilmm.golden import read_golden_case
 from vlm_lora_plugin.data.pixels import load_pixels
+from vlm_lora_plugin.models.resampling import stretch_grid
 from vlm_lora_plugin.testing.golden import check_case, find_cases
 
 FOLDER = Path(__file__).parent / "omnilmm"
@@ -97,6 +98,32 @@ def test_one_percent_on_a_weight_is_a_miss(tmp_path, name):
     save_file(weights, tmp_path / "case" / "weights.safetensors")
 
     assert missed(check_case(tmp_path / "case"))
+
+
+def attention(q, k, v, plain=functional.scaled_dot_product_attention):
+    return plain(1.01 * q, k, v)
+
+
+def splicing(embeds, blocks, tokens):
+    return embeds.index_put(blocks, 1.01 * tokens)
+
+
+def stretching(table, length, plain=stretch_grid):
+    return 1.01 * plain(table, length)
+
+
+@pytest.mark.parametrize(
+    ("place", "changed"),
+    [
+        ("torch.nn.functional.scaled_dot_product_attention", attention),
+        ("vlm_lora_omnilmm.modeling.put_images", splicing),
+        ("vlm_lora_plugin.models.resampling.stretch_grid", stretching),
+    ],
+)
+def test_one_percent_in_the_code_is_a_miss(monkeypatch, place, changed):
+    monkeypatch.setattr(place, changed)
+
+    assert {"inputs_embeds", "logits"} <= set(missed(check_case(FOLDER / "mixed")))
 
 
 DETAILS = json.loads((FOLDER / "preprocess_images.json").read_text("utf-8"))["images"]

@@ -65,13 +65,17 @@ def test_a_text_only_batch_gives_every_trained_parameter_a_gradient(prepared, pr
     assert gradients.keys() == {name for name, p in prepared.named_parameters() if p.requires_grad}
 
 
-def test_all_images_of_a_batch_take_one_pass_without_a_graph_when_the_tower_is_frozen(prompts):
+@pytest.mark.parametrize("as_list", [False, True])
+def test_all_images_of_a_batch_take_one_pass_without_a_graph_when_the_tower_is_frozen(prompts, as_list):
     model = prepare(tiny_model(), recipe("lora")).train()
     seen = []
     model.get_base_model().model.vision_tower.register_forward_hook(
         lambda tower, inputs, output: seen.append((len(inputs[0]), output.requires_grad))
     )
-    model(**prompts.training_batch()).loss.backward()
+    batch = prompts.training_batch()
+    model(
+        **{**batch, "pixel_values": list(batch["pixel_values"]) if as_list else batch["pixel_values"]}
+    ).loss.backward()
 
     assert seen == [(2, False)]
 
@@ -114,6 +118,43 @@ def test_a_checkpointed_tower_keeps_the_inputs_of_its_blocks_alone(prompts):
         kept[on] = kept_for_backward(model.get_base_model().model.vision_tower, prompts.images(2))
 
     assert kept[True] < 0.5 * kept[False]
+
+
+def bytes_for_backward(model, batch):
+    """Bytes that autograd keeps of one step, each storage once, parameters aside."""
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**batch).loss.backward()
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_patches_of_a_preset_leave_a_sixth_of_what_the_plain_forward_keeps(preset, as_list, prompts):
+    tower = {"embed_dim": 64, "depth": 7, "mlp_ratio": 8.57}
+    base = tiny_model(num_hidden_layers=6, intermediate_size=448, vocab_size=4000, num_query=16, tower=tower)
+    prompts = type(prompts)(base.config)
+    batch = prompts.batch(prompts.row("I", 150), prompts.row(20, "I", 70, "I", 20))
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :-30] = -100
+    images = prompts.images(3)
+    batch |= {"labels": labels, "pixel_values": list(images) if as_list else images}
+    model = prepare(base, recipe(preset)).train()
+
+    lean = bytes_for_backward(model, batch)
+    model.vlm_lora.undo_patches()
+    plain = bytes_for_backward(model, batch)
+
+    print(f"{preset}: {plain / 2**20:.1f} MiB plain, {lean / 2**20:.1f} MiB with the preset's patches")  # noqa: T201
+    assert lean < plain / 6
 
 
 def test_lora_on_the_fused_projection_of_the_tower_is_alive(prompts):
