@@ -141,7 +141,7 @@ class OmniLMMProcessor:
         return {**batch, "pixel_values": torch.cat(pixels)} if pixels else batch
 
     def _encode_training(self, example: Example) -> _Encoded:
-        encoded = self._encode_turns(self._turns(example))
+        encoded = self._encode_turns(self._turns(example), as_upstream=example.verbatim)
         if not encoded.supervised:
             raise DataError(
                 f"{example.origin}: no assistant message, so there is nothing to learn",
@@ -202,13 +202,19 @@ class OmniLMMProcessor:
             text += self._image_block + ("\n" if separate else "") + part
         return text
 
-    def _encode_turns(self, turns: Sequence[Message], *, generation: bool = False) -> _Encoded:
+    def _encode_turns(
+        self, turns: Sequence[Message], *, generation: bool = False, as_upstream: bool = False
+    ) -> _Encoded:
         prompt = render(turns, self.tokenizer, generation=generation)
+        answers = prompt.answers
+        if as_upstream and answers and next(turn.role for turn in turns if turn.role != "system") == "assistant":
+            # Upstream ends the n-th answer at the n-th user's mark after the first, which comes one answer too late.
+            answers = ((answers[0][0], len(prompt.text)),)
         tokens = self.tokenizer(prompt.text, return_offsets_mapping=True)
         ids: list[int] = tokens.input_ids
         labels = [IGNORE_INDEX] * len(ids)
         for position, (start, end) in enumerate(tokens.offset_mapping):
-            if end > start and any(first <= start < last for first, last in prompt.answers):
+            if end > start and any(first <= start < last for first, last in answers):
                 labels[position] = ids[position]
         return _Encoded(ids, labels)
 

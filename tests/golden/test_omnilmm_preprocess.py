@@ -31,7 +31,7 @@ REFUSED = {
 GENERATION = ("generation_prompt", "generation_prompt_after_turns")
 # A system message is refused by upstream, which puts its own first; ours takes its place.
 OWN_SYSTEM = ("error_system_role",)
-# Upstream supervises the user's turn too, the marker searched first being the one that comes second.
+# Upstream supervises the user's turns too: so do rows in its format, while rows with `messages` do not.
 OPENED_BY_THE_ASSISTANT = ("starts_with_assistant",)
 PLAIN = [name for name in CASES if name not in (*REFUSED, *GENERATION, *OWN_SYSTEM, *OPENED_BY_THE_ASSISTANT)]
 
@@ -91,7 +91,16 @@ def test_a_generation_prompt_equals_upstreams(name, processor):
 
 
 @pytest.mark.parametrize("name", OPENED_BY_THE_ASSISTANT)
-def test_a_conversation_opened_by_the_assistant_supervises_its_answers_alone(name, processor):
+def test_a_row_of_upstreams_format_opened_by_the_assistant_has_upstreams_labels(name, processor):
+    case = CASES[name]
+    row = processor.encode(replace(example_of(case), verbatim=True))
+
+    assert row["input_ids"].tolist() == case["expected_input_ids"]
+    assert row["labels"].tolist() == spread(case["expected_labels_rle"])
+
+
+@pytest.mark.parametrize("name", OPENED_BY_THE_ASSISTANT)
+def test_a_row_with_messages_opened_by_the_assistant_supervises_its_answers_alone(name, processor):
     case = CASES[name]
     row = processor.encode(example_of(case))
 
