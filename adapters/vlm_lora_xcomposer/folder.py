@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_xcomposer.names import PLORA_NAME
 
@@ -17,21 +18,6 @@ _CLASS_KEYS = ("architectures", "auto_map")
 _MARK = "xcomposer2"
 _OTHER_HEADS = ("reward",)  # InternLM-XComposer2.5-Reward scores an answer and writes none
 _QUANTISED_FILES = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's (xcomposer2-vl-7b-4bit) and AutoAWQ's
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of ``config.json``.
-
-    Raises:
-        ModelError: It is missing or no JSON object.
-    """
-    try:
-        document = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(document, dict):
-        raise ModelError(f"{folder / 'config.json'} holds no JSON object")
-    return document
 
 
 def recognises(folder: Path) -> bool:

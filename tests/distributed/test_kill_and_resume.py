@@ -2,37 +2,101 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
-from launching import launch, trained, zero
+import torch
+from forking import history, newest_complete, statuses, succeeded
+from launching import trained, zero
 
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
 
-ROWS = "tiitIittiitttiii"
-ENGINES = {"ddp": None, "zero-1": zero(1), "zero-2": zero(2), "zero-3": zero(3)}
-MOMENTS = ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state")
-CASES = [
-    pytest.param(engine, moment, id=f"{engine} {moment}", marks=() if fast else pytest.mark.slow)
-    for engine in ENGINES
-    for moment in MOMENTS
-    for fast in [(engine, moment) == ("zero-3", "_save_rng_state")]
-]
+STEPS = 4
+RECIPE = {
+    "preset": "lora+llm-lora",
+    "lora": {"lora_dropout": 0.1},  # so that random states must come back, too
+    "optimizer": {"learning_rate": 1e-3, "warmup_ratio": 0.0},
+    "training": {
+        "max_steps": STEPS,
+        "save_steps": 1,
+        "save_total_limit": None,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "dataloader_num_workers": 0,
+    },
+}
+ENGINES = {"ddp": None, "zero-2": zero(2), "zero-3": zero(3)}
+CASES = [(framework, engine) for framework in ("trainer", "swift") for engine in ENGINES]
 
 
-@pytest.mark.parametrize(("engine", "moment"), CASES)
-def test_resumed_after_a_kill_it_ends_like_the_uninterrupted_run(tiny_monkey, tmp_path, engine, moment):
-    job = {"rows": ROWS, "deepspeed": ENGINES[engine]}
-    killed = launch(tmp_path, tiny_monkey, {"whole": job, "job": {**job, "kill": [1, 4, moment]}})
+@pytest.fixture(scope="session")
+def rows(write_rows):
+    return write_rows("tiitIittiitttiii")
 
-    assert killed.status != 0
-    assert why_incomplete(tmp_path / "job" / "checkpoints" / "checkpoint-2") is None
-    assert why_incomplete(tmp_path / "job" / "checkpoints" / "checkpoint-4") is not None
 
-    resumed = launch(tmp_path, tiny_monkey, {"job": {**job, "resume": True}})
+def job(model, rows, output, engine, **more):
+    return {"model": model, "data": rows, "output": output, "recipe": RECIPE, "deepspeed": ENGINES[engine], **more}
 
-    assert resumed.status == 0, resumed.printed
-    expected = {step: entry for step, entry in killed.result("whole")["losses"].items() if int(step) > 2}
-    for rank in range(2):
-        assert resumed.result("job", rank)["losses"] == expected, "to every printed digit"
-    one, other = (trained(tmp_path / name / "adapter") for name in ("whole", "job"))
-    assert all((one[name] == other[name]).all() for name in one)
-    assert (tmp_path / "job" / "checkpoints" / "incomplete-checkpoint-4").is_dir()
+
+def equal(left, right):
+    """Whether two checkpoints hold the same bits, and came about by the same losses."""
+    one, other = trained(left), trained(right)
+    same = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return same and history(left) == history(right)
+
+
+def moments(events, rank, every=1, first=0):
+    """Kills at moments of a save, every other one with the file that was written last cut in the middle."""
+    number = sum(event.split()[1].partition("/")[0] == "checkpoint-1" for event in events)
+    numbers = range(first, number, every)
+    return [{"rank": rank, "event": event, "cut": bool(place % 2)} for place, event in enumerate(numbers)]
+
+
+def test_a_rank_killed_between_its_files_costs_only_that_checkpoint(forked, tiny_monkey, rows, tmp_path):
+    run = forked("trainer").run
+    whole = run(**job(tiny_monkey, rows, tmp_path / "whole", "zero-3"))
+    succeeded(whole)
+    wanted = next(n for n, event in enumerate(whole[1]["events"]) if event.endswith("checkpoint-3/rng_state_1.pth"))
+
+    killed = run(**job(tiny_monkey, rows, tmp_path / "job", "zero-3", kill={"rank": 1, "event": wanted, "cut": True}))
+    assert statuses(killed)[1] == -9
+    assert statuses(killed)[0] != 0, "the other rank must not wait for it, nor go on"
+    assert "checkpoint-3" in {path.name for path in (tmp_path / "job").iterdir()}
+    assert newest_complete(tmp_path / "job").name == "checkpoint-2"
+
+    succeeded(run(**job(tiny_monkey, rows, tmp_path / "job", "zero-3", resume=True)))
+    assert equal(tmp_path / "job" / f"checkpoint-{STEPS}", tmp_path / "whole" / f"checkpoint-{STEPS}")
+    assert (tmp_path / "job" / "incomplete-checkpoint-3").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("framework", "engine"), CASES)
+def test_killed_at_any_moment_of_a_save_it_ends_like_the_uninterrupted_run(
+    forked, tiny_monkey, rows, tmp_path, framework, engine
+):
+    run, output, reference = forked(framework).run, tmp_path / "job", tmp_path / "whole"
+    whole = run(**job(tiny_monkey, rows, reference, engine))
+    succeeded(whole)
+    # Both frameworks save by the same code; each is killed at half of the moments of the rank that writes most.
+    of_first = moments(whole[0]["events"], 0, every=2, first=int(framework == "swift"))
+    kills = [*moments(whole[1]["events"], 1), *of_first]
+    assert len(kills) > 7
+    hit = 0
+    for kill in kills:
+        found = newest_complete(output) if output.exists() else None
+        if found is not None and found.name == f"checkpoint-{STEPS}":
+            assert equal(found, reference / found.name)
+            shutil.rmtree(output)
+            found = None
+        # What comes after the record is written does not keep a checkpoint from being complete.
+        killed = run(**job(tiny_monkey, rows, output, engine, kill=kill, resume=found and str(found)))
+        assert statuses(killed)[kill["rank"]] == -9, killed
+        for path in output.glob("checkpoint-*"):
+            complete = why_incomplete(path) is None
+            assert not complete or equal(path, reference / path.name), (kill, path)
+            hit += not complete
+    found = newest_complete(output)
+    succeeded(run(**job(tiny_monkey, rows, output, engine, resume=found and str(found))))
+    assert equal(output / f"checkpoint-{STEPS}", reference / f"checkpoint-{STEPS}")
+    assert hit > len(kills) // 2, "most kills must come in the middle of a save"

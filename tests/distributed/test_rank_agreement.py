@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from forking import statuses
 from launching import launch, zero
 
 ENGINES = [pytest.param(None, id="ddp"), pytest.param(zero(3), id="zero-3", marks=pytest.mark.slow)]
@@ -52,3 +53,66 @@ def test_an_error_on_one_rank_ends_the_other_too(tiny_monkey, tmp_path, engine):
     assert done.status != 0
     assert done.seconds < SECONDS
     assert done.result("job", 1)["error"] == "SelectionError"
+
+
+RECIPE = {
+    "preset": "lora+llm-lora",
+    "training": {"max_steps": 2, "per_device_train_batch_size": 2, "dataloader_num_workers": 0},
+}
+OTHER_VERSION = """
+import os
+from dataclasses import replace
+from vlm_lora_plugin.registry import AdapterRegistry
+if os.environ["RANK"] == "1":
+    records = AdapterRegistry.records
+    AdapterRegistry.records = lambda self: [replace(record, distribution="adapters 0.9") for record in records(self)]
+"""
+OTHER_ARGUMENTS = """
+import functools, os, transformers
+if os.environ["RANK"] == "1":
+    begin = transformers.Trainer.__init__
+    @functools.wraps(begin)
+    def __init__(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        self.args.gradient_accumulation_steps = 3
+    transformers.Trainer.__init__ = __init__
+"""
+DIFFERENCES = {
+    "recipe": ({"recipes": {"1": {"lora": {"r": 4}}}}, "lora.r: 16 / 4"),
+    "preset": (
+        {"recipes": {"1": {"preset": "lora"}}},
+        "transformer.h.0.attn.c_attn.lora_A.weight: lora (peft_lora) [16, 128] / None",
+    ),
+    "rows": ("other rows", "training data size: "),
+    "adapter's version": ({"module": OTHER_VERSION}, "/ adapters 0.9"),
+    "arguments": ({"module": OTHER_ARGUMENTS}, "arguments gradient_accumulation_steps: 16 / 3"),
+}
+EVERYWHERE = [
+    pytest.param(framework, engine, topic, marks=[] if fast else pytest.mark.slow)
+    for framework in ("trainer", "swift")
+    for engine in ("ddp", "zero-2", "zero-3")
+    for topic in DIFFERENCES
+    for fast in [(framework, engine, topic) == ("trainer", "ddp", "rows")]
+]
+
+
+@pytest.mark.parametrize(("framework", "engine", "topic"), EVERYWHERE)
+def test_whatever_differs_stops_every_rank_by_itself(
+    forked, tiny_monkey, write_rows, tmp_path, framework, engine, topic
+):
+    """No launcher ends them here: each must stop, and say why."""
+    rows, (different, said) = write_rows("i" * 16), DIFFERENCES[topic]
+    if different == "other rows":
+        different = {"sets": {"1": write_rows("iiiitiiiiiiiiiii")}}
+    document = {"ddp": None, "zero-2": zero(2), "zero-3": zero(3)}[engine]
+    ranks = forked(framework).run(
+        model=tiny_monkey, data=rows, output=tmp_path / "out", recipe=RECIPE, deepspeed=document, **different
+    )
+
+    assert statuses(ranks) == [3, 3], ranks
+    for rank in ranks:
+        assert rank["error"] == "TrainingError", rank
+        assert "Rank 1 against rank 0" in rank["message"]
+        assert said in rank["message"], rank["message"]
+    assert abs(ranks[0]["seconds"] - ranks[1]["seconds"]) < 10
+    assert not list((tmp_path / "out").glob("checkpoint-*"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ INCOMPLETE_PREFIX = "incomplete-"
 """Put before the name of a folder that is set aside; the Trainer no longer takes it for a checkpoint."""
 
 
-def record_completion(folder: str | os.PathLike[str]) -> None:
+def record_completion(folder: str | os.PathLike[str], division: Mapping[str, int] | None = None) -> None:
     """Write the record that a checkpoint is complete; everything else must be in the folder already.
 
     It holds the manifest's digest, and every file with its size in bytes. All files are on the disk before
     it is, so that a power cut cannot leave a record of files that are not there.
+
+    Args:
+        folder: The checkpoint.
+        division: How the job was divided among processes, to be read again by :func:`read_division`.
 
     Raises:
         CheckpointError: The folder has no valid manifest.
@@ -37,9 +42,18 @@ def record_completion(folder: str | os.PathLike[str]) -> None:
     for file in files.values():
         _flush(file)
     sizes = {name: file.stat().st_size for name, file in files.items()}
-    document = {"format_version": FORMAT_VERSION, "manifest_digest": digest, "files": sizes}
+    document: dict[str, Any] = {"format_version": FORMAT_VERSION, "manifest_digest": digest, "files": sizes}
+    if division is not None:
+        document["division"] = dict(division)
     write_file(path / COMPLETION, (json.dumps(document, indent=2) + "\n").encode())
     _flush(path)
+
+
+def read_division(folder: str | os.PathLike[str]) -> dict[str, int] | None:
+    """Return how the job of a complete checkpoint was divided among processes; None where its record does not say."""
+    record = json.loads((Path(folder) / COMPLETION).read_text("utf-8"))
+    division: dict[str, int] | None = record.get("division")
+    return division
 
 
 def why_incomplete(folder: str | os.PathLike[str]) -> str | None:

@@ -9,19 +9,26 @@ the whole process, and act only on models that ``prepare`` returned.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm_lora_plugin.checkpoint.completion import check_complete, record_completion, set_aside_incomplete
+from vlm_lora_plugin.checkpoint.completion import (
+    check_complete,
+    read_division,
+    record_completion,
+    set_aside_incomplete,
+)
 from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
 from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
 from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.frameworks.groups import find_prepared
+from vlm_lora_plugin.frameworks.together import Division, common_ground
 from vlm_lora_plugin.selection.manifest import differences
-from vlm_lora_plugin.zero.agreement import check_ranks_agree, check_same_checkpoint
+from vlm_lora_plugin.zero.agreement import check_ranks_agree, check_same_checkpoint, several_ranks
 from vlm_lora_plugin.zero.order import check_loaded_in_parts
 from vlm_lora_plugin.zero.partition import whole_values
 
@@ -80,12 +87,9 @@ def install_checkpoints() -> None:
     ) -> Any:
         prepared = find_prepared(self.model)
         if prepared is not None:
-            check_ranks_agree(
-                prepared.vlm_lora.manifest,
-                resume_from_checkpoint=bool(resume_from_checkpoint),
-                deepspeed=self.args.deepspeed,
-                output_dir=Path(str(self.args.output_dir)).name,  # machines may mount its parents elsewhere
-            )
+            if several_ranks():
+                resumes = {"resume_from_checkpoint": bool(resume_from_checkpoint)}
+                check_ranks_agree(prepared.vlm_lora.manifest, **common_ground(self), **resumes)
             check_loaded_in_parts(prepared)
             if resume_from_checkpoint:
                 check_same_checkpoint(_check_resumed(self, resume_from_checkpoint))
@@ -120,7 +124,7 @@ def _complete(trainer: Trainer, trial: Any) -> None:
             why="It saved the model in a way of its own (FSDP does), from which no adapter can be loaded.",
             fix="Train with DistributedDataParallel or DeepSpeed, or with FSDP's FULL_STATE_DICT.",
         )
-    record_completion(checkpoint)
+    record_completion(checkpoint, asdict(Division.of(trainer)))
     rotate_checkpoints(
         output_dir=folder,
         save_total_limit=trainer.args.save_total_limit,
@@ -157,6 +161,7 @@ def _check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
     stored = read_manifest(last)
     check_fits(prepared, stored, last)
     _check_same_optimizer(prepared, stored, last)
+    _check_same_division(trainer, last)
     if trainer.model is not prepared and not (Path(last) / TRAINER_WEIGHTS).is_file():
         raise CheckpointError(
             f"{last} has no {TRAINER_WEIGHTS}: it was saved by a model that prepare returned",
@@ -181,6 +186,25 @@ def _check_same_optimizer(prepared: VlmLoraPeftModel, stored: Manifest, checkpoi
             fix="Resume with the recipe in the checkpoint's manifest; or start anew from its weights: "
             "model.load_adapter(checkpoint, is_trainable=True), and train() without resume_from_checkpoint.",
         )
+
+
+def _check_same_division(trainer: Trainer, checkpoint: str) -> None:
+    """Refuse to go on with another number of processes or another ZeRO stage than a checkpoint was written with.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    written = read_division(checkpoint)
+    own = Division.of(trainer)
+    if written in (None, asdict(own)):
+        return
+    raise CheckpointError(
+        f"{checkpoint} was written by {Division(**written)}; {own} would go on from it",
+        why="AdamW's and the random states lie in it in parts, one a process, cut as the ZeRO stage cuts them; others "
+        "would lose them, and see other rows.",
+        fix="Go on as it was begun. Or start anew from its weights: model.load_adapter(checkpoint, is_trainable=True), "
+        "and train() without resume_from_checkpoint; in ms-swift --adapters in place of --resume_from_checkpoint.",
+    )
 
 
 def _wait() -> None:

@@ -137,13 +137,14 @@ def _disagreement(statements: Sequence[Mapping[str, Any]], what: str) -> Trainin
         other = json.loads(text)
         parts = []
         for topic, value in reference.items():
-            found = differences(value, other[topic], "" if isinstance(value, Mapping) else topic)
+            nested = isinstance(value, Mapping)
+            found = differences(value, other[topic], "" if nested else topic)
             if found:
-                parts.append(f"{topic} {listed(found)}")
+                parts.append(f"{topic} {listed(found)}" if nested else listed(found))
         who = f"Rank {ranks[0]}" if len(ranks) == 1 else f"Ranks {listed(map(str, ranks))}"
         lines.append(f"{who} against rank 0 (rank 0 / rank {ranks[0]}): {'; '.join(parts)}.")
     return TrainingError(
         f"The ranks are not about to {what}.\n" + "\n".join(lines),
         why="Gradients of different parameters would be averaged, or the ranks would wait for each other forever.",
-        fix="Start every rank with the same recipe, model folder and installed versions.",
+        fix="Start every rank with the same recipe, data, model folder and installed versions.",
     )

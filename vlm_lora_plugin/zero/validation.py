@@ -120,7 +120,7 @@ def check_base(config: Mapping[str, Any], stage: int, load: Load | None, hardwar
     raise HardwareError(
         f"ZeRO-3 cannot shard a quantised base ({method})",
         why=f"It splits tensors of 16 and 32 bit; packed weights would be cut in their middle.{sizes}",
-        fix="Give the model in 16 bit, or hardware.zero_stage: 0, which keeps the quantised base on each device.",
+        fix="Give the model in 16 bit. The families' own loading reads no packed weights without ZeRO, either.",
     )
 
 

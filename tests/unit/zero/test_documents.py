@@ -38,24 +38,40 @@ def document_of(monkey, name, **document):
     return deepspeed_settings(recipe, monkey, recipe.hardware.machine())
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_deepspeed_reads_it_with_the_values_that_transformers_fills_in(monkey, name, tmp_path):
+def read_by_deepspeed(family, name, folder):
+    """DeepSpeed's own reading of a document, with the values that transformers fills in for ``auto``."""
     from deepspeed.runtime import config
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
     hardware, preset = DOCUMENTS[name]
-    arguments = training_arguments(recipe_of(monkey, hardware, preset), tmp_path, use_cpu=True)
-    filled = HfTrainerDeepSpeedConfig(document_of(monkey, name))
+    arguments = training_arguments(recipe_of(family, hardware, preset), folder, use_cpu=True)
+    filled = HfTrainerDeepSpeedConfig(document_of(family, name))
     filled.trainer_config_process(arguments)
     filled.trainer_config_finalize(arguments, None, 100)
     assert "auto" not in dict(leaves(filled.config)).values()
-    read = config.DeepSpeedConfig(filled.config)
+    return config.DeepSpeedConfig(filled.config)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_deepspeed_reads_it_with_the_values_that_transformers_fills_in(monkey, name, tmp_path):
+    read = read_by_deepspeed(monkey, name, tmp_path)
     zero = document_of(monkey, name)["zero_optimization"]
     assert read.zero_optimization_stage == zero["stage"]
     assert read.zero_config.reduce_bucket_size == zero["reduce_bucket_size"]
     assert read.gradient_clipping == 1.0
     assert read.zero_allow_untested_optimizer
     assert (read.zero_config.offload_param is not None) == ("offload_param" in zero)
+
+
+@pytest.mark.parametrize("family", ["omnilmm", "xcomposer"])
+@pytest.mark.parametrize("name", ["3x24", "3x24 offload", "ZeRO-1", "V100"])
+def test_deepspeed_reads_that_of_the_other_families(family, name, tmp_path):
+    family = get_manager().family(family)
+    zero = document_of(family, name)["zero_optimization"]
+    read = read_by_deepspeed(family, name, tmp_path)
+    assert read.zero_optimization_stage == zero["stage"]
+    assert read.zero_config.reduce_bucket_size == zero["reduce_bucket_size"]
+    assert document_of(family, name).keys() == document_of(get_manager().family("monkey"), name).keys()
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
