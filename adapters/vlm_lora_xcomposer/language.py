@@ -30,7 +30,7 @@ def rotary_of(position_ids: torch.Tensor, config: XComposerConfig, length: int) 
         config: Gives ``rope_theta`` and ``rope_scaling``: ``linear`` divides the positions, ``dynamic``
             stretches the base beyond ``max_position_embeddings`` (upstream: modeling_internlm2.py).
         length: Tokens of the longest row, cached ones and padding included; what ``dynamic`` goes by, for every
-            row of a batch, as upstream's padded batches do. No published config scales positions.
+            row of a batch, as upstream's padded batches do. 4KHD's published config scales none.
     """
     dim = config.hidden_size // config.num_attention_heads
     scaling = config.rope_scaling or {"type": "linear", "factor": 1.0}

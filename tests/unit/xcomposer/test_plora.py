@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlm_lora_xcomposer.configuration import PLoraSettings
-from vlm_lora_xcomposer.language import rotary_tables
+from vlm_lora_xcomposer.language import rotary_of
 from vlm_lora_xcomposer.plora import PLoraLinear
 
 
@@ -100,6 +100,6 @@ def test_a_block_asks_the_device_nothing(lively):
     block, config = model.model.layers[0].to("meta"), model.config
     hidden = torch.empty(2, 5, config.hidden_size, device="meta", requires_grad=True)
     mask = torch.empty(2, 5, 1, dtype=torch.bool, device="meta")
-    rotary = rotary_tables(torch.empty(2, 5, dtype=torch.int64, device="meta"), config, 5)
+    rotary = rotary_of(torch.empty(2, 5, dtype=torch.int64, device="meta"), config, 5)
     block(hidden, rotary, image_mask=mask).sum().backward()
     assert hidden.grad.shape == hidden.shape
