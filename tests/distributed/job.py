@@ -4,8 +4,8 @@
 
 Keys of a job: ``model``, ``output``, ``rows`` (one letter of ``rows.IMAGES`` each), and if wanted ``evaluate`` (rows
 of the same kind), ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that), ``deepspeed``, ``dtype``,
-``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``), ``mistake``, something that
-must stop the job, and ``only``: ``load`` ends it when the model is loaded, and notes the bits of its weights.
+``mistake`` (something that must stop the job) and ``only`` (``load`` ends it when the model is loaded, and notes the
+bits of its weights).
 
 Each rank leaves ``result-<rank>.json`` in the output folder: what it saw, or the error that stopped it. The process
 then ends at once, so that nothing that the interpreter's own end brings can change the verdict. One whose job takes
@@ -19,7 +19,6 @@ import hashlib
 import importlib
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -59,28 +58,10 @@ COMMON = {
 
 
 class InOrder(Trainer):
-    """Takes the rows as they come, so that one process and two see the same batches; is killed where asked."""
-
-    kill: tuple[int, int, str] | None = None
+    """Takes the rows as they come, so that one process and two see the same batches."""
 
     def _get_train_sampler(self, *_):
         return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    def _here(self, method):
-        if self.kill is not None and tuple(self.kill) == (RANK, self.state.global_step, method):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def save_model(self, *args, **kwargs):
-        self._here("save_model")
-        super().save_model(*args, **kwargs)
-
-    def _save_optimizer_and_scheduler(self, *args):
-        self._here("_save_optimizer_and_scheduler")
-        super()._save_optimizer_and_scheduler(*args)
-
-    def _save_rng_state(self, *args):
-        self._here("_save_rng_state")
-        super()._save_rng_state(*args)
 
 
 class Losses(TrainerCallback):
@@ -182,9 +163,8 @@ def run(job):
         data_collator=processor.collate,
         callbacks=[VlmLoraCallback(), losses],
     )
-    trainer.kill = job.get("kill")
     calls = count_calls(model)
-    trainer.train(resume_from_checkpoint=job.get("resume"))
+    trainer.train()
     if mistake == "prepare in an engine":
         prepare(trainer.model_wrapped, recipe)
     model.save_pretrained(output / "adapter")
