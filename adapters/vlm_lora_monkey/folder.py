@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.errors import ModelError
 
 MODEL_TYPE = "monkey"
@@ -21,21 +21,6 @@ VARIANTS = (COMMON, LLM_LORA)
 """Without and with LoRA inside the language model; the published ``config.json`` is the same for both."""
 
 _VISUAL_KEYS = {"image_size", "patch_size", "width", "layers", "heads", "output_dim", "image_start_id"}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of ``config.json``.
-
-    Raises:
-        ModelError: It is missing or no JSON object.
-    """
-    try:
-        document = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(document, dict):
-        raise ModelError(f"{folder / 'config.json'} holds no JSON object")
-    return document
 
 
 def recognises(folder: Path) -> bool:

@@ -8,9 +8,7 @@ import torch
 
 from vlm_lora_monkey.adapter import COMPONENTS
 from vlm_lora_monkey.modeling import MonkeyForCausalLM, MonkeyModel
-from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.forward.answer_only import answer_only_logits
-from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
+from vlm_lora_plugin.forward.of_recipe import recipe_patches, refuse_unknown_model
 from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
 
 if TYPE_CHECKING:
@@ -26,17 +24,9 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     Raises:
         ModelError: The model is not of this package, so its forward pass is unknown.
     """
-    if not isinstance(model, MonkeyForCausalLM):
-        raise ModelError(
-            f"The forward pass of this {type(model).__module__}.{type(model).__name__} is not known here",
-            fix="Load the model with vlm_lora_plugin.load(folder).",
-        )
-    checkpointed = [
-        checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
-    ]
-    answer_only = [answer_only_logits()] if recipe.answer_only_loss else []
+    refuse_unknown_model(model, MonkeyForCausalLM)
     text_only = keep_text_only_trainable("transformer", ["transformer.visual"], look=_look_at_grey)
-    return (text_only, *checkpointed, *answer_only)
+    return (text_only, *recipe_patches(recipe, COMPONENTS))
 
 
 def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from vlm_lora_monkey.adapter import describe_family
 from vlm_lora_monkey.configuration import MonkeyConfig
-from vlm_lora_monkey.folder import read_config
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
+from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.recipe import resolve_recipe

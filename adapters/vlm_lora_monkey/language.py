@@ -1,4 +1,4 @@
-"""Qwen-7B, Monkey's language model: its norm, its positions, its block.
+"""Qwen-7B, Monkey's language model: its positions, its block.
 
 Nothing here keeps state between calls and there are no buffers: positions are computed in every forward, so
 that a training step after an evaluation is the same as one before it.
@@ -16,23 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.lora import LANGUAGE_RANK, LoraAdapter
-
-Rotary = tuple[torch.Tensor, torch.Tensor]
-
-
-class MonkeyRMSNorm(nn.Module):
-    """RMS norm, computed in fp32, scaled in the dtype of its input."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, rotary_tables
 
 
 def ntk_factor(length: int, trained_length: int) -> float:
@@ -44,23 +28,9 @@ def ntk_factor(length: int, trained_length: int) -> float:
     return max(2.0**doublings - 1, 1.0)
 
 
-def rotary_tables(position_ids: torch.Tensor, dim: int, base: float, factor: float) -> Rotary:
-    """Return cosine and sine, each ``[B, 1, T, dim]`` fp32, for positions ``[B, T]``."""
-    stretched = base * factor ** (dim / (dim - 2))
-    exponents = torch.arange(0, dim, 2, device=position_ids.device, dtype=torch.float32) / dim
-    angles = position_ids[:, None, :, None].float() * (1.0 / stretched**exponents)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def apply_rotary(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotate the first channels of each head, as many as the tables have; ``x`` is ``[B, heads, T, head_dim]``."""
-    cos, sin = rotary
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    turned = turned.to(torch.promote_types(x.dtype, torch.float32))
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned.to(x.dtype), rest), dim=-1)
+def rotary_of(position_ids: torch.Tensor, dim: int, base: float, factor: float) -> Rotary:
+    """Return the tables for positions ``[B, T]``, the base stretched by :func:`ntk_factor`'s factor."""
+    return rotary_tables(position_ids, dim, base * factor ** (dim / (dim - 2)))
 
 
 def log_n_scale(position_ids: torch.Tensor, trained_length: int) -> torch.Tensor:
@@ -143,9 +113,9 @@ class MonkeyBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: MonkeyConfig, layer_idx: int) -> None:
         super().__init__()
-        self.ln_1 = MonkeyRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.ln_1 = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.attn = MonkeyAttention(config, layer_idx)
-        self.ln_2 = MonkeyRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.ln_2 = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = MonkeyMLP(config)
 
     def forward(
@@ -160,7 +130,7 @@ class MonkeyBlock(GradientCheckpointingLayer):
 
         Args:
             x: ``[B, T, C]``.
-            rotary: Tables of :func:`rotary_tables` for these T positions.
+            rotary: Tables of :func:`rotary_of` for these T positions.
             log_n: Scale of :func:`log_n_scale`, or None where the rule is off (in training).
             mask: ``[B, 1, T, S]``, True where a query may look; None is plain causal attention.
             past_key_values: Cache that keys and values are appended to.

@@ -20,12 +20,13 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
-from vlm_lora_monkey.language import MonkeyBlock, MonkeyRMSNorm, log_n_scale, ntk_factor, rotary_tables
+from vlm_lora_monkey.language import MonkeyBlock, log_n_scale, ntk_factor, rotary_of
 from vlm_lora_monkey.names import LORA_NAME
 from vlm_lora_monkey.visual import MonkeyVisionTower
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.models.loss import causal_lm_loss
+from vlm_lora_plugin.models.generation import ImagesInPrompt
+from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
+from vlm_lora_plugin.models.language import RMSNorm, positions_in_row
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import find_image_blocks, put_images
 from vlm_lora_plugin.selection.keyed_init import draw_builtin
@@ -43,7 +44,7 @@ class MonkeyModel(nn.Module):
         self.wte: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop = nn.Dropout(config.emb_dropout_prob)
         self.h = nn.ModuleList(MonkeyBlock(config, index) for index in range(config.num_hidden_layers))
-        self.ln_f = MonkeyRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.visual = MonkeyVisionTower(config.vision)
 
     def forward(
@@ -73,8 +74,8 @@ class MonkeyModel(nn.Module):
             position_ids=position_ids,
         )
         if position_ids is None:
-            position_ids = _positions(attention_mask, seen, hidden)
-        rotary = rotary_tables(
+            position_ids = positions_in_row(attention_mask, seen, hidden)
+        rotary = rotary_of(
             position_ids,
             int(self.config.kv_channels * self.config.rotary_pct),
             self.config.rotary_emb_base,
@@ -102,11 +103,8 @@ class MonkeyModel(nn.Module):
         *,
         is_prompt: bool,
     ) -> torch.Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ModelError("Monkey takes input_ids or inputs_embeds, exactly one of them")
+        refuse_contradicting_inputs("Monkey", input_ids, inputs_embeds, pixel_values)
         if input_ids is None:
-            if pixel_values is not None:
-                raise ModelError("With inputs_embeds the image places are unknown", fix="Give input_ids instead.")
             return cast(torch.Tensor, self.drop(inputs_embeds))
         embeds = self.drop(self.wte(input_ids))  # image tokens, which come after, are not dropped
         if not is_prompt and pixel_values is None:
@@ -142,7 +140,7 @@ class MonkeyModel(nn.Module):
         return cast(float, getattr(cache, "ntk_factor", factor))
 
 
-class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
+class MonkeyForCausalLM(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     """The Monkey model with its language-modelling head.
 
     Attributes:
@@ -230,25 +228,19 @@ class MonkeyForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(to_weight_dtype(outputs.last_hidden_state[:, kept], self.lm_head.weight))
-        loss = None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch)
-        result = CausalLMOutputWithPast(
-            loss=cast(torch.FloatTensor | None, loss),
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
+        return head_outputs(
+            outputs,
+            self.lm_head,
+            labels=labels,
+            num_items_in_batch=num_items_in_batch,
+            logits_to_keep=logits_to_keep,
+            return_dict=bool(self.config.return_dict if return_dict is None else return_dict),
         )
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if wants_dict else result.to_tuple()
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
-        """Give the images with the prompt alone where a cache holds what came of them."""
-        library = cast(Any, super())  # its annotations ask for classes that plain tensors are not
-        inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if inputs.get("past_key_values") is not None and not is_first_iteration:
-            inputs["pixel_values"] = None
-        return inputs
+    def count_images(self, input_ids: torch.Tensor, images: torch.Tensor) -> list[int]:
+        """Return how many of the images each row of ``input_ids`` [B, T] has."""
+        counts: list[int] = (input_ids == self.config.image_start_id).sum(-1).tolist()
+        return counts
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
@@ -314,16 +306,6 @@ def _checked(pixel_values: torch.Tensor, config: MonkeyConfig) -> torch.Tensor:
             fix="Use the model's own processor.",
         )
     return pixel_values
-
-
-def _positions(attention_mask: torch.Tensor | None, seen: int, hidden: torch.Tensor) -> torch.Tensor:
-    """Number each row's places from its first token, so that padding on the left changes nothing; ``[B or 1, T]``."""
-    length = hidden.shape[1]
-    if attention_mask is None or attention_mask.ndim != 2:
-        return torch.arange(seen, seen + length, device=hidden.device)[None]
-    first = attention_mask.to(hidden.device).long().argmax(-1, keepdim=True)
-    places = torch.arange(attention_mask.shape[1], device=hidden.device) - first
-    return places[:, -length:].clamp(min=0)
 
 
 AutoConfig.register(MonkeyConfig.model_type, MonkeyConfig, exist_ok=True)

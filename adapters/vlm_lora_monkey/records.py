@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm_lora_monkey.special_tokens import IMAGE_END, IMAGE_START
 from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message, Role
-from vlm_lora_plugin.data.reading import resolve_image_path
+from vlm_lora_plugin.data.reading import resolve_image_path, turns_of
 from vlm_lora_plugin.errors import DataError
 
 _LIKE_THIS = (
@@ -38,11 +38,9 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
         DataError: A turn lacks a key, has an unknown role, an unclosed image tag or a literal ``<image>``. (Upstream
             prints an error for an unclosed tag and trains on what is left of the row.)
     """
-    if "conversations" not in record:
+    turns = turns_of(record, origin, like_this=_LIKE_THIS)
+    if turns is None:
         return None
-    turns = record["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{origin}: `conversations` must be a list of turns", fix=_LIKE_THIS)
     images: list[Path | bytes] = []
     messages = []
     for number, turn in enumerate(turns, 1):

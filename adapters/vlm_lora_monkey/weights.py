@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig
 
 from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
-from vlm_lora_monkey.folder import COMMON, LLM_LORA, monkey_document, read_config
+from vlm_lora_monkey.folder import COMMON, LLM_LORA, monkey_document
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, VISION_LORA_NAME
+from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models.building import build_empty
 from vlm_lora_plugin.models.weights import has_weights, load_weights
 from vlm_lora_plugin.selection.keyed_init import draw_builtin
 from vlm_lora_plugin.types import LoadRequest
-
-GENERATION_FILE = "generation_config.json"
 
 # Buffers of upstream's classes that some checkpoints carry; they follow from the config.
 IGNORED_TENSORS = (r".*attn\.masked_bias", r".*rotary_emb\.inv_freq")
@@ -33,15 +32,9 @@ def load_model(request: LoadRequest) -> MonkeyForCausalLM:
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
     config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    dtype = request.dtype or stored_dtype(config)
-    config.dtype = dtype
-    with torch.device("meta"):
-        model = MonkeyForCausalLM(config)
-    model.eval()  # type: ignore[no-untyped-call]
-    if (request.folder / GENERATION_FILE).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(request.folder)
+    config.dtype = dtype = request.dtype or stored_dtype(config)
+    model = build_empty(MonkeyForCausalLM, config, request)
     if request.device == "meta":
-        model.to(dtype)  # type: ignore[arg-type]  # the library wraps it untyped
         return model
     fresh = load_weights(
         model,

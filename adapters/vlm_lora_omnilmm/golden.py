@@ -6,21 +6,21 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from vlm_lora_omnilmm.adapter import describe_family
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
-from vlm_lora_omnilmm.folder import read_config
-from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
+from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel, passes_by_size
+from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.splicing import Blocks, put_images
+from vlm_lora_plugin.models.splicing import Blocks
 from vlm_lora_plugin.recipe import resolve_recipe
 from vlm_lora_plugin.types import GoldenCase
 
@@ -81,7 +81,7 @@ def read_golden_case(folder: Path) -> GoldenCase | None:
         model=model,
         weights=folder / "weights.safetensors",
         inputs=_model_inputs(folder),
-        stages=partial(run_stages, one_by_one="image.0" in load_file(folder / "inputs.safetensors")),
+        stages=run_stages,
         recipes={name: resolve_recipe(recipe, family) for name, recipe in UPSTREAM_RECIPES.items()},
         atol=ATOL,
     )
@@ -93,40 +93,40 @@ def _model_inputs(folder: Path) -> dict[str, Any]:
     given["attention_mask"] = tensors["attention_mask"]
     listed = sorted((name for name in tensors if name.startswith("image.")), key=lambda name: int(name.split(".")[1]))
     if listed:
-        images = [tensors[name] for name in listed]
-        given["pixel_values"] = torch.stack(images) if len({image.shape for image in images}) == 1 else images
+        given["pixel_values"] = [tensors[name] for name in listed]
     elif "images" in tensors and len(tensors["images"]):
         given["pixel_values"] = tensors["images"]
     return given
 
 
 def run_stages(
-    model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str], *, one_by_one: bool
+    model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """Run the model once, in the form of :class:`~vlm_lora_plugin.types.GoldenCase`'s ``stages``.
 
     Upstream keeps only the last of several images in one row; its numbers are compared with a run that does so
     too. Stages of ``variant_all_images`` come from a run of the model as it is, those of ``text_only_row`` from
-    one of the rows without an image.
+    one of the rows without an image. Attention is computed step by step, as it was for the references: a fused
+    kernel sums in another order, which deep or wide towers carry beyond the tolerance.
 
     Args:
         model: The model.
         inputs: Of its forward.
-        names: The stages wanted.
-        one_by_one: Whether the tower's stages are numbered by image; if not, number 0 is the whole batch.
+        names: The stages wanted. Those of the tower are numbered by image where the images are a list, as
+            upstream looks at one after the other; else number 0 is the whole batch.
 
     Raises:
         ModelError: A stage has an unknown name.
     """
     own = [name for name in names if not name.startswith((ALL_IMAGES, TEXT_ONLY))]
-    with _last_image_only(model):
-        output, stages = _run(model, inputs, own, one_by_one)
+    with _last_image_only(model), sdpa_kernel(SDPBackend.MATH):
+        output, stages = _run(model, inputs, own)
     for prefix in (ALL_IMAGES, TEXT_ONLY):
         wanted = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         if wanted:
-            with torch.no_grad():
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 given = inputs if prefix == ALL_IMAGES else _text_rows(model, inputs)
-                _, found = _run(model, given, wanted, one_by_one)
+                _, found = _run(model, given, wanted)
             stages |= {prefix + name: tensor for name, tensor in found.items()}
     return output, stages
 
@@ -134,14 +134,15 @@ def run_stages(
 @contextmanager
 def _last_image_only(model: nn.Module) -> Iterator[None]:
     """Let only a row's last image reach the language model, for as long as the ``with`` lasts."""
-    inner = model.get_submodule("model")
+    inner = cast(OmniLMMModel, model.get_submodule("model"))
+    place_images = inner.place_images
 
     def place(embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
         rows = blocks[0][:, 0].tolist()
         kept = [number for number, row in enumerate(rows) if row not in rows[number + 1 :]]
-        return put_images(embeds, (blocks[0][kept], blocks[1][kept]), tokens[kept])
+        return place_images(embeds, (blocks[0][kept], blocks[1][kept]), tokens[kept])
 
-    inner.place_images = place  # type: ignore[assignment]
+    inner.place_images = place  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -167,7 +168,7 @@ class _Recorder:
 
 
 def _run(
-    model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str], one_by_one: bool
+    model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     inner = model.get_submodule("model")
     tower = inner.get_submodule("vision_tower")
@@ -182,19 +183,26 @@ def _run(
             stack.callback(recorder.start())
         output = model(**inputs, output_hidden_states=True)
     results = {name: recorder.outputs for name, recorder in recorded.items()}
+    images = inputs.get("pixel_values")
+    if isinstance(images, list):
+        order = [index for together in passes_by_size(images) for index in together]
+        for name in results:
+            if not name.startswith("llm_layer"):
+                seen = [image[None] for output in results[name] for image in output]
+                results[name] = [seen[order.index(index)] for index in range(len(order))]
     whole = {
         "inputs_embeds": output.hidden_states[0],
         "last_hidden_state": output.hidden_states[-1],
         "logits": output.logits,
     }
-    return output, {name: whole[name] if name in whole else _stage(name, results, one_by_one) for name in names}
+    return output, {name: whole[name] if name in whole else _stage(name, results) for name in names}
 
 
-def _stage(name: str, results: Mapping[str, Sequence[torch.Tensor]], one_by_one: bool) -> torch.Tensor:
+def _stage(name: str, results: Mapping[str, Sequence[torch.Tensor]]) -> torch.Tensor:
     if (match := re.fullmatch(r"(llm_layer\d+)_out", name)) and match[1] in results:
         return results[match[1]][0]
-    if (match := re.fullmatch(r"(vision_tower|vision_block\d+|resampler)_out\.(\d+)", name)) and match[1] in results:
-        call = int(match[2])
-        images = torch.cat(tuple(results[match[1]]))
-        return images[call : call + 1] if one_by_one else images
+    if match := re.fullmatch(r"(vision_tower|vision_block\d+|resampler)_out\.(\d+)", name):
+        calls = results.get(match[1], ())
+        if int(match[2]) < len(calls):
+            return calls[int(match[2])]
     raise ModelError(f"OmniLMM has no stage named {name}")

@@ -6,6 +6,7 @@ leaner lives in :mod:`vlm_lora_omnilmm.forward`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +19,23 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.mistral.modeling_mistral import MistralModel, MistralPreTrainedModel
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
-from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.models.loss import causal_lm_loss
+from vlm_lora_plugin.errors import ModelError, listed
+from vlm_lora_plugin.models.generation import ImagesInPrompt
+from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
+from vlm_lora_plugin.zero.agreement import several_ranks
+from vlm_lora_plugin.zero.partition import is_partitioned
 
 Images = torch.Tensor | Sequence[torch.Tensor]
+
+
+def passes_by_size(images: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Return which of some images ``[3, H, W]`` go through the tower together: the indices of each size."""
+    together: defaultdict[torch.Size, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        together[image.shape].append(index)
+    return list(together.values())
 
 
 class OmniLMMPreTrainedModel(MistralPreTrainedModel):
@@ -80,14 +91,31 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         return cast(BaseModelOutputWithPast, outputs)
 
     def encode_images(self, pixel_values: Images) -> torch.Tensor:
-        """Return the tokens of images ``[N, num_query, C]``; a tensor of images takes one pass through the tower.
+        """Return the tokens of images ``[N, num_query, C]``, in order; those of one size take one pass together.
 
         Args:
-            pixel_values: ``[N, 3, H, W]``, or N tensors ``[3, H, W]`` of several sizes.
+            pixel_values: ``[N, 3, H, W]``, or N tensors ``[3, H, W]``, perhaps of several sizes.
+
+        Raises:
+            ModelError: Images of several sizes would leave other ranks waiting.
         """
         if isinstance(pixel_values, torch.Tensor):
             return cast(torch.Tensor, self.resampler(self.vision_tower(pixel_values)))
-        return torch.cat([self.encode_images(image[None]) for image in pixel_values])
+        passes = passes_by_size(pixel_values)
+        if len(passes) > 1:
+            self._refuse_ranks([tuple(pixel_values[images[0]].shape) for images in passes])
+        tokens = torch.cat([self.encode_images(torch.stack([pixel_values[i] for i in images])) for images in passes])
+        if len(passes) == 1:
+            return tokens
+        return tokens[torch.tensor([i for images in passes for i in images], device=tokens.device).argsort()]
+
+    def _refuse_ranks(self, sizes: Sequence[tuple[int, ...]]) -> None:
+        if several_ranks() and (self.training or any(map(is_partitioned, self.parameters()))):
+            raise ModelError(
+                f"The images of this batch have several sizes: {listed([str(list(size)) for size in sizes])}",
+                why="They would take several passes through the tower, and other ranks would wait for as many.",
+                fix="Use the model's own processor, which brings all images to one size.",
+            )
 
     def place_images(self, embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
         """Return ``embeds`` [B, T, C] with the tokens of every image in its block."""
@@ -105,11 +133,8 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         *,
         is_prompt: bool,
     ) -> torch.Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ModelError("OmniLMM takes input_ids or inputs_embeds, exactly one of them")
+        refuse_contradicting_inputs("OmniLMM", input_ids, inputs_embeds, pixel_values)
         if input_ids is None:
-            if pixel_values is not None:
-                raise ModelError("With inputs_embeds the image places are unknown", fix="Give input_ids instead.")
             return cast(torch.Tensor, inputs_embeds)
         embeds: torch.Tensor = self.embed_tokens(input_ids)
         if not is_prompt and pixel_values is None:
@@ -123,7 +148,7 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         return self.place_images(embeds, blocks, self.encode_images(pixel_values))
 
 
-class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
+class OmniLMMForCausalLM(OmniLMMPreTrainedModel, ImagesInPrompt, GenerationMixin):
     """The OmniLMM model with its language-modelling head."""
 
     main_input_name = "input_ids"
@@ -159,8 +184,8 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
                 ``<im_end>``; a row may hold none, one or several.
             attention_mask: ``[B, S]``, true where there is a token; S counts the cached tokens too.
             pixel_values: ``[N, 3, S, S]`` floats: the images, in the order of their places over the batch. N
-                tensors ``[3, H, W]`` are taken too, and go through the tower one by one. Only with the prompt
-                when a cache is used.
+                tensors ``[3, H, W]`` are taken too, and go through the tower in one pass for each size among
+                them. Only with the prompt when a cache is used.
             labels: ``[B, T]`` integers, -100 where nothing is supervised; shifted here.
             num_items_in_batch: What the summed loss is divided by; see
                 :func:`vlm_lora_plugin.models.loss.causal_lm_loss`.
@@ -194,21 +219,19 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             return_dict=True,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(to_weight_dtype(outputs.last_hidden_state[:, kept], self.lm_head.weight))
-        loss = None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch)
-        passed_on = {key: outputs[key] for key in ("past_key_values", "hidden_states", "attentions") if key in outputs}
-        result = CausalLMOutputWithPast(loss=cast(torch.FloatTensor | None, loss), logits=logits, **passed_on)
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if wants_dict else result.to_tuple()
+        return head_outputs(
+            outputs,
+            self.lm_head,
+            labels=labels,
+            num_items_in_batch=num_items_in_batch,
+            logits_to_keep=logits_to_keep,
+            return_dict=bool(self.config.return_dict if return_dict is None else return_dict),
+        )
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
-        """Give the images with the prompt alone where a cache holds what came of them."""
-        library = cast(Any, super())  # its annotations ask for classes that plain tensors are not
-        inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if inputs.get("past_key_values") is not None and not is_first_iteration:
-            inputs["pixel_values"] = None
-        return inputs
+    def count_images(self, input_ids: torch.Tensor, images: Images) -> list[int]:
+        """Return how many of the images each row of ``input_ids`` [B, T] has."""
+        counts: list[int] = (input_ids == self.config.image_ids[1]).sum(-1).tolist()
+        return counts
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

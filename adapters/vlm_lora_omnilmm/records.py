@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message, Role
-from vlm_lora_plugin.data.reading import resolve_image_path
+from vlm_lora_plugin.data.reading import resolve_image_path, turns_of
 from vlm_lora_plugin.errors import DataError
 
 _LIKE_THIS = (
@@ -39,11 +39,9 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
     Raises:
         DataError: A turn lacks a key or has an unknown role, or images and marks do not fit.
     """
-    if "conversations" not in record:
+    turns = turns_of(record, origin, like_this=_LIKE_THIS)
+    if turns is None:
         return None
-    turns = record["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{origin}: `conversations` must be a list of turns", fix=_LIKE_THIS)
     messages = [_message(turn, f"{origin}: turn {number}") for number, turn in enumerate(turns, 1)]
     image = record.get("image")
     if isinstance(image, Mapping):

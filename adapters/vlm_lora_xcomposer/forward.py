@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.forward.answer_only import answer_only_logits
-from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
+from vlm_lora_plugin.forward.of_recipe import recipe_patches, refuse_unknown_model
 from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
 from vlm_lora_plugin.selection.names import canonical_name
 from vlm_lora_plugin.types import Patch
@@ -38,14 +36,7 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     Raises:
         ModelError: The model is not of this package, so its forward pass is unknown.
     """
-    if not isinstance(model, XComposerForCausalLM):
-        raise ModelError(
-            f"The forward pass of this {type(model).__module__}.{type(model).__name__} is not known here",
-            fix="Load the model with vlm_lora_plugin.load(folder).",
-        )
-    checkpointed = [
-        checkpoint_blocks(component) for component in COMPONENTS if recipe.gradient_checkpointing.get(component.name)
-    ]
+    refuse_unknown_model(model, XComposerForCausalLM)
     imageless = [VISION_PREFIX, PROJECTOR_PREFIX]
     canonical = [canonical_name(name) for name, _ in model.named_parameters()]
     imageless += [name for name in canonical if re.fullmatch(f"{SEPARATOR_NAME}|{PLORA_NAME}", name)]
@@ -54,8 +45,7 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
         Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
         keep_text_only_trainable("model", imageless, images="image_mask", look=_look_at_grey, splicer=""),
         Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
-        *([answer_only_logits(HEAD_PREFIX)] if recipe.answer_only_loss else []),
-        *checkpointed,
+        *recipe_patches(recipe, COMPONENTS, head=HEAD_PREFIX),
     )
 
 

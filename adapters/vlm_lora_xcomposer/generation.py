@@ -1,4 +1,4 @@
-"""What generation needs beside the forward pass: where an answer ends, and images of repeated rows."""
+"""What generation needs beside the forward pass: where an answer ends, and whose images are whose."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def stop_at_turn_end(generation_config: GenerationConfig, config: XComposerConfi
         generation_config.eos_token_id = [*ends, config.turn_end_id]
 
 
-def images_per_copy(
-    input_ids: torch.Tensor, images: Sequence[torch.Tensor], config: XComposerConfig, copies: int
-) -> list[torch.Tensor]:
-    """Return the images of a batch whose rows are each repeated ``copies`` times, one after the other.
+def images_of_rows(
+    input_ids: torch.Tensor, images: Sequence[torch.Tensor] | torch.Tensor, config: XComposerConfig
+) -> list[int]:
+    """Return how many images each row of ``input_ids`` [B, T] has places for.
 
     Args:
-        input_ids: ``[B, T]`` before the repetition.
-        images: The transformed images of the batch, in order of appearance.
+        input_ids: Before rows are repeated.
+        images: The transformed images of the batch ``[3, H_i, W_i]``, in order of appearance.
         config: Gives the id that marks image tokens.
-        copies: How often a row is repeated.
     """
-    left = list(images)
-    repeated: list[torch.Tensor] = []
+    sizes = [number_of_image_tokens(image.shape[1], image.shape[2], config) for image in images]
+    counts = []
     for room in input_ids.eq(config.image_token_id or 0).sum(-1).tolist():
-        own = []
-        while left and room >= (size := number_of_image_tokens(left[0].shape[1], left[0].shape[2], config)):
-            room -= size
-            own.append(left.pop(0))
-        repeated += own * copies
-    return repeated + left  # what fits in no row is refused by the forward pass
+        own = 0
+        while own < len(sizes) and room >= sizes[own]:
+            room -= sizes[own]
+            own += 1
+        del sizes[:own]
+        counts.append(own)
+    return counts

@@ -11,11 +11,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.recipe import Recipe, resolve_recipe
 from vlm_lora_plugin.types import GoldenCase
 from vlm_lora_xcomposer.adapter import describe_family
 from vlm_lora_xcomposer.configuration import XComposerConfig
-from vlm_lora_xcomposer.folder import read_config
 from vlm_lora_xcomposer.golden_stages import run_stages
 from vlm_lora_xcomposer.images import load_pixels
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM

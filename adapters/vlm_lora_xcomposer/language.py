@@ -1,4 +1,4 @@
-"""InternLM2 with partial LoRA, XComposer's language model: its norm, its positions, its block.
+"""InternLM2 with partial LoRA, XComposer's language model: its positions, its block.
 
 Nothing here keeps state between calls and there are no buffers: positions are computed in every forward. The
 rotary tables of upstream are buffers that no checkpoint holds, and current versions of transformers leave
@@ -17,28 +17,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, rotary_tables
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.plora import PLoraLinear
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
 
-
-class XComposerRMSNorm(nn.Module):
-    """RMS norm, computed in fp32, scaled in the dtype of its input."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
-
-
-def rotary_tables(position_ids: torch.Tensor, config: XComposerConfig, length: int) -> Rotary:
+def rotary_of(position_ids: torch.Tensor, config: XComposerConfig, length: int) -> Rotary:
     """Return cosine and sine, each ``[B, 1, T, head_dim]`` fp32, for positions ``[B, T]``.
 
     Args:
@@ -49,23 +33,12 @@ def rotary_tables(position_ids: torch.Tensor, config: XComposerConfig, length: i
     """
     dim = config.hidden_size // config.num_attention_heads
     scaling = config.rope_scaling or {"type": "linear", "factor": 1.0}
-    base, positions, factor = float(config.rope_theta), position_ids[:, None, :, None].float(), float(scaling["factor"])
+    base, positions, factor = float(config.rope_theta), position_ids.float(), float(scaling["factor"])
     if scaling["type"] == "linear":
         positions = positions / factor
     elif length > config.max_position_embeddings:
         base *= (factor * length / config.max_position_embeddings - (factor - 1)) ** (dim / (dim - 2))
-    exponents = torch.arange(0, dim, 2, device=position_ids.device, dtype=torch.float32) / dim
-    angles = positions * (1.0 / base**exponents)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def apply_rotary(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotate ``x`` [B, heads, T, head_dim] in fp32; returned in its own dtype."""
-    cos, sin = rotary
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    return rotary_tables(positions, dim, base)
 
 
 class XComposerAttention(nn.Module):
@@ -130,8 +103,8 @@ class XComposerBlock(GradientCheckpointingLayer):
         super().__init__()
         self.attention = XComposerAttention(config, layer_idx)
         self.feed_forward = XComposerMLP(config)
-        self.attention_norm = XComposerRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.ffn_norm = XComposerRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self,
@@ -145,7 +118,7 @@ class XComposerBlock(GradientCheckpointingLayer):
 
         Args:
             x: ``[B, T, C]``.
-            rotary: Tables of :func:`rotary_tables` for these T positions.
+            rotary: Tables of :func:`rotary_of` for these T positions.
             image_mask: ``[B, T, 1]`` bool, true at image tokens; None where there are none.
             mask: What the attention in use takes, as transformers' ``create_causal_mask`` makes it.
             past_key_values: Cache that keys and values are appended to.

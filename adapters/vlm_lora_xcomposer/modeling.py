@@ -21,11 +21,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.models.loss import causal_lm_loss
+from vlm_lora_plugin.models.generation import ImagesInPrompt
+from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
+from vlm_lora_plugin.models.language import RMSNorm, positions_in_row
 from vlm_lora_xcomposer.configuration import XComposerConfig
-from vlm_lora_xcomposer.generation import images_per_copy, stop_at_turn_end
+from vlm_lora_xcomposer.generation import images_of_rows, stop_at_turn_end
 from vlm_lora_xcomposer.grids import grid_of
-from vlm_lora_xcomposer.language import XComposerBlock, XComposerRMSNorm, rotary_tables
+from vlm_lora_xcomposer.language import XComposerBlock, rotary_of
 from vlm_lora_xcomposer.plora import LowRankProjection
 from vlm_lora_xcomposer.splicing import find_image_tokens, mask_of, put_images
 from vlm_lora_xcomposer.vision import (
@@ -48,7 +50,7 @@ class XComposerModel(nn.Module):
         self.config = config
         self.tok_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(XComposerBlock(config, index) for index in range(config.num_hidden_layers))
-        self.norm = XComposerRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self,
@@ -83,8 +85,8 @@ class XComposerModel(nn.Module):
             position_ids=position_ids,
         )
         if position_ids is None:
-            position_ids = _positions(attention_mask, seen, hidden)
-        rotary = rotary_tables(position_ids, self.config, seen + hidden.shape[1])
+            position_ids = positions_in_row(attention_mask, seen, hidden)
+        rotary = rotary_of(position_ids, self.config, seen + hidden.shape[1])
         states = []
         for block in self.layers:
             states.append(hidden)
@@ -97,7 +99,7 @@ class XComposerModel(nn.Module):
         )
 
 
-class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
+class XComposerForCausalLM(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     """The whole model: vision tower, projector, separators, language model and head."""
 
     config_class = XComposerConfig
@@ -190,17 +192,14 @@ class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.output(to_weight_dtype(outputs.last_hidden_state[:, kept], self.output.weight))
-        loss = None if labels is None else causal_lm_loss(logits, labels.to(logits.device), num_items_in_batch)
-        result = CausalLMOutputWithPast(
-            loss=cast(torch.FloatTensor | None, loss),
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
+        return head_outputs(
+            outputs,
+            self.output,
+            labels=labels,
+            num_items_in_batch=num_items_in_batch,
+            logits_to_keep=logits_to_keep,
+            return_dict=bool(self.config.return_dict if return_dict is None else return_dict),
         )
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if wants_dict else result.to_tuple()
 
     def encode_images(self, images: Sequence[torch.Tensor] | torch.Tensor) -> tuple[torch.Tensor, list[int]]:
         """Return the tokens of transformed images ``[3, H_i, W_i]``, ``[sum, C]``, and how many each has.
@@ -231,16 +230,12 @@ class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
         is_prompt: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the embeddings ``[B, T, C]`` with images in their places, and the mask of these ``[B, T, 1]``."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ModelError("XComposer takes input_ids or inputs_embeds, exactly one of them")
-        has_images = pixel_values is not None and len(pixel_values) > 0
+        refuse_contradicting_inputs("XComposer", input_ids, inputs_embeds, pixel_values)
         if input_ids is None:
-            if has_images:
-                raise ModelError("With inputs_embeds the image places are unknown", fix="Give input_ids instead.")
             return cast(torch.Tensor, inputs_embeds), None
         embeds: torch.Tensor = self.model.tok_embeddings(input_ids)
         image_token_id = cast(int, self.config.image_token_id)
-        if pixel_values is None or not has_images:
+        if pixel_values is None or not len(pixel_values):
             if is_prompt:
                 find_image_tokens(input_ids, image_token_id, [])  # refuses places without an image
                 embeds = self.without_images(embeds)
@@ -249,24 +244,9 @@ class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
         places = find_image_tokens(input_ids, image_token_id, lengths)
         return put_images(embeds, places, tokens), mask_of(places, input_ids)
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
-        """Give the images with the prompt alone where a cache holds what came of them."""
-        library = cast(Any, super())  # its annotations ask for classes that plain tensors are not
-        inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if inputs.get("past_key_values") is not None and not is_first_iteration:
-            inputs["pixel_values"] = None
-        return inputs
-
-    def _expand_inputs_for_generation(  # type: ignore[override]
-        self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        """Repeat the rows, and with each row its images, for beams and for several answers."""
-        images = kwargs.pop("pixel_values", None)
-        if images is not None and input_ids is not None and expand_size > 1:
-            images = images_per_copy(input_ids, list(images), self.config, expand_size)
-        library = cast(Any, super())
-        ids, inputs = library._expand_inputs_for_generation(expand_size=expand_size, input_ids=input_ids, **kwargs)
-        return ids, {**inputs, "pixel_values": images}
+    def count_images(self, input_ids: torch.Tensor, images: Sequence[torch.Tensor] | torch.Tensor) -> list[int]:
+        """Return how many of the images each row of ``input_ids`` [B, T] has."""
+        return images_of_rows(input_ids, images, self.config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
@@ -310,16 +290,6 @@ class XComposerForCausalLM(PreTrainedModel, GenerationMixin):
 def _projector(width: int, inner: int, hidden: int) -> nn.Sequential:
     """Upstream's ``mlp2x_gelu``."""
     return nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, hidden))
-
-
-def _positions(attention_mask: torch.Tensor | None, seen: int, hidden: torch.Tensor) -> torch.Tensor:
-    """Number each row's places from its first token, so that padding on the left changes nothing; ``[B or 1, T]``."""
-    length = hidden.shape[1]
-    if attention_mask is None or attention_mask.ndim != 2:
-        return torch.arange(seen, seen + length, device=hidden.device)[None]
-    first = attention_mask.to(hidden.device).long().argmax(-1, keepdim=True)
-    places = torch.arange(attention_mask.shape[1], device=hidden.device) - first
-    return places[:, -length:].clamp(min=0)
 
 
 AutoConfig.register(XComposerConfig.model_type, XComposerConfig, exist_ok=True)

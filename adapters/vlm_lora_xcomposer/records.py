@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
-from vlm_lora_plugin.data.reading import resolve_image_path
+from vlm_lora_plugin.data.reading import resolve_image_path, turns_of
 from vlm_lora_plugin.errors import DataError
 
 UPSTREAM_MARK = "<ImageHere>"
@@ -37,11 +37,9 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
     Raises:
         DataError: A key is missing or of the wrong type, or a text holds a literal ``<image>``.
     """
-    if "conversations" not in record:
+    turns = turns_of(record, origin, like_this=_LIKE_THIS)
+    if turns is None:
         return None
-    turns = record["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{origin}: `conversations` must be a list of turns", fix=_LIKE_THIS)
     messages = [_message(turn, f"{origin}: turn {number}") for number, turn in enumerate(turns, 1)]
     paths = record.get("image", [])
     paths = [paths] if isinstance(paths, str) else paths

@@ -2,7 +2,7 @@
 
 Counts are those of ``internlm/internlm-xcomposer2-4khd-7b``, which a ``config.json`` alone stands for. Versions 2 and
 2.5 differ from it by about one percent of the parameters, and see an image in fewer pieces: version 2 as 1,225 tokens,
-2.5 as at most 19 views. Their parameters are counted once a model is at hand; for activations these figures stand in,
+2.5 as at most 9 views. Their parameters are counted once a model is at hand; for activations these figures stand in,
 which are too high for them where the tower learns.
 
 Bytes kept for the backward pass are those of one block of this package at its published size: the tensors that
@@ -24,7 +24,7 @@ SIZE = ModelSize(
             blocks=24,
             width=1024,
             kept_per_position=41_040,
-            positions_per_image=15_002,  # 25 crops and the global view, each of 24 x 24 patches and the class token
+            positions_per_image=9809,  # 16 crops and the global view, each of 24 x 24 patches and the class token
         ),
         "aligner": ComponentSize(
             parameters=33_570_816,
@@ -33,7 +33,7 @@ SIZE = ModelSize(
             width=4096,
             kept_per_position=24_576,
             passed_per_position=24_576,
-            positions_per_image=3817,
+            positions_per_image=2509,
         ),
         "language": ComponentSize(
             parameters=7_502_303_232,
@@ -48,6 +48,6 @@ SIZE = ModelSize(
         "head": ComponentSize(parameters=379_060_224, lora_per_rank=96_640, largest=379_060_224),
     },
     vocabulary=92_544,
-    # 5 x 5 crops of 12 x 12 tokens and the global view, each row of tokens with its end, and what separates the two.
-    tokens_per_image=3817,
+    # 4 x 4 crops of 12 x 12 tokens and the global view, each row of tokens with its end, and what separates the two.
+    tokens_per_image=2509,
 )

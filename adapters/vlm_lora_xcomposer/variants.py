@@ -29,11 +29,12 @@ class Variant:
 
 
 # 4KHD's code names no rank for wqkv and so gets its class's defaults, rank 8 and alpha 16. Version 2 was
-# published in two sizes, 224 (7b) and 490 (vl-7b); its config names the side as `img_size`. hd_num: 25 is the
-# default of 4KHD's own chat, 18 that of 2.5's finetuning script.
+# published in two sizes, 224 (7b) and 490 (vl-7b); its config names the side as `img_size`. hd_num: 16 is what
+# upstream's finetuning guide gives for 4KHD (its chat takes 25). For 2.5 its script gives 18 together with a
+# max_length of 16384; in the presets' 4096 tokens an image of any shape leaves room for text up to 8.
 VARIANTS: dict[str, Variant] = {
-    XCOMPOSER2_4KHD: Variant(336, 2, 25, 8, 2.0),
-    XCOMPOSER2_5: Variant(560, 2, 18, 256, 1.0),
+    XCOMPOSER2_4KHD: Variant(336, 2, 16, 8, 2.0),
+    XCOMPOSER2_5: Variant(560, 2, 8, 256, 1.0),
     XCOMPOSER2: Variant(490, 1, None, 256, 1.0),
 }
 """By name, the one that a ``config.json`` alone stands for first."""

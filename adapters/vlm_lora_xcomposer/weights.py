@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import GenerationConfig
-
 from vlm_lora_plugin.errors import ModelError, listed
+from vlm_lora_plugin.models.building import build_empty, stored_dtype
 from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_shapes
 from vlm_lora_plugin.types import LoadRequest
 from vlm_lora_xcomposer.configuration import XComposerConfig
@@ -19,8 +17,6 @@ from vlm_lora_xcomposer.generation import stop_at_turn_end
 from vlm_lora_xcomposer.modeling import IGNORED_TENSORS, XComposerForCausalLM
 from vlm_lora_xcomposer.names import PLORA_NAME
 from vlm_lora_xcomposer.variants import VARIANTS, XCOMPOSER2, XCOMPOSER2_4KHD, XCOMPOSER2_5
-
-GENERATION_FILE = "generation_config.json"
 
 _TOWER = "vit.vision_tower.vision_model"
 _POSITIONS = f"{_TOWER}.embeddings.position_embedding.weight"
@@ -38,19 +34,11 @@ def load_model(request: LoadRequest) -> XComposerForCausalLM:
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
     config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    dtype = request.dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
-    config.dtype = dtype
-    with torch.device("meta"):
-        model = XComposerForCausalLM(config)
-    model.eval()  # type: ignore[no-untyped-call]
-    if (request.folder / GENERATION_FILE).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(request.folder)
-        model.generation_config.use_cache = True  # published files switch it off, for training
-        stop_at_turn_end(model.generation_config, config)
+    model = build_empty(XComposerForCausalLM, config, request)
+    stop_at_turn_end(model.generation_config, config)
     if request.device == "meta":
-        model.to(dtype)  # type: ignore[arg-type]  # the library wraps it untyped
         return model
-    load_weights(model, request.folder, dtype=dtype, device=request.device, ignore=IGNORED_TENSORS)
+    load_weights(model, request.folder, dtype=stored_dtype(config), device=request.device, ignore=IGNORED_TENSORS)
     return model
 
 

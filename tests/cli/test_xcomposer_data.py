@@ -114,7 +114,7 @@ def test_another_processor_than_the_recipes_is_refused(base, rows):
 
     family = get_manager().family("xcomposer")
     recipe = resolve_recipe({"data": {"processor": {"hd_num": 3}}}, family)
-    with pytest.raises(RecipeError, match=r"hd_num is 3, not 25.*\n.*\n.*load\(folder, recipe\)"):
+    with pytest.raises(RecipeError, match=r"hd_num is 3, not 16.*\n.*\n.*load\(folder, recipe\)"):
         ConversationDataset(rows / "pictures.json", load(base, device="meta")[1], recipe.data, family)
     data = ConversationDataset(rows / "pictures.json", load(base, recipe, device="meta")[1], recipe.data, family)
     assert data[0]["pixel_values"][0].shape == (3, 32, 32)

@@ -1,25 +1,26 @@
-"""The tiny model that the jobs of this folder train, and processes that train it."""
+"""The tiny models that the jobs of this folder train, and processes that train them."""
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
+from families import FAMILIES
 from forking import ForkedRanks
 from PIL import Image
-from safetensors.torch import load_file, save_file
-
-from vlm_lora_monkey.tiny import write_tiny_folder
 
 
 @pytest.fixture(scope="session")
-def tiny_monkey(tmp_path_factory):
-    """A folder without the tower's LoRA, as of the base model that Monkey starts from; dropout is off."""
-    folder = write_tiny_folder(tmp_path_factory.mktemp("tiny") / "model", visual={"lora_dropout": 0.0})
-    weights = folder / "model.safetensors"
-    kept = {name: tensor for name, tensor in load_file(weights).items() if "_lora" not in name}
-    save_file(kept, weights, metadata={"format": "pt"})
-    return folder
+def tiny_model(tmp_path_factory):
+    """Write the model of a family, ``tiny_model("omnilmm")``, once, and return its folder."""
+    return functools.cache(lambda family: FAMILIES[family].write(tmp_path_factory.mktemp(family) / "model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_monkey(tiny_model):
+    """The folder of a Monkey without the tower's LoRA."""
+    return tiny_model("monkey")
 
 
 @pytest.fixture(scope="session")

@@ -1,50 +1,55 @@
-"""Training jobs of a tiny Monkey on any number of CPU processes, each described by a JSON file, one after the other.
+"""Jobs of a tiny model on any number of CPU processes, each described by a JSON file, one after the other.
 
     torchrun --nproc-per-node 2 job.py JOB.json...
 
-Keys of a job: ``model``, ``output``, ``rows`` (one letter each: ``i`` has an image, ``I`` two, ``t`` none), and if
-wanted ``evaluate`` (rows of the same kind), ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that),
-``deepspeed``, ``dtype``, ``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``) and
-``mistake``, something that must stop the job.
+Keys of a job: ``model``, ``output``, ``rows`` (one letter of ``rows.IMAGES`` each), and if wanted ``evaluate`` (rows
+of the same kind), ``recipe`` (over the common one), ``recipes`` (rank -> recipe over that), ``deepspeed``, ``dtype``,
+``resume``, ``kill`` (``[rank, step, method of the Trainer before which it is killed]``), ``mistake``, something that
+must stop the job, and ``only``: ``load`` ends it when the model is loaded, and notes the bits of its weights.
 
 Each rank leaves ``result-<rank>.json`` in the output folder: what it saw, or the error that stopped it. The process
-then ends at once, so that nothing that the interpreter's own end brings can change the verdict.
+then ends at once, so that nothing that the interpreter's own end brings can change the verdict. One whose job takes
+``JOB_SECONDS`` prints where it stands and ends, and so does the launcher then.
 """
 
 from __future__ import annotations
 
-import io
+import faulthandler
+import hashlib
+import importlib
 import json
 import os
 import signal
 import sys
 import traceback
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
+from rows import examples
 from transformers import Trainer, TrainerCallback
 
-import vlm_lora_monkey.modeling
 from vlm_lora_plugin import VlmLoraCallback, get_manager, load, prepare, training_arguments
-from vlm_lora_plugin.data.example import Example, Message
 from vlm_lora_plugin.models import weights
 from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.zero.partition import gathered
 
 RANK = int(os.environ.get("RANK", "0"))
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+SECONDS = float(os.environ.get("JOB_SECONDS", "300"))
 BATCH = 4
 STEPS = 4
 
+PRESETS = {"monkey": "lora+llm-lora", "omnilmm": "lora", "xcomposer": "lora"}
 COMMON = {
-    "preset": "lora+llm-lora",
     "lora": {"lora_dropout": 0.0},
     "optimizer": {"learning_rate": 1e-3, "warmup_ratio": 0.0},
     "training": {
         "max_steps": STEPS,
         "save_steps": 2,
         "per_device_train_batch_size": BATCH // WORLD,
-        "per_device_eval_batch_size": 2,
+        "per_device_eval_batch_size": BATCH // WORLD,
         "eval_steps": 2,
         "gradient_accumulation_steps": 1,
         "dataloader_num_workers": 0,
@@ -96,19 +101,6 @@ def merged(document, changes):
     return result
 
 
-def rows(processor, kinds):
-    examples = []
-    for index, kind in enumerate(kinds):
-        images = []
-        for number in range("tiI".index(kind)):
-            file = io.BytesIO()
-            Image.new("RGB", (20, 20), (30 * index % 256, 90 + 60 * number, 30)).save(file, "PNG")
-            images.append(file.getvalue())
-        turns = (Message("user", "<image>" * len(images) + "number?"), Message("assistant", str(index) * (index + 1)))
-        examples.append(Example(turns, tuple(images)))
-    return [processor.encode(example) for example in examples]
-
-
 def skip_compiling():
     """Leave out DeepSpeed's all-reduce through shared memory, for inference on a CPU, which takes a minute to build."""
     import deepspeed
@@ -116,15 +108,46 @@ def skip_compiling():
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def write_through_data(embeds, blocks, tokens):
-    embeds.data[blocks] = tokens.data
-    return embeds
+def cut_image_gradient(family):
+    """Let a family put images among the embeddings behind autograd's back."""
+    modeling = importlib.import_module(f"vlm_lora_{family}.modeling")
+    put = modeling.put_images
+
+    def write_through_data(embeds, places, tokens):
+        embeds.data = put(embeds.data, places, tokens.data)
+        return embeds
+
+    modeling.put_images = write_through_data
+
+
+def count_calls(model):
+    """Return what counts the calls of every module in training and in evaluation, from now on."""
+    calls = {"training": Counter(), "evaluation": Counter()}
+
+    def count(name, module, *_):
+        calls["training" if module.training else "evaluation"][name] += 1
+
+    for name, module in model.get_base_model().named_modules():
+        module.register_forward_hook(partial(count, name))
+    return calls
+
+
+def bits(model):
+    """Return a digest of every parameter, the whole one where it is held in parts, and of every buffer."""
+    found = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        with gathered([tensor]):
+            content = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            found[name] = f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(content).hexdigest()}"
+    return found
 
 
 def run(job):
     output = Path(job["output"])
-    document = merged(COMMON, merged(job.get("recipe", {}), job.get("recipes", {}).get(str(RANK), {})))
-    recipe = resolve_recipe(document, get_manager().family_of_folder(Path(job["model"])))
+    family = get_manager().family_of_folder(Path(job["model"]))
+    changes = merged(job.get("recipe", {}), job.get("recipes", {}).get(str(RANK), {}))
+    document = merged({"preset": PRESETS[family.name], **COMMON}, changes)
+    recipe = resolve_recipe(document, family)
     options = {"disable_tqdm": True, "ddp_find_unused_parameters": False, "use_cpu": True, "ddp_backend": "gloo"}
     if job.get("deepspeed"):
         skip_compiling()
@@ -139,9 +162,11 @@ def run(job):
 
     mistake = job.get("mistake")
     if mistake == "image gradient cut":
-        vlm_lora_monkey.modeling.put_images = write_through_data
+        cut_image_gradient(family.name)
     arguments = None if mistake == "arguments last" else make_arguments()
     base, processor = load(job["model"], dtype=dtype)
+    if job.get("only") == "load":
+        return {"bits": bits(base)}
     arguments = arguments or make_arguments()
     model = prepare(base, recipe)
     model.save_pretrained(output / "start")
@@ -149,23 +174,25 @@ def run(job):
     trainer = InOrder(
         model=model,
         args=arguments,
-        train_dataset=rows(processor, job["rows"]),
-        eval_dataset=rows(processor, job["evaluate"]) if job.get("evaluate") else None,
+        train_dataset=[processor.encode(example) for example in examples(job["rows"])],
+        eval_dataset=[processor.encode(example) for example in examples(job.get("evaluate", ""))] or None,
         data_collator=processor.collate,
         callbacks=[VlmLoraCallback(), losses],
     )
     trainer.kill = job.get("kill")
+    calls = count_calls(model)
     trainer.train(resume_from_checkpoint=job.get("resume"))
     if mistake == "prepare in an engine":
         prepare(trainer.model_wrapped, recipe)
     model.save_pretrained(output / "adapter")
-    return {"losses": losses.logged, "evaluated": losses.evaluated}
+    return {"losses": losses.logged, "evaluated": losses.evaluated, "calls": calls}
 
 
 def main(paths):
     status = 0
     for path in paths:
         job = json.loads(Path(path).read_text())
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
             result = run(job)
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ class Launched:
     Attributes:
         status: Exit code of the launcher.
         seconds: Until it ended.
-        printed: The end of what the processes wrote to standard error.
+        printed: The end of what the processes wrote to standard error, each line with its rank.
     """
 
     folder: Path
@@ -70,31 +71,56 @@ class Launched:
         return {int(step): loss for step, (loss, _) in result["losses"].items()}
 
 
-def launch(folder: Path, model: Path, jobs: dict[str, dict[str, Any]], *, processes: int = 2) -> Launched:
-    """Run jobs, by name, one after the other in the same processes; each has its output in ``folder / name``."""
+def launch(
+    folder: Path, model: Path, jobs: dict[str, dict[str, Any]], *, processes: int = 2, job_seconds: float = 300
+) -> Launched:
+    """Run jobs, by name, one after the other in the same processes; each has its output in ``folder / name``.
+
+    Processes whose job takes ``job_seconds`` print where they stand, and all of them end.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, job in jobs.items():
         file = folder / f"{name}.json"
         file.write_text(json.dumps({"model": str(model), "output": str(folder / name), **job}))
         files.append(str(file))
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "adapters"), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "DS_ACCELERATOR": "cpu",
-        "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
-    }
+    environment = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(EXTENSIONS), "JOB_SECONDS": str(job_seconds)}
+    limit = job_seconds * len(jobs) + 60  # for what hangs before a job begins, or in the launcher
+    return torchrun(folder, SCRIPT, files, processes=processes, seconds=limit, **environment)
+
+
+def torchrun(
+    folder: Path, script: Path, arguments: list[str], *, processes: int = 2, seconds: float = 600, **environment: str
+) -> Launched:
+    """Run a script on several processes, with this environment; it works in a folder, which also gets its logs.
+
+    After ``seconds`` the launcher is asked to end itself and its processes, and then made to.
+    """
+    ranks = ["--nproc-per-node", str(processes), "--standalone", "--tee", "2", "--log-dir", str(folder / "logs")]
     begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), *files],
-        env=environment,
-        capture_output=True,
+    running = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *ranks, str(script), *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "adapters"), *sys.path]),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            **environment,
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    return Launched(folder, done.returncode, time.monotonic() - begun, done.stderr[-4000:])
+    try:
+        _, printed = running.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        running.send_signal(signal.SIGTERM)
+        try:
+            _, printed = running.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            _, printed = running.communicate()
+    return Launched(folder, running.returncode, time.monotonic() - begun, printed[-8000:])
 
 
 def trained(folder: Path) -> dict[str, Any]:

@@ -1,72 +1,96 @@
-"""Ranks whose batches hold different numbers of images, or none, train together and as one process does."""
+"""Ranks whose batches hold different numbers of images, or none, train together and as one process does.
+
+Of four rows in a step the first two are rank 0's, in training and in evaluation.
+"""
 
 from __future__ import annotations
 
+import functools
+
 import pytest
+from families import FAMILIES
 from launching import largest_difference, launch, zero
 
-ROWS = {
-    "second half without images": "iiIiiIii" + "t" * 8,
-    "other counts": "iIttIIiittiItIti",
-    "one rank never": "iitt" * 4,
-}
-TOWERS = {
-    "lora": {},
-    "full": {"components": {"vision": "full"}},
-    "frozen": {"components": {"vision": "frozen", "aligner": "frozen"}},
-}
 ENGINES = {"ddp": None, "zero-2": zero(2), "zero-3": zero(3)}
+ROWS = {"second half without images": "MtttiIii" + "t" * 8, "all counts": "ttMiiIttIttitiIt"}
+EVALUATED = "MtttttIi"
+RECIPE = {
+    # A gradient that is little more than rounding must not move its parameter by the whole rate.
+    "optimizer": {"learning_rate": 1e-3, "warmup_ratio": 0.0, "adam_epsilon": 1e-5},
+    "training": {"save_steps": 4},
+}
 
 
-def jobs(**more):
-    """Every tower on every kind of rows."""
-    return {
-        f"{tower}, {kind}": {"rows": ROWS[kind], "recipe": TOWERS[tower], **more} for tower in TOWERS for kind in ROWS
-    }
+def job(family, tower, kind, **more):
+    keeping = {"gradient_checkpointing": dict.fromkeys(("vision", "language"), kind != "all counts")}
+    recipe = {**RECIPE, **FAMILIES[family].towers[tower], **keeping}
+    return {"rows": ROWS[kind], "evaluate": EVALUATED, "recipe": recipe, **more}
 
 
 def assert_trained_alike(alone, together, name):
     expected, found = alone.losses(name), together.losses(name)
     assert found.keys() == expected.keys()
     assert max(abs(found[step] - expected[step]) for step in expected) < 1e-5
+    expected, found = alone.result(name)["evaluated"], together.result(name)["evaluated"]
+    assert found.keys() == expected.keys() == {"2", "4"}
+    assert max(abs(found[step] - expected[step]) for step in expected) < 1e-5
     assert largest_difference(alone.folder / name / "adapter", together.folder / name / "adapter") < 1e-5
 
 
-def test_a_dataset_whose_second_half_has_no_images_trains_under_zero_3(tiny_monkey, tmp_path_factory):
-    job = {"rows": ROWS["second half without images"]}
-    alone = launch(tmp_path_factory.mktemp("alone"), tiny_monkey, {"job": job}, processes=1)
-    together = launch(tmp_path_factory.mktemp("two"), tiny_monkey, {"job": {**job, "deepspeed": zero(3)}})
+def assert_called_equally_often(together, name, vision, *, everything):
+    """Of frozen parts that ranks hold whole, none waits for another rank."""
+    first, second = (together.result(name, rank)["calls"] for rank in range(2))
+    if everything:
+        assert first == second
+    for calls in (first, second):
+        calls["vision"] = {part: count for part, count in calls["training"].items() if part.startswith(vision)}
+    assert first["vision"] == second["vision"]
+    assert first["vision"]
 
-    assert together.status == 0, together.printed
-    assert_trained_alike(alone, together, "job")
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dataset_whose_second_half_has_no_images_trains_on_two_ranks(family, tiny_model, tmp_path):
+    """DDP where the tower learns, and ZeRO-3 where nothing that sees does; both fail without the made-up images."""
+    kind = "second half without images"
+    jobs = {"ddp": job(family, "full", kind), "zero-3": job(family, "frozen", kind)}
+    alone, together = tmp_path / "alone", tmp_path / "together"
+
+    one = launch(alone, tiny_model(family), jobs, processes=1)
+    spread = {name: {**jobs[name], "deepspeed": ENGINES[name]} for name in jobs}
+    two = launch(together, tiny_model(family), spread)
+
+    assert two.status == 0, two.printed
+    for name in jobs:
+        assert_trained_alike(one, two, name)
+        assert_called_equally_often(two, name, FAMILIES[family].vision, everything=name == "zero-3")
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_monkey, tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("alone"), tiny_monkey, jobs(), processes=1)
+def launched(tiny_model, tmp_path_factory):
+    """Train a family with every tower on every kind of rows under an engine, once; None stands for one process."""
 
+    @functools.cache
+    def train(family, engine):
+        jobs = {
+            f"{tower}, {kind}": job(family, tower, kind, deepspeed=ENGINES.get(engine))
+            for tower in FAMILIES[family].towers
+            for kind in ROWS
+        }
+        folder = tmp_path_factory.mktemp(f"{family}-{engine}")
+        return launch(folder, tiny_model(family), jobs, processes=2 if engine else 1)
 
-@pytest.fixture(scope="module", params=ENGINES)
-def together(request, tiny_monkey, tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("together"), tiny_monkey, jobs(deepspeed=ENGINES[request.param]))
+    return train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", jobs())
-def test_text_and_images_mixed_over_ranks(alone, together, name):
-    assert_trained_alike(alone, together, name)
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("tower", ["frozen", "lora", "full"])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_and_images_mixed_over_ranks(launched, family, engine, tower, kind):
+    alone, together = launched(family, None), launched(family, engine)
 
-
-@pytest.mark.slow
-def test_ranks_evaluate_uneven_batches_together(tiny_monkey, tmp_path):
-    job = {"rows": "i" * 16, "evaluate": "iittiItt"}
-
-    done = launch(
-        tmp_path,
-        tiny_monkey,
-        {name: {**job, "deepspeed": engine} for name, engine in ENGINES.items() if name != "zero-2"},
-    )
-
-    plain, parts = (done.result(name)["evaluated"] for name in ("ddp", "zero-3"))
-    assert plain.keys() == parts.keys() == {"2", "4"}
-    assert all(abs(plain[step] - parts[step]) < 1e-5 for step in plain)
+    assert_trained_alike(alone, together, f"{tower}, {kind}")
+    if engine == "zero-3" or tower != "frozen":
+        vision = FAMILIES[family].vision
+        assert_called_equally_often(together, f"{tower}, {kind}", vision, everything=engine == "zero-3")

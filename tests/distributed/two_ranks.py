@@ -1,4 +1,4 @@
-"""Trains a tiny Monkey on two CPU processes, one way after the other.
+"""Trains a tiny model on two CPU processes, one way after the other.
 
     torchrun --nproc-per-node 2 two_ranks.py MODEL OUTPUT
 
@@ -9,26 +9,29 @@ processes, and writes down what each of them has answered and measured. Last the
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
+from job import PRESETS, cut_image_gradient
+from rows import examples
 from transformers import Trainer
 
-import vlm_lora_monkey.modeling
 from vlm_lora_plugin import VlmLoraCallback, get_manager, load, prepare, training_arguments
-from vlm_lora_plugin.data.example import Example, Message
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.answers import AnswerMetric
 from vlm_lora_plugin.frameworks.groups import find_prepared
 from vlm_lora_plugin.metrics import Metric
 from vlm_lora_plugin.recipe import resolve_recipe
 
+ROWS = "titititi"
+"""Half of them with an image, so that often only one rank has one."""
+
+LEARNING = {**PRESETS, "xcomposer": "lora+projector"}
+"""Presets by family with which something learns through the images' features."""
+
 RECIPE = {
-    "preset": "lora+llm-lora",
     "optimizer": {"learning_rate": 1e-3, "warmup_ratio": 0.0},
     "training": {
         "max_steps": 12,
@@ -38,23 +41,6 @@ RECIPE = {
         "dataloader_num_workers": 0,
     },
 }
-
-
-def write_through_data(embeds, blocks, tokens):
-    embeds.data[blocks] = tokens.data
-    return embeds
-
-
-def examples():
-    """Half of them with an image, so that often only one rank has one."""
-    found = []
-    for index in range(8):
-        file = io.BytesIO()
-        Image.new("RGB", (20, 20), (30 * index, 90, 30)).save(file, "PNG")
-        mark = "<image>" if index % 2 else ""
-        turns = (Message("user", f"{mark}number?"), Message("assistant", str(index) * (index + 1)))
-        found.append(Example(turns, (file.getvalue(),) if mark else ()))
-    return found
 
 
 def answer(run, processor, output):
@@ -72,7 +58,7 @@ def answer(run, processor, output):
         (output.parent / f"answers-{run.args.process_index}.json").write_text(json.dumps(seen))
         return len(answers)
 
-    metric = AnswerMetric(run, Noting(), examples()[:5], Metric("count", note), max_new_tokens=6)
+    metric = AnswerMetric(run, Noting(), examples(ROWS)[:5], Metric("count", note), max_new_tokens=6)
     values = {}
     metric.on_evaluate(run.args, run.state, run.control, metrics=values)
     assert values == {"eval_count": 5.0}
@@ -80,17 +66,18 @@ def answer(run, processor, output):
 
 def train(folder, output, way):
     base, processor = load(folder)
-    recipe = resolve_recipe(RECIPE, get_manager().family_of_folder(folder))
+    family = get_manager().family_of_folder(folder)
+    recipe = resolve_recipe({"preset": LEARNING[family.name], **RECIPE}, family)
     if way == "cut":
-        vlm_lora_monkey.modeling.put_images = write_through_data
+        cut_image_gradient(family.name)
     run = Trainer(
-        model=base if way == "callback" else prepare(base, RECIPE),
+        model=base if way == "callback" else prepare(base, recipe),
         args=training_arguments(
             recipe, output, disable_tqdm=True, ddp_backend="gloo", ddp_find_unused_parameters=False
         ),
-        train_dataset=[processor.encode(example) for example in examples()],
+        train_dataset=[processor.encode(example) for example in examples(ROWS)],
         data_collator=processor.collate,
-        callbacks=[VlmLoraCallback(RECIPE)],
+        callbacks=[VlmLoraCallback(recipe)],
     )
     try:
         run.train()

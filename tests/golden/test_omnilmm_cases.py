@@ -18,7 +18,7 @@ from vlm_lora_plugin.testing.golden import check_case, find_cases
 FOLDER = Path(__file__).parent / "omnilmm"
 CASES = ("base", "mixed", "two_images")
 MORE = Path(__file__).parent / "omnilmm_more"
-MORE_CASES = ("short_window", "text_only", "three_images_in_a_row")
+MORE_CASES = ("padded_image_left_rows", "short_window", "sizes_in_a_list", "text_only", "three_images_in_a_row")
 
 
 def missed(report):

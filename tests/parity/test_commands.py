@@ -107,7 +107,8 @@ def test_swift_and_we_reopen_it_with_equal_logits(job, checkpoint, batch, tmp_pa
 
 def test_peft_reopens_its_lora_with_equal_tensors(job, checkpoint):
     ours = loaded(job.model, checkpoint).state_dict()
-    theirs = PeftModel.from_pretrained(load(job.model)[0], checkpoint).state_dict()
+    with pytest.warns(UserWarning, match="PEFT alone does not"):
+        theirs = PeftModel.from_pretrained(load(job.model)[0], checkpoint).state_dict()
     lora = [name for name in theirs if ".lora_A." in name or ".lora_B." in name]
     assert lora
     assert all(torch.equal(theirs[name], ours[name]) for name in lora)

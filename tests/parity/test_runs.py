@@ -1,5 +1,7 @@
 """``swift sft`` and an unmodified Trainer, given the same job, do the same to the last bit."""
 
+from dataclasses import replace
+
 import pytest
 
 from vlm_lora_plugin.parity.compare import compare
@@ -85,6 +87,39 @@ def test_two_processes_at_micro_batch_two_in_bf16_are_equal(make_job, both):
     assert one != other, "each process has rows of its own"
 
 
+@pytest.fixture(scope="module")
+def mixed(make_job, rows):
+    """Eight of eleven rows and five drawn from three, with crops and a seed that are not the defaults."""
+    mixture = rows[0].with_name("data.txt")
+    mixture.write_text(f"{rows[0].name} 0.008\n{rows[1].name} 0.005\n", "utf-8")
+
+    def make(**settings):
+        job = make_job("lora", of="xcomposer2_4khd", **settings)
+        over = {**job.overrides, "seed": 7, "data": {"processor": {"hd_num": 4}}}
+        return replace(job, data=mixture, overrides=over)
+
+    return make
+
+
+def test_the_trainers_rows_of_a_mixture_are_those_of_the_recipes_seed_and_crops(mixed, train):
+    from vlm_lora_plugin import ConversationDataset, load
+    from vlm_lora_plugin.parity.digests import tensor_digest
+
+    job = mixed(max_steps=1, gradient_accumulation_steps=1, per_device_train_batch_size=13)
+    family, recipe = job.check()
+    _, processor = load(job.model, recipe, device="meta")
+    data = ConversationDataset(job.data, processor, recipe.data, family, seed=7)
+    (batch,) = [event for event in train("trainer", job).events[0] if event["event"] == "batch"]
+    assert sorted(batch["ids"]) == sorted(tensor_digest(row["input_ids"]) for row in data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_mixture_is_equal(mixed, both, dtype):
+    job = mixed(dtype=dtype, evaluate=True, max_steps=-1, num_train_epochs=2, dataloader_num_workers=2)
+    assert compare(*both(job)) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(("family", "preset"), OF_EACH)
@@ -121,8 +156,6 @@ def test_two_processes_are_equal(make_job, both, preset, micro_batch, dtype):
 
 @pytest.mark.slow
 def test_checkpointing_and_rates_by_group_are_equal(make_job, both, rows, model, tmp_path):
-    from dataclasses import replace
-
     job = make_job("lora+llm")
     table = {"default": 1e-4, "vision.lora": 5e-3, "aligner": 1e-3, "language": 1e-3}
     over = {**job.overrides, "gradient_checkpointing": {"vision": True, "language": True}}

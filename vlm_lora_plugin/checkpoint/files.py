@@ -25,6 +25,9 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_WEIGHTS = "base_trainables.safetensors"
 """The base model's own trained parameters under their published names; absent when there are none."""
 
+ONLY_WE_READ = f"vlm_lora_plugin.load_adapter reads {BASE_WEIGHTS}, PEFT alone does not"
+"""Key of PEFT's config where there are such parameters."""
+
 MANIFEST = "vlm_lora_manifest.json"
 """Written last of what was trained: a folder without it is incomplete."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from vlm_lora_plugin.checkpoint.files import (
     CHECKPOINT_NAME,
     COMPLETION,
     MANIFEST,
+    ONLY_WE_READ,
     TRAINER_WEIGHTS,
     write_file,
     write_tensors,
@@ -106,4 +108,9 @@ def _adapter_config(model: VlmLoraPeftModel) -> bytes:
     config.base_model_name_or_path = config.base_model_name_or_path or model.get_base_model().name_or_path
     with tempfile.TemporaryDirectory() as folder:  # PEFT writes it itself, but not in one step
         config.save_pretrained(folder)
-        return (Path(folder) / ADAPTER_CONFIG).read_bytes()
+        written = (Path(folder) / ADAPTER_CONFIG).read_bytes()
+    if not model.vlm_lora.trainable.of_base():
+        return written
+    # PEFT passes over a key that it does not know with a warning that names it; a part of an adapter it would take
+    # for the whole without a word.
+    return json.dumps({**json.loads(written), ONLY_WE_READ: BASE_WEIGHTS}, indent=2, sort_keys=True).encode()

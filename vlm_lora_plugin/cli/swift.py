@@ -22,12 +22,12 @@ def swift(
     ] = "",
 ) -> None:
     """Run `swift COMMAND ...` of ms-swift with this plugin loaded; every option is Swift's."""
-    from vlm_lora_plugin.frameworks.swift.launch import run_swift
+    from vlm_lora_plugin.frameworks.swift.launch import become_swift
 
     if command in ("", "--help", "-h"):
         typer.echo(USAGE)
         raise typer.Exit(0 if command else 2)
-    raise typer.Exit(run_swift(command, context.args))
+    raise typer.Exit(become_swift(command, context.args))
 
 
 USAGE = """\

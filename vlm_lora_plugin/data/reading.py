@@ -80,6 +80,25 @@ def resolve_image_path(path: str, folder: Path, origin: str) -> Path:
     return folder / path
 
 
+def turns_of(record: Mapping[str, Any], origin: str, *, like_this: str) -> list[Any] | None:
+    """Return the turns of a row in one of the forms that hold ``conversations``; None for a row of another form.
+
+    Args:
+        record: The decoded row.
+        origin: Name of the row for error messages.
+        like_this: A row as it should be.
+
+    Raises:
+        DataError: ``conversations`` is no list, or empty.
+    """
+    if "conversations" not in record:
+        return None
+    turns = record["conversations"]
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{origin}: `conversations` must be a list of turns", fix=like_this)
+    return turns
+
+
 def raise_for_rows(problems: list[DataError], rows: int, *, most: int = 5) -> None:
     """Raise one DataError for all unusable rows, naming the first ``most``; do nothing when there are none.
 

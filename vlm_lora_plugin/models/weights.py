@@ -96,7 +96,8 @@ def load_weights(
     the ranks as they are read; no rank ever holds the whole model.
 
     Args:
-        model: The model; every parameter is replaced by one on ``device``, ``requires_grad`` is kept.
+        model: The model; every parameter is replaced by one on ``device``, ``requires_grad`` is kept. Buffers are
+            the caller's to fill, before this.
         folder: The model folder.
         dtype: Dtype of the floating-point parameters.
         device: Where they go.
@@ -109,7 +110,8 @@ def load_weights(
         nothing yet.
 
     Raises:
-        WeightsError: Tensors are missing, extra or of another shape, or a file is broken or holds code.
+        WeightsError: Tensors are missing, extra or of another shape, a file is broken or holds code, or, under
+            ZeRO-3, a buffer was not filled.
     """
     files = weight_files(folder)
     found = _found(files, ignore)
@@ -171,8 +173,25 @@ def _load_in_parts(
     for name in absent:
         put(name, torch.zeros(wanted[name], dtype=dtype))
     flush()
-    for buffer in model.buffers():  # the engine leaves a model that was loaded like this where it is
-        buffer.data = buffer.data.to(next(model.parameters()).device)
+    _move_buffers(model)
+
+
+def _move_buffers(model: nn.Module) -> None:
+    """Bring the buffers to the parameters; the engine leaves a model that was loaded in parts where it is.
+
+    Raises:
+        WeightsError: Buffers hold nothing yet.
+    """
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if empty:
+        raise WeightsError(
+            f"Buffers of this {type(model).__name__} hold nothing yet: {listed(empty)}",
+            why="Under ZeRO-3 they go to the parameters' device when those are loaded, and not later.",
+            fix="The family's loader must fill them before it calls load_weights.",
+        )
+    device = next(model.parameters()).device
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def _found(files: Iterable[Path], ignore: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -42,10 +42,10 @@ def name_rows(job: ParityJob, recipe: Recipe, difference: Difference) -> Differe
 
 
 def _encoded(job: ParityJob, recipe: Recipe) -> Iterator[tuple[str, str]]:
-    _, processor = load(job.model, device="meta")
+    _, processor = load(job.model, recipe, device="meta")
     family, _ = job.check()
     for file in (job.data, job.val_data):
         if file is not None:
-            data = ConversationDataset(file, processor, recipe.data, family)
+            data = ConversationDataset(file, processor, recipe.data, family, seed=recipe.seed)
             for index in range(len(data)):
                 yield data.examples.origin(index), tensor_digest(data[index]["input_ids"])

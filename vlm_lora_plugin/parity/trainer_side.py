@@ -23,11 +23,11 @@ def main(file: str) -> None:
     recipe = Recipe.parse(task.recipe)
     options: dict[str, Any] = {"disable_tqdm": True, **({"ddp_backend": "gloo"} if task.gloo else {})}
     arguments = training_arguments(recipe, side.checkpoints, dtype=dtype, evaluate=task.val_data is not None, **options)
-    base, processor = load(task.model, dtype=dtype, seed=recipe.seed)
+    base, processor = load(task.model, recipe, dtype=dtype, seed=recipe.seed)
     model = prepare(base, recipe)
     family = model.vlm_lora.family
     files = [task.data] if task.val_data is None else [task.data, task.val_data]
-    sets = [ConversationDataset(file, processor, recipe.data, family) for file in files]
+    sets = [ConversationDataset(file, processor, recipe.data, family, seed=recipe.seed) for file in files]
     for data in sets:
         data.check(decode=True)  # leaves out what the recipe wants left out
     trainer = Trainer(

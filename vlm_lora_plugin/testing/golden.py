@@ -78,7 +78,7 @@ def check_case(folder: Path) -> CaseReport:
     try:
         family, case = _read_case(folder)
         findings = tuple(_compare(folder, family, case))
-    except (VlmLoraError, SafetensorError, OSError, KeyError, ValueError) as error:
+    except (VlmLoraError, SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
         findings = (miss("case", f"{type(error).__name__}: {error}"),)
     return CaseReport(folder, family.name if family else "", findings)
 

@@ -128,6 +128,12 @@ def test_plain_peft_loads_the_lora_part(toy, tmp_path, use_dora):
     assert torch.equal(logits(plain), logits(model))
 
 
+def test_plain_peft_warns_of_what_it_does_not_load(toy, tmp_path):
+    tuned(WITH_PEFT).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=f"vlm_lora_plugin.load_adapter reads {BASE_WEIGHTS}, PEFT alone does not"):
+        PeftModel.from_pretrained(toy_model(fresh_lora=False), tmp_path)
+
+
 def test_a_recipe_without_peft_lora_has_an_empty_adapter_file(toy, tmp_path):
     tuned(WITHOUT_PEFT).save_pretrained(tmp_path)
     assert load_file(tmp_path / ADAPTER_WEIGHTS) == {}

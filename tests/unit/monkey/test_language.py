@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlm_lora_monkey.language import log_n_scale, ntk_factor, rotary_tables
+from vlm_lora_monkey.language import log_n_scale, ntk_factor, rotary_of
 from vlm_lora_monkey.tiny import tiny_model
 
 
@@ -23,7 +23,7 @@ def test_log_n_scale_starts_beyond_the_trained_length():
 
 def test_rotary_covers_part_of_the_channels_when_told():
     model = tiny_model(rotary_pct=0.5)
-    cos, _ = rotary_tables(torch.arange(3)[None], 16, 10000, 1.0)
+    cos, _ = rotary_of(torch.arange(3)[None], 16, 10000, 1.0)
 
     assert cos.shape == (1, 1, 3, 16)
     assert model(input_ids=torch.arange(6)[None]).logits.shape == (1, 6, 480)

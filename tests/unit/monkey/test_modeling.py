@@ -162,6 +162,23 @@ def test_generation_of_a_padded_batch_equals_that_of_its_rows(lively, prompts):
     assert torch.equal(together, torch.stack(alone))
 
 
+def test_every_beam_of_a_row_sees_its_own_images(lively, prompts):
+    """The library repeats image by image, so that a row's copies would see its first image twice."""
+    batch = prompts.batch(prompts.row("I", 3, "I", 6), prompts.row(3, "I", 6), side="left")
+    pixels, seen = prompts.images(3), []
+    encode = lively.transformer.visual.encode
+    lively.transformer.visual.encode = lambda images: seen.append(images) or encode(images)
+
+    lively.generate(**batch, pixel_values=pixels, num_beams=2, max_new_tokens=3, do_sample=False)
+
+    assert len(seen) == 1
+    assert torch.equal(seen[0], pixels[[0, 1, 0, 1, 2, 2]])
+
+
+def test_the_trainer_is_told_that_the_loss_takes_num_items_in_batch(model):
+    assert model.accepts_loss_kwargs
+
+
 def test_a_generation_keeps_its_prompts_ntk_factor(lively, prompts):
     lively.config.seq_length = 8
     row = torch.tensor([prompts.row(12)])

@@ -41,7 +41,7 @@ RECIPES = {
                     "means": "lora",
                     "group": "upper",
                 },
-                {"component": "language", "module_types": "MonkeyRMSNorm", "means": "full", "group": "norms"},
+                {"component": "language", "module_types": "RMSNorm", "means": "full", "group": "norms"},
             ],
             "optimizer": {"learning_rate": {"upper": 2e-3}, "weight_decay": {"norms": 0.0}},
         },

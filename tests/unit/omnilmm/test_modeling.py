@@ -51,6 +51,39 @@ def test_the_tower_sees_the_prompt_alone_when_generating_with_cache(model, promp
     assert len(calls) == 1
 
 
+@pytest.fixture
+def two_rows(prompts):
+    """Two images in the first row, one in the second."""
+    return {**prompts.batch(prompts.row("I", 3, "I", 6), prompts.row(3, "I", 6), side="left"),
+            "pixel_values": prompts.images(3)}  # fmt: skip
+
+
+def test_several_answers_of_a_row_all_see_its_own_images(model, two_rows):
+    """The library repeats image by image, so that a row's copies would see its first image twice."""
+    options = {"max_new_tokens": 6, "pad_token_id": 2, "suppress_tokens": list(model.config.image_ids)}
+    likeliest = model.generate(**two_rows, **options, do_sample=False)
+
+    answers = model.generate(**two_rows, **options, do_sample=True, top_k=1, num_return_sequences=3)
+
+    assert torch.equal(answers, likeliest.repeat_interleave(3, 0))
+    listed = {**two_rows, "pixel_values": list(two_rows["pixel_values"])}
+    assert torch.equal(model.generate(**listed, **options, do_sample=True, top_k=1, num_return_sequences=3), answers)
+
+
+def test_every_beam_of_a_row_sees_its_images(model, two_rows):
+    seen = []
+    model.model.vision_tower.register_forward_pre_hook(lambda tower, inputs: seen.append(inputs[0]))
+    model.generate(**two_rows, num_beams=2, max_new_tokens=3, pad_token_id=2)
+
+    assert torch.equal(seen[0], two_rows["pixel_values"][[0, 1, 0, 1, 2, 2]])
+    assert len(seen) == 1
+
+
+def test_images_for_another_number_of_places_are_refused_before_rows_are_repeated(model, two_rows):
+    with pytest.raises(ModelError, match="2 images and its rows have places for 3"):
+        model.generate(**{**two_rows, "pixel_values": two_rows["pixel_values"][:2]}, num_beams=2, max_new_tokens=3)
+
+
 def test_a_batch_is_its_rows(model, prompts):
     batch = prompts.training_batch()
     whole = model(**batch).logits
@@ -65,7 +98,19 @@ def test_images_as_a_list_equal_one_tensor(model, prompts):
     batch = prompts.training_batch()
     listed = {**batch, "pixel_values": list(batch["pixel_values"])}
 
-    torch.testing.assert_close(model(**listed).logits, model(**batch).logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model(**listed).logits, model(**batch).logits)
+
+
+def test_listed_images_of_one_size_take_one_pass_through_the_tower_together(model, prompts):
+    calls = []
+    model.model.vision_tower.register_forward_hook(lambda tower, inputs, output: calls.append(tuple(inputs[0].shape)))
+    images = [*prompts.images(2), torch.randn(3, 48, 48), *prompts.images(1)]
+
+    together = model.model.encode_images(images)
+
+    assert calls == [(3, 3, 32, 32), (1, 3, 48, 48)]
+    one_by_one = torch.cat([model.model.encode_images(image[None]) for image in images])
+    torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-6)
 
 
 def test_a_text_only_batch_trains(model, prompts):

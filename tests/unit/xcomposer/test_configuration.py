@@ -49,7 +49,7 @@ def test_published_config_is_taken_unchanged():
     assert config.variant == "xcomposer2_4khd"
     assert (config.rope_theta, config.rope_scaling, config.dtype) == (1000000, None, torch.bfloat16)
     assert (config.image_token_id, config.turn_end_id) == (92539, 92542)
-    assert config.hd_num == 25
+    assert config.hd_num == 16
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from vlm_lora_plugin.data.pixels import CLIP_MEAN, CLIP_STD
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.images import load_pixels, number_of_image_tokens, transformed_size
+from vlm_lora_xcomposer.presets import PRESETS
 
 HD_NUMS = range(1, 56)
 SIDES = (1, 2, 5, 17, 97, 336, 400, 560, 700, 1003, 1920, 4096)
@@ -75,6 +76,16 @@ def test_more_crops_never_make_fewer_tokens(config):
         grids = [reference_grid(*size, config, hd_num) for hd_num in HD_NUMS]
         tokens = [reference_tokens(*grid, 12) for grid in grids if grid]
         assert tokens == sorted(tokens)
+
+
+@pytest.mark.parametrize("variant", ["xcomposer2_4khd", "xcomposer2_5"])
+def test_by_default_an_image_of_any_shape_leaves_room_for_text(variant):
+    config = XComposerConfig(variant=variant)
+    shapes = [(across * 100, down * 100) for across in range(1, 40) for down in range(1, 40)]
+    sizes = [transformed_size(*shape, config, config.hd_num) for shape in shapes]
+    most = max(number_of_image_tokens(height, width, config) for width, height in sizes)
+    assert most == {"xcomposer2_4khd": 2653, "xcomposer2_5": 3781}[variant]
+    assert all(preset["data"]["max_length"] - most >= 300 for preset in PRESETS.values())
 
 
 @pytest.mark.parametrize(("side", "tokens"), [(224, 256), (490, 1225)])

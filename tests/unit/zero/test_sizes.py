@@ -135,8 +135,8 @@ def test_blocks_widths_and_tokens_of_xcomposer():
     assert (sizes["language"].blocks, sizes["language"].width) == (config.num_hidden_layers, config.hidden_size)
     assert sizes["vision"].positions_per_image == views * ((clip.image_size // clip.patch_size) ** 2 + 1)
     features, end = torch.zeros(views, side, side, 1), torch.zeros(1)
-    (square,) = in_token_order(features, [Grid(5, 5)], end, end)
-    assert (size.vocabulary, views) == (config.vocab_size, 26)
+    (square,) = in_token_order(features, [Grid(4, 4)], end, end)
+    assert (size.vocabulary, views) == (config.vocab_size, 17)
     assert len(square) == size.tokens_per_image == sizes["aligner"].positions_per_image
 
 
@@ -175,12 +175,12 @@ def learning(block, learns, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("learns", "key"), KEYS)
 def test_a_language_block_of_monkey_keeps_the_stated_bytes(learns, key):
-    from vlm_lora_monkey.language import MonkeyBlock, rotary_tables
+    from vlm_lora_monkey.language import MonkeyBlock, rotary_of
 
     block = learning(MonkeyBlock(monkey()[1], 0), learns, "monkey")
 
     def with_positions(positions):
-        return block, (rotary_tables(torch.arange(positions)[None], 128, 10000.0, 1.0),)
+        return block, (rotary_of(torch.arange(positions)[None], 128, 10000.0, 1.0),)
 
     assert per_position(with_positions, 4096) == stated("monkey", "language", key)
 
@@ -248,7 +248,7 @@ def test_the_projector_of_xcomposer_keeps_the_stated_bytes():
 @pytest.mark.slow
 @pytest.mark.parametrize(("learns", "key"), KEYS)
 def test_a_language_block_of_xcomposer_keeps_the_stated_bytes(learns, key):
-    from vlm_lora_xcomposer.language import XComposerBlock, rotary_tables
+    from vlm_lora_xcomposer.language import XComposerBlock, rotary_of
 
     _, config = xcomposer()
     config._attn_implementation = "sdpa"
@@ -256,6 +256,6 @@ def test_a_language_block_of_xcomposer_keeps_the_stated_bytes(learns, key):
 
     def with_positions(positions):
         image_mask = torch.ones(1, positions, 1, dtype=torch.bool)
-        return block, (rotary_tables(torch.arange(positions)[None], config, positions), image_mask)
+        return block, (rotary_of(torch.arange(positions)[None], config, positions), image_mask)
 
     assert per_position(with_positions, 4096) == stated("xcomposer", "language", key)

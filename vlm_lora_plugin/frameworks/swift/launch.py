@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ checkpoint's ``args.json``. A second ``--external_plugins`` would replace them a
 
 _SHORTEST = len("--custom_r")  # argparse takes an unambiguous beginning of an option's name
 _WITHOUT_MODEL = {"web-ui"}  # its arguments know of no plugins
+
+_SWIFT = "swift.cli.main"  # what the command `swift` runs
 
 _PAUSE = 0.2  # seconds
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -85,7 +88,41 @@ def swift_command(command: str, arguments: Sequence[str]) -> list[str]:
     """
     check_version()
     plain = command.replace("_", "-") in _WITHOUT_MODEL
-    return [sys.executable, "-m", "swift.cli.main", command, *(arguments if plain else with_plugin(arguments))]
+    return [sys.executable, "-m", _SWIFT, command, *(arguments if plain else with_plugin(arguments))]
+
+
+def become_swift(command: str, arguments: Sequence[str]) -> int:
+    """Run a Swift command with the plugin in this very process, which then does nothing else.
+
+    Swift's command line starts a process for the work itself; one more before it would only take time. Signals
+    that are sent to this process alone are passed on to those that Swift has started, which it does not do.
+
+    Args:
+        command: Swift's: ``sft``, ``infer``, ``export``, ...
+        arguments: What follows it.
+
+    Returns:
+        Swift's exit code; 128 + N when signal N ended its work, as a shell says it.
+
+    Raises:
+        SwiftError: ms-swift is not installed, or of a version that is not supported.
+        RecipeError: A config file cannot be read.
+    """
+    sys.argv = ["swift", *swift_command(command, arguments)[3:]]
+    with _ForwardedSignals():
+        try:
+            runpy.run_module(_SWIFT, run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except SystemExit as end:
+            if end.code is None or isinstance(end.code, int):
+                return _exit_code(end.code or 0)
+            raise  # with a message, which Python prints
+    return 0
+
+
+def _exit_code(code: int) -> int:
+    return 128 - code if code < 0 else code
 
 
 def run_swift(
@@ -118,7 +155,7 @@ def run_swift(
     line = swift_command(command, arguments)
     errors = None if output is None else subprocess.STDOUT
     process = subprocess.Popen(line, env={**os.environ, **(environment or {})}, stdout=output, stderr=errors)
-    with _ForwardedSignals(process):
+    with _ForwardedSignals():
         while True:
             try:
                 code = process.wait(None if meanwhile is None else _PAUSE)
@@ -128,14 +165,16 @@ def run_swift(
             except KeyboardInterrupt:  # the terminal has told Swift as well, which then ends by itself
                 continue
             else:
-                return 128 - code if code < 0 else code
+                return _exit_code(code)
 
 
 class _ForwardedSignals:
-    """While it lasts, signals that ask this process to end are passed on to a process and its descendants."""
+    """While it lasts, signals that ask this process to end are passed on to all that descend from it.
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    As long as there is none, they end this process.
+    """
+
+    def __init__(self) -> None:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -153,11 +192,10 @@ class _ForwardedSignals:
     def _forward(self, number: int, frame: FrameType | None) -> None:
         import psutil
 
-        try:
-            launcher = psutil.Process(self._process.pid)
-            everyone = [launcher, *launcher.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
-        for one in reversed(everyone):  # the launcher last: once it has ended, its children are no longer found
+        everyone = psutil.Process().children(recursive=True)
+        if not everyone:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(signal.Signals(number))
+        for one in reversed(everyone):  # a launcher last: once it has ended, its children are no longer found
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(number)

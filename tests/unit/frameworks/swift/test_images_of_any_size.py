@@ -72,5 +72,5 @@ def test_a_system_message_leaves_the_processors_settings_and_measuring_as_they_a
 
 
 def test_a_processor_without_the_recipes_settings_is_refused(base, recipe, family, mixture):
-    with pytest.raises(RecipeError, match=r"hd_num is 3, not 25"):
+    with pytest.raises(RecipeError, match=r"hd_num is 3, not 16"):
         read_datasets([str(mixture)], load(base, device="meta")[1], recipe.data, family)
