@@ -54,7 +54,7 @@ def document(family):
 
 @pytest.fixture(scope="module")
 def job(model, write_rows):
-    rows = write_rows("iitiitiiitti")
+    rows = write_rows("iitiititttti")
     return {"model": model, "data": rows}
 
 
@@ -74,4 +74,11 @@ def test_three_processes_train_what_one_does(forked, job, document, alone, tmp_p
     found, expected = history(tmp_path / "checkpoint-3"), history(alone)
     assert found.keys() == expected.keys()
     assert max(abs(found[step][0] - expected[step][0]) for step in expected) < 1e-5
+    assert largest_difference(tmp_path / "checkpoint-3", alone) < 1e-5
+
+
+def test_one_process_in_parts_trains_rows_without_an_image(forked, job, document, alone, tmp_path):
+    """Between passes a parameter is empty there: zero times its sum would give it the gradient of nothing."""
+    succeeded(forked("trainer").run(**job, output=tmp_path, recipe=recipe(3), processes=1, deepspeed=document))
+
     assert largest_difference(tmp_path / "checkpoint-3", alone) < 1e-5

@@ -43,7 +43,7 @@ def keep_text_only_trainable(
     """Return the patch that lets a batch without an image train, in one process or several.
 
     In one process it adds, in training, zero times the sum of the vision parameters to the hidden states, so
-    that every one gets a gradient of zero. In several, a made-up image takes the way of a real one at the same
+    that every one gets a gradient of zero. In several, and where ZeRO-3 holds them in parts, a made-up image takes the way of a real one at the same
     place of the forward pass, and zero times its features is added to the embeddings: so every rank calls the
     same modules in the same order and has the same graph, whatever its rows hold. That is right only where
     all images of a batch go through the vision modules in one call.
@@ -80,9 +80,12 @@ def _apply(
 
     def touch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         given = kwargs.get(images)
-        if (given is not None and len(given)) or (look is not None and several_ranks()):
+        if given is not None and len(given):
             return output
-        if look is None and several_ranks():
+        # Between passes a parameter in parts is empty: the gradient of its sum would be, too.
+        if several_ranks() or any(map(is_partitioned, _learning(unreached()))):
+            if look is not None:
+                return output
             _refuse_zero(unreached())
         learning = _learning(unreached()) if module.training and torch.is_grad_enabled() else []
         if learning:
@@ -106,7 +109,8 @@ def _apply(
 def _look_at_nothing(splicing: nn.Module, unreached: _Parameters, look: Look) -> Callable[[], None]:
     def without_images(embeds: torch.Tensor) -> torch.Tensor:
         trains = splicing.training and torch.is_grad_enabled() and bool(_learning(unreached()))
-        if not several_ranks() or not (trains or any(map(is_partitioned, unreached()))):
+        in_parts, several = any(map(is_partitioned, unreached())), several_ranks()
+        if not (trains and (several or in_parts) or (several and in_parts)):
             return embeds
         return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
 
@@ -150,7 +154,8 @@ def _refuse_zero(parameters: Sequence[nn.Parameter]) -> None:
     """
     if any(map(is_partitioned, parameters)) or any(map(optimizer_keeps, _learning(parameters))):
         raise ModelError(
-            "This family's batches without an image cannot be used under ZeRO on several processes",
-            why="ZeRO-1 and 2 would add up gradients of different parameters, and under ZeRO-3 ranks wait forever.",
+            "This family's batches without an image cannot be used under ZeRO",
+            why="ZeRO-1 and 2 would add up gradients of different parameters, and under ZeRO-3 ranks wait forever, "
+            "or find gradients of nothing.",
             fix="Train without DeepSpeed, or on rows that all have an image.",
         )

@@ -17,7 +17,8 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.selection.keyed_init import draw_builtin, keyed_lora_down
 from vlm_lora_plugin.selection.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
-from vlm_lora_plugin.zero.partition import gathered, to_fp32
+from vlm_lora_plugin.zero.order import zero3_scales_the_loss
+from vlm_lora_plugin.zero.partition import gathered, turn_into
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,8 +48,9 @@ def lora_config(selection: TrainableSet, recipe: Recipe) -> LoraConfig:
 def inject(base: nn.Module, selection: TrainableSet, recipe: Recipe) -> VlmLoraPeftModel:
     """Wrap a base model, put LoRA on the selected layers, and draw all LoRA that starts fresh.
 
-    Whatever is trained becomes fp32, whatever dtype the base holds, and is drawn in fp32. Training or
-    evaluation mode of every layer is kept.
+    Whatever is trained becomes fp32, whatever dtype the base holds, and is drawn in fp32. Under ZeRO-3 in fp16 it
+    is then rounded to fp16, and DeepSpeed's optimizer keeps fp32 values. Training or evaluation mode of every layer
+    is kept.
 
     Raises:
         ModelError: The base's own LoRA is not finite (the base is unchanged then), or PEFT adapted other
@@ -76,6 +78,9 @@ def inject(base: nn.Module, selection: TrainableSet, recipe: Recipe) -> VlmLoraP
         layer.train(layer.get_base_layer().training)
     parameters = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
     _draw_peft(layers, parameters, recipe.seed)
+    if zero3_scales_the_loss():
+        for trained in selection.parameters:
+            turn_into(parameters[trained.name], torch.float16)
     return model
 
 
@@ -92,7 +97,7 @@ def _start_builtin(base: nn.Module, selection: TrainableSet, seed: int) -> None:
             fix="Load the model with vlm_lora_plugin.load(folder).",
         )
     for trained in selection.of_base():
-        to_fp32(parameters[trained.name])
+        turn_into(parameters[trained.name], torch.float32)
     draw_builtin(parameters, fresh, seed)
 
 

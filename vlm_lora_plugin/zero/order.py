@@ -40,6 +40,16 @@ def zero3_configuration() -> Mapping[str, Any] | None:
     return configuration
 
 
+def zero3_scales_the_loss() -> bool:
+    """Return whether ZeRO-3 is to train in fp16.
+
+    It then scales the loss only where the optimizer is given fp16 parameters, of which it keeps fp32 values itself
+    (``CreateLossScaler`` in ``deepspeed/runtime/fp16/loss_scaler.py``); of fp32 ones the scale stays 1, and small
+    gradients underflow.
+    """
+    return bool(((zero3_configuration() or {}).get("fp16") or {}).get("enabled") is True)
+
+
 def start_communication() -> None:
     """Let DeepSpeed communicate as torch does already; ZeRO-3 needs it before the first weight is loaded.
 

@@ -72,12 +72,12 @@ def partition(parameters: Sequence[nn.Parameter], config: Mapping[str, Any]) -> 
     deepspeed.zero.Init(module=nn.ParameterList(parameters), config_dict_or_path=dict(config))
 
 
-def to_fp32(tensor: torch.Tensor) -> None:
-    """Turn a parameter into fp32 in place, the parts of a partitioned one included."""
-    tensor.data = tensor.data.float()
+def turn_into(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Turn a parameter into another dtype in place, the parts of a partitioned one included."""
+    tensor.data = tensor.data.to(dtype)
     if is_partitioned(tensor):
         part = cast(Any, tensor).ds_tensor
-        part.data = part.data.float()
+        part.data = part.data.to(dtype)
 
 
 def whole_values(tensors: Mapping[str, torch.Tensor], *, keep: bool = True) -> dict[str, torch.Tensor]:
