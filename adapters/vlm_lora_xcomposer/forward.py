@@ -65,7 +65,7 @@ def _mask_nothing(model: nn.Module) -> Callable[[], None]:
     def mask(trunk: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         learns = any(parameter.requires_grad for parameter in partial_lora)
         in_parts, several = any(map(is_partitioned, partial_lora)), several_ranks()
-        waits = learns and (several or in_parts) or (several and in_parts)
+        waits = (learns and (several or in_parts)) or (several and in_parts)
         if kwargs.get("image_mask") is not None or not waits:
             return None
         embeds = kwargs["inputs_embeds"]

@@ -43,10 +43,10 @@ def keep_text_only_trainable(
     """Return the patch that lets a batch without an image train, in one process or several.
 
     In one process it adds, in training, zero times the sum of the vision parameters to the hidden states, so
-    that every one gets a gradient of zero. In several, and where ZeRO-3 holds them in parts, a made-up image takes the way of a real one at the same
-    place of the forward pass, and zero times its features is added to the embeddings: so every rank calls the
-    same modules in the same order and has the same graph, whatever its rows hold. That is right only where
-    all images of a batch go through the vision modules in one call.
+    that every one gets a gradient of zero. In several, and where ZeRO-3 holds them in parts, a made-up image takes
+    the way of a real one at the same place of the forward pass, and zero times its features is added to the
+    embeddings: so every rank calls the same modules in the same order and has the same graph, whatever its rows
+    hold. That is right only where all images of a batch go through the vision modules in one call.
 
     Args:
         trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
@@ -110,7 +110,7 @@ def _look_at_nothing(splicing: nn.Module, unreached: _Parameters, look: Look) ->
     def without_images(embeds: torch.Tensor) -> torch.Tensor:
         trains = splicing.training and torch.is_grad_enabled() and bool(_learning(unreached()))
         in_parts, several = any(map(is_partitioned, unreached())), several_ranks()
-        if not (trains and (several or in_parts) or (several and in_parts)):
+        if not ((trains and (several or in_parts)) or (several and in_parts)):
             return embeds
         return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
 
