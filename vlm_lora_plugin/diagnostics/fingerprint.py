@@ -6,13 +6,21 @@ from typing import Any, cast
 
 import torch
 
+from vlm_lora_plugin.zero.partition import is_partitioned, own_numel
+
 CHUNK = 2**24
 """Elements that are summed at a time, so that the sum in fp64 takes little memory."""
 
 
 def local(parameter: torch.Tensor) -> torch.Tensor:
-    """Return the part of a parameter that this process holds: all of it, except under ZeRO-3."""
-    return cast(torch.Tensor, getattr(cast(Any, parameter), "ds_tensor", parameter)).detach()
+    """Return the part of a parameter that this process holds: all of it; under ZeRO-3 ``[elements]`` of it.
+
+    What pads the last parts there was never written, and may be anything.
+    """
+    if not is_partitioned(parameter):
+        return parameter.detach()
+    part: torch.Tensor = cast(Any, parameter).ds_tensor
+    return part.detach().flatten()[: own_numel(parameter)]
 
 
 def fingerprint(parameter: torch.Tensor) -> torch.Tensor:

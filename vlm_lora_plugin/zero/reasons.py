@@ -46,7 +46,8 @@ REASONS: dict[str, str] = {
     ),
     "zero_optimization.stage3_param_persistence_threshold": (
         "Tensors up to this many elements stay whole on each device. 40960 is what `auto` gives 7B models; a "
-        "family with many small LoRA tensors raises it to hold them."
+        "family with many small LoRA tensors raises it to hold them: Monkey to the largest of its tower's. The other "
+        "families' LoRA is gathered with the layer that it belongs to."
     ),
     "zero_optimization.stage3_max_live_parameters": (
         "Elements that stay gathered: 2e8 are 0.37 GiB in 16 bit; the default of 1e9 would be 1.9 GiB of a 24 GiB "
