@@ -1,13 +1,13 @@
-"""Counting what autograd keeps of one block for the backward pass, as families' sizes state it."""
+"""Counting what autograd keeps for the backward pass, of one block as families' sizes state it, or of a step."""
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 
-def kept(block, *inputs):
-    """Bytes that autograd keeps of one call, each storage once, parameters left out."""
-    own = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
+def kept_by(module, run):
+    """Bytes that autograd keeps while ``run()`` lasts, each storage once, the module's parameters left out."""
+    own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     storages = {}
 
     def pack(tensor):
@@ -16,9 +16,15 @@ def kept(block, *inputs):
             storages[storage._cdata] = (storage.nbytes(), tensor)  # held, so that no address comes twice
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-        block(*inputs)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
     return sum(size for size, _ in storages.values())
+
+
+def kept(block, *inputs):
+    """Bytes that autograd keeps of one call in bf16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return kept_by(block, lambda: block(*inputs))
 
 
 def per_position(make, width, lengths=(32, 64)):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from kept_bytes import kept_by
 
 from vlm_lora_omnilmm.forward import patches
 from vlm_lora_omnilmm.tiny import tiny_model
@@ -96,44 +97,15 @@ def test_logits_are_those_of_answers_alone_where_the_recipe_says_so(prompts):
     assert logits(answer_only_loss=False) is not None
 
 
-def kept_for_backward(tower, pixels):
-    """Elements that autograd keeps for the backward pass, parameters aside."""
-    sizes = []
-
-    def keep(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            sizes.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        tower(pixels)
-    return sum(sizes)
-
-
 def test_a_checkpointed_tower_keeps_the_inputs_of_its_blocks_alone(prompts):
     kept = {}
     for on in (False, True):
         switches = {"vision": on, "language": False}
         model = prepare(tiny_model(tower={"depth": 6}), recipe("lora+vision", gradient_checkpointing=switches)).train()
-        kept[on] = kept_for_backward(model.get_base_model().model.vision_tower, prompts.images(2))
+        tower = model.get_base_model().model.vision_tower
+        kept[on] = kept_by(tower, lambda tower=tower: tower(prompts.images(2)))
 
     assert kept[True] < 0.5 * kept[False]
-
-
-def bytes_for_backward(model, batch):
-    """Bytes that autograd keeps of one step, each storage once, parameters aside."""
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = (storage.nbytes(), tensor)  # held, so that no address comes twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(**batch).loss.backward()
-    return sum(size for size, _ in kept.values())
 
 
 @pytest.mark.parametrize("as_list", [False, True])
@@ -149,9 +121,9 @@ def test_the_patches_of_a_preset_leave_a_sixth_of_what_the_plain_forward_keeps(p
     batch |= {"labels": labels, "pixel_values": list(images) if as_list else images}
     model = prepare(base, recipe(preset)).train()
 
-    lean = bytes_for_backward(model, batch)
+    lean = kept_by(model, lambda: model(**batch).loss.backward())
     model.vlm_lora.undo_patches()
-    plain = bytes_for_backward(model, batch)
+    plain = kept_by(model, lambda: model(**batch).loss.backward())
 
     print(f"{preset}: {plain / 2**20:.1f} MiB plain, {lean / 2**20:.1f} MiB with the preset's patches")  # noqa: T201
     assert lean < plain / 6
