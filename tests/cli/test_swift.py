@@ -173,6 +173,14 @@ def test_a_document_is_handed_over_whole():
     assert json.loads(json.loads(last)["vlm_lora_recipe"]) == document
 
 
+def test_changes_of_a_recipe_are_handed_over_with_it(command, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: lora\ntraining: {max_steps: 7, num_train_epochs: 2}")
+    line = command("swift-args", recipe, "--set", "training.max_steps=3").out.split()
+    document = json.loads(json.loads(line[-1])["vlm_lora_recipe"])
+    assert document == {"preset": "lora", "training": {"max_steps": 3, "num_train_epochs": 2}}
+
+
 def test_a_path_that_a_shell_would_split_is_refused():
     with pytest.raises(SwiftError, match="split"):
         shell_words(["--custom_register_path", "/a folder/plugin.py"])

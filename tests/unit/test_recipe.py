@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from vlm_lora_plugin.errors import RecipeError
-from vlm_lora_plugin.recipe import Recipe, parse_assignments, read_recipe, resolve_recipe
+from vlm_lora_plugin.recipe import Recipe, lay_over, parse_assignments, read_recipe, resolve_recipe
 from vlm_lora_plugin.types import Component, Family, ProcessorOption
 
 FAMILY = Family(
@@ -59,6 +59,19 @@ def test_a_resolved_recipe_survives_yaml(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(once.to_yaml())
     assert resolve_recipe(file, FAMILY) == once
+
+
+@pytest.mark.parametrize("source", ["lora", {"components": {"vision": "full"}, "lora": {"r": 4}, "preset": "lora"}])
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"optimizer": {"learning_rate": {"language": 3e-5}}},
+        {"lora": {"r": 8}, "rules": [{"component": "language", "means": "full"}]},
+        {"preset": "full", "components": {"vision": "frozen"}},
+    ],
+)
+def test_a_recipe_and_what_is_laid_over_it_are_also_one_document(source, over):
+    assert resolve_recipe(lay_over(source, over), FAMILY) == resolve_recipe(source, FAMILY, over)
 
 
 def test_rules_come_in_the_order_preset_recipe_overrides():

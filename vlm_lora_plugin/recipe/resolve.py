@@ -97,12 +97,7 @@ def resolve_recipe(
             )
         base = Recipe.parse(family.presets[preset], source=f"preset {preset}")
         layers.insert(0, base.model_dump(exclude_unset=True))
-    merged: dict[str, Any] = {}
-    rules: list[dict[str, Any]] = []
-    for layer in layers:
-        rules += [{"component": name, "means": means} for name, means in layer.pop("components", {}).items()]
-        rules += layer.pop("rules", ())
-        _merge(merged, layer)
+    merged, rules = _stacked(layers)
     owned = {component.name for component in family.components}
     for rule in rules:
         if rule.get("component") not in {None, *owned}:
@@ -122,6 +117,33 @@ def resolve_recipe(
         _merge(merged, fitted({**merged, "rules": rules}, given, family))
     origin = f"{family.name}/{preset}" if preset else merged.get("origin")
     return Recipe.parse({**merged, "family": family.name, "origin": origin, "rules": rules})
+
+
+def lay_over(source: Recipe | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one document that means what a recipe with overrides means to :func:`resolve_recipe`.
+
+    Args:
+        source: A recipe in any form.
+        overrides: A document laid over it.
+
+    Raises:
+        RecipeError: The recipe cannot be read, or one of the two has an unknown key or value.
+    """
+    documents = ((read_recipe(source), str(source)), (overrides, "override"))
+    parsed = [Recipe.parse(document, source=label) for document, label in documents]
+    merged, rules = _stacked([recipe.model_dump(mode="json", exclude_unset=True) for recipe in parsed])
+    return {**merged, "rules": rules} if rules else merged
+
+
+def _stacked(layers: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return all keys but the rules, later layers winning, and the rules in order; components are rules, too."""
+    merged: dict[str, Any] = {}
+    rules: list[dict[str, Any]] = []
+    for layer in layers:
+        rules += [{"component": name, "means": means} for name, means in layer.pop("components", {}).items()]
+        rules += layer.pop("rules", ())
+        _merge(merged, layer)
+    return merged, rules
 
 
 def _check_machine(document: Mapping[str, Any]) -> None:
