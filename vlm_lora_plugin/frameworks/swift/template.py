@@ -101,10 +101,25 @@ def _image(image: Any) -> Path | bytes:
     if isinstance(image, (bytes, Path)):
         return image
     if isinstance(image, str):
-        return Path(image)
+        return _existing(Path(image))
     file = io.BytesIO()
     image.save(file, "PNG")  # lossless
     return file.getvalue()
+
+
+def _existing(path: Path) -> Path:
+    """Return a path that is a file; Swift looks for relative ones elsewhere than training does.
+
+    Raises:
+        DataError: It is none.
+    """
+    if path.is_file() or path.is_absolute():  # of the latter, opening says what is wrong
+        return path
+    raise DataError(
+        f"{ORIGIN}: there is no image {path} in {Path.cwd()}",
+        why="Outside of training Swift's relative paths start at the working directory, not beside the data file.",
+        fix="Run the command in the folder of the data file, or write absolute paths.",
+    )
 
 
 def _is_tensors(value: object) -> bool:

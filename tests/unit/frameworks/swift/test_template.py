@@ -70,6 +70,14 @@ def test_an_image_may_be_an_open_picture(template, data):
     assert same(template.encode({**record, "images": [{"bytes": (data.parent / "a.png").read_bytes()}]}), by_path)
 
 
+def test_of_a_relative_path_that_leads_nowhere_it_says_where_it_was_looked_for(template, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = json.loads(data.read_text().splitlines()[1])
+    with pytest.raises(DataError, match=r"there is no image a\.png in") as error:
+        template.encode(record)
+    assert "start at the working directory" in error.value.why
+
+
 def test_the_template_batches_as_the_processor(template, processor, family, data):
     rows = [ConversationDataset(data, processor, DataSettings(), family)[index] for index in (0, 2)]
     assert same(template.data_collator(rows), processor.collate(rows))
