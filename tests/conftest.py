@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.types import Family
+from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.plugins.manager import get_manager
 
 collect_ignore = ["stranger"]  # a package of its own, which its test installs
 

@@ -11,17 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
-from vlm_lora_plugin.hookspecs import hookimpl
+from vlm_lora_plugin.contract.hookspecs import hookimpl
 from vlm_lora_plugin.models.auto import install as _install_auto_classes
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.checkpoint import load_adapter
     from vlm_lora_plugin.data.dataset import ConversationDataset
     from vlm_lora_plugin.errors import VlmLoraError
     from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
     from vlm_lora_plugin.loading import load
-    from vlm_lora_plugin.manager import get_manager
-    from vlm_lora_plugin.preparation import prepare
+    from vlm_lora_plugin.plugins.manager import get_manager
+    from vlm_lora_plugin.preparation import load_adapter, prepare
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
@@ -29,9 +28,9 @@ _LAZY = {
     "Recipe": "vlm_lora_plugin.recipe",
     "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
     "VlmLoraError": "vlm_lora_plugin.errors",
-    "get_manager": "vlm_lora_plugin.manager",
+    "get_manager": "vlm_lora_plugin.plugins.manager",
     "load": "vlm_lora_plugin.loading",
-    "load_adapter": "vlm_lora_plugin.checkpoint",
+    "load_adapter": "vlm_lora_plugin.preparation",
     "prepare": "vlm_lora_plugin.preparation",
     "training_arguments": "vlm_lora_plugin.frameworks.trainer",
 }

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora_plugin.contract import LoadRequest, Processor
 from vlm_lora_plugin.errors import AdapterError, ModelError, nearest
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import Recipe, resolve_recipe
-from vlm_lora_plugin.types import LoadRequest, Processor
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
+from vlm_lora_plugin.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch

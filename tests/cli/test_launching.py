@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vlm_lora_plugin.errors import HardwareError
-from vlm_lora_plugin.job import launching
-from vlm_lora_plugin.job.launching import Launch, check_started, swift_processes, wanted_launch
+from vlm_lora_plugin.parallel import launcher as launching
+from vlm_lora_plugin.parallel.launcher import Launch, check_started, swift_processes, wanted_launch
 from vlm_lora_plugin.recipe import Recipe
 
 ON_CPU = {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from vlm_lora_plugin.parity.both_runs import run_in_swift, run_trainer
 from vlm_lora_plugin.parity.demo import write_rows
+from vlm_lora_plugin.parity.parity_job import ParityJob, Side
 from vlm_lora_plugin.parity.reading import read_run
-from vlm_lora_plugin.parity.run import run_in_swift, run_trainer
-from vlm_lora_plugin.parity.settings import ParityJob, Side
 
 SWIFT, TRAINER = "swift", "trainer"
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}

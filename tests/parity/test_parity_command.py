@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 from PIL import Image
 
-import vlm_lora_plugin.parity.run as parity_run
+import vlm_lora_plugin.parity.both_runs as parity_run
 from vlm_lora_plugin.parity.defaults import differing_defaults
 
 pytestmark = pytest.mark.xdist_group("parity command")

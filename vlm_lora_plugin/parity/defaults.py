@@ -94,8 +94,8 @@ def _differs(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def _line(name: str, trainer: str, default: Any) -> Line:
-    from vlm_lora_plugin.frameworks.swift.applying import value_of
-    from vlm_lora_plugin.frameworks.swift.options import OPTIONS, LaidOver, OfRecipe, OfSelection, OfTrainer, Only
+    from vlm_lora_plugin.frameworks.swift.options.apply import value_of
+    from vlm_lora_plugin.frameworks.swift.options.table import OPTIONS, LaidOver, OfRecipe, OfSelection, OfTrainer, Only
     from vlm_lora_plugin.frameworks.trainer import argument_values
     from vlm_lora_plugin.recipe import Recipe
 

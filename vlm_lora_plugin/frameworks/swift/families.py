@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from swift.model import ModelMeta
 
-    from vlm_lora_plugin.types import ComponentName, Family
+    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.vocabulary import ComponentName
 
 
 def types_of(family: Family) -> tuple[str, ...]:

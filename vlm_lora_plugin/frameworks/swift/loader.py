@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from swift.model.model_meta import BaseModelLoader
 
+from vlm_lora_plugin.contract import LoadRequest, Processor
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.types import LoadRequest, Processor
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 if TYPE_CHECKING:
     from swift.model import ModelInfo, ModelMeta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK, RECORDER, TUNER
 from vlm_lora_plugin.frameworks.swift.versions import check_version
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def register() -> None:
@@ -42,6 +42,6 @@ def _job(args: object, trainer: object) -> object:
 
 def _recorder(args: object, trainer: object) -> object:
     """Return what writes down a run."""
-    from vlm_lora_plugin.parity.record import recorder_of_environment
+    from vlm_lora_plugin.frameworks.recorder import recorder_of_environment
 
     return recorder_of_environment()

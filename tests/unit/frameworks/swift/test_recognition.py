@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlm_lora_plugin.errors import ModelError, VlmLoraError
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 POISON = "raise SystemExit('code of the model folder was run')\n"
 

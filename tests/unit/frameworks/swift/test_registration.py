@@ -5,7 +5,7 @@ import pytest
 from vlm_lora_plugin.frameworks.swift import versions
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 from vlm_lora_plugin.frameworks.swift.versions import SwiftError, check_version
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def test_every_family_has_a_model_type_parts_and_a_template(swift):
