@@ -14,8 +14,6 @@ import sys
 import pytest
 from relied_on import relies_on
 
-pytest.importorskip("deepspeed")
-
 PROGRAM = r"""
 import gc, json, sys
 import deepspeed, torch
