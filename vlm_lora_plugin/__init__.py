@@ -18,13 +18,23 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.data.dataset import ConversationDataset
     from vlm_lora_plugin.errors import VlmLoraError
     from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
+    from vlm_lora_plugin.frameworks.trainer.groups import parameter_groups
+    from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
+    from vlm_lora_plugin.job.train_job import TrainJob
     from vlm_lora_plugin.loading import load
+    from vlm_lora_plugin.merging.merge import merge_adapter
+    from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
     from vlm_lora_plugin.plugins.manager import get_manager
     from vlm_lora_plugin.preparation import load_adapter, prepare
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
     "ConversationDataset": "vlm_lora_plugin.data.dataset",
+    "ResourceMonitor": "vlm_lora_plugin.frameworks.trainer.resource_monitor",
+    "TrainJob": "vlm_lora_plugin.job.train_job",
+    "deepspeed_settings": "vlm_lora_plugin.planning.deepspeed",
+    "merge_adapter": "vlm_lora_plugin.merging.merge",
+    "parameter_groups": "vlm_lora_plugin.frameworks.trainer.groups",
     "Recipe": "vlm_lora_plugin.recipe",
     "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
     "VlmLoraError": "vlm_lora_plugin.errors",
@@ -38,13 +48,18 @@ _LAZY = {
 __all__ = [
     "ConversationDataset",
     "Recipe",
+    "ResourceMonitor",
+    "TrainJob",
     "VlmLoraCallback",
     "VlmLoraError",
     "__version__",
+    "deepspeed_settings",
     "get_manager",
     "hookimpl",
     "load",
     "load_adapter",
+    "merge_adapter",
+    "parameter_groups",
     "prepare",
     "training_arguments",
 ]

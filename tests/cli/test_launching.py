@@ -35,7 +35,7 @@ def launcher(folder, body):
     """The program of a launch whose processes run ``body`` in place of ``vlm-lora``."""
     (folder / "stub.py").write_text(STUB.format(body=textwrap.dedent(body)))
     code = (
-        "import sys; from vlm_lora_plugin.job import launching\n"
+        "import sys; from vlm_lora_plugin.parallel import launcher as launching\n"
         "launching.PROGRAM = 'stub'\n"
         "sys.exit(launching.launch(launching.Launch(2), [sys.argv[1]]))"
     )

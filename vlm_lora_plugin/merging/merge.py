@@ -18,7 +18,7 @@ from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.merging.plain import copy_settings, write_shards
 from vlm_lora_plugin.models.weights import tensor_names
 from vlm_lora_plugin.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
-from vlm_lora_plugin.preparation import load_adapter
+from vlm_lora_plugin.prepared.preparation import load_trained
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Processor
@@ -106,7 +106,7 @@ class _Written:
 def _write(base: Path, adapter: str | os.PathLike[str], folder: Path, dtype: torch.dtype | None) -> _Written:
     loaded, processor = load(base, dtype=dtype)
     dtype = loaded.dtype
-    model = load_adapter(loaded, adapter)
+    model = load_trained(loaded, adapter)
     inputs = _probe(processor)
     logits = _logits(model, inputs)
     modules = dict(model.named_modules())

@@ -18,7 +18,7 @@ def register() -> None:
     from swift.tuner_plugin import tuners_map
 
     from vlm_lora_plugin.frameworks.swift.command_line import install_arguments
-    from vlm_lora_plugin.frameworks.swift.families import register_family
+    from vlm_lora_plugin.frameworks.swift.model_types import register_family
     from vlm_lora_plugin.frameworks.swift.pipeline import install_trainer
     from vlm_lora_plugin.frameworks.swift.recognition import install_recognition
     from vlm_lora_plugin.frameworks.swift.tuner import VlmLoraTuner

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from vlm_lora_plugin.frameworks.swift.options import table as options
 from vlm_lora_plugin.frameworks.swift.options.table import OPTIONS, OfTrainer
-from vlm_lora_plugin.frameworks.swift.options.table import table as options
 from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 
 

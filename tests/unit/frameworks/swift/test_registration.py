@@ -47,8 +47,8 @@ def test_a_family_may_take_over_a_type_of_swifts(swift, toy, monkeypatch):
 
     from swift.model import MODEL_MAPPING
 
-    from vlm_lora_plugin.frameworks.swift.families import register_family
     from vlm_lora_plugin.frameworks.swift.loader import VlmLoraLoader
+    from vlm_lora_plugin.frameworks.swift.model_types import register_family
 
     builtin = MODEL_MAPPING["xcomposer2"]
     monkeypatch.setitem(MODEL_MAPPING, "xcomposer2", builtin)

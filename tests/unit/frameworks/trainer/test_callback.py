@@ -11,7 +11,8 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from vlm_lora_plugin import VlmLoraCallback, load_adapter, prepare, training_arguments
 from vlm_lora_plugin.checkpoint.files import BASE_WEIGHTS, MANIFEST
 from vlm_lora_plugin.errors import CheckpointError, TrainingError
-from vlm_lora_plugin.frameworks.trainer.groups import install_groups, parameter_groups
+from vlm_lora_plugin.frameworks.trainer.groups import parameter_groups
+from vlm_lora_plugin.frameworks.trainer.hooks import HOOKS, install_hooks
 
 WITH_PEFT = "lora+llm-lora"
 WITHOUT_PEFT = "lora"
@@ -150,15 +151,16 @@ def test_the_optimizer_has_the_recipes_betas(toy, tmp_path):
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3, 1e-2}
 
 
-def test_installing_the_groups_twice_wraps_once(toy):
-    install_groups()
-    wrapped = Trainer.create_optimizer
-    install_groups()
-    assert Trainer.create_optimizer is wrapped
+def test_installing_the_hooks_twice_wraps_each_method_once():
+    install_hooks()
+    wrapped = [getattr(Trainer, hook.method) for hook in HOOKS]
+    install_hooks()
+    assert [getattr(Trainer, hook.method) for hook in HOOKS] == wrapped
+    assert all(hook.why for hook in HOOKS)
 
 
 def test_a_model_that_was_not_prepared_keeps_the_trainers_own_groups(toy, tmp_path):
-    install_groups()
+    install_hooks()
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, weight_decay=0.3)
     groups = Trainer(model=toy_model(), args=arguments).create_optimizer().param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]

@@ -21,7 +21,6 @@ from vlm_lora_plugin.checkpoint.completion import (
 )
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, COMPLETION, MANIFEST
 from vlm_lora_plugin.errors import CheckpointError
-from vlm_lora_plugin.frameworks.trainer.checkpoints import install_checkpoints
 
 PRESET = "lora+llm-lora"
 
@@ -265,13 +264,6 @@ def test_a_model_that_was_not_prepared_keeps_the_trainers_own_saving(toy, tmp_pa
     assert names(tmp_path) == ["checkpoint-1"]
     assert not (tmp_path / "checkpoint-1" / COMPLETION).exists()
     plain.train(resume_from_checkpoint=True)
-
-
-def test_installing_twice_wraps_once(toy):
-    prepare(toy_model(), "lora")
-    wrapped = (Trainer._save_checkpoint, Trainer.train)
-    install_checkpoints()
-    assert (Trainer._save_checkpoint, Trainer.train) == wrapped
 
 
 def test_peft_and_own_files_are_both_in_a_checkpoint(trained):
