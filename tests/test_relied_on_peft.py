@@ -3,6 +3,7 @@
 Look at what the test names before anything else; ``relied_on.py`` tells which of our files touch it.
 """
 
+import ast
 import inspect
 
 import pytest
@@ -81,7 +82,11 @@ def test_the_forward_of_the_base_is_called_past_its_own_hooks(monkeypatch):
     ],
 )
 def test_the_methods_that_ours_replace_begin_with_the_same_arguments(method, names):
-    assert list(inspect.signature(getattr(PeftModel, method)).parameters)[1 : len(names) + 1] == names
+    # From the source: Swift puts a function of its own in place of `load_adapter` when it is imported.
+    source = ast.parse(inspect.getsource(inspect.getmodule(PeftModel)))
+    defined = next(node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "PeftModel")
+    found = next(node for node in defined.body if isinstance(node, ast.FunctionDef) and node.name == method)
+    assert [argument.arg for argument in found.args.args][1 : len(names) + 1] == names
 
 
 @relies_on("LoraConfig.save_pretrained")
