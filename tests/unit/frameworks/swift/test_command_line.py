@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.options import table as options
 from vlm_lora_plugin.frameworks.swift.options.table import OPTIONS, OfTrainer
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 
 
 @pytest.fixture(autouse=True)
