@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ from vlm_lora_plugin.selection.resolve import resolve_selection
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.contract import Family
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
 _MARK = "_vlm_lora_base"
@@ -85,9 +84,9 @@ def prepare_model(
         check_ranks_agree(manifest)
     prepared = inject(model, selection, resolved)
     _switch(prepared, selection)
-    prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)
+    prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype, model)
     vars(model)[_MARK] = True
-    _patch(prepared, family, resolved)
+    prepared.vlm_lora.apply_patches(get_manager().wrap_forward(family, model, resolved))
     return prepared
 
 
@@ -193,16 +192,3 @@ def _switch(model: VlmLoraPeftModel, selection: TrainableSet) -> None:
         parameter.requires_grad_(learns is not None)
     if expected:
         raise ModelError(f"PEFT did not make these parameters: {listed(sorted(expected))}")
-
-
-def _patch(model: VlmLoraPeftModel, family: Family, recipe: Recipe) -> None:
-    """Apply the adapter's patches, or none of them."""
-    base, state = model.get_base_model(), model.vlm_lora
-    undo: list[Callable[[], None]] = state.undo
-    try:
-        for patch in get_manager().wrap_forward(family, base, recipe):
-            undo.append(patch.apply(base))
-            state.patches = (*state.patches, patch.name)
-    except Exception:
-        state.undo_patches()
-        raise
