@@ -41,7 +41,12 @@ _MARK = "_vlm_lora_base"
 def prepare_model(
     model: PreTrainedModel | PeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None = None
 ) -> VlmLoraPeftModel:
-    """Make a freshly loaded model train exactly what a recipe says.
+    """Make a freshly loaded model train exactly what a recipe says, for a loop of your own: it wraps nothing.
+
+    No class of any library is changed; what is changed is this model. With ``transformers.Trainer`` call
+    :func:`vlm_lora_plugin.prepare`, which does the same and adds the Trainer's hooks. Here the loop's own part is:
+    an optimizer made of :func:`vlm_lora_plugin.parameter_groups`, ``num_items_in_batch`` where gradients accumulate,
+    ``save_pretrained`` and ``load_adapter`` of what this returns.
 
     Puts LoRA in through PEFT, draws it by key, sets ``requires_grad``, turns every trained parameter into
     fp32 and leaves every frozen one in its dtype, and applies the family's patches of the forward pass. The
