@@ -102,7 +102,7 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
         OutputError: The folder holds no recipe.
         RecipeError: Another recipe is asked for.
     """
-    from vlm_lora_plugin.planning.resolve import resolve
+    from vlm_lora_plugin.planning.resolve import architecture_of, resolve
     from vlm_lora_plugin.plugins.manager import get_manager
 
     if not output.recipe.is_file():
@@ -116,7 +116,7 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
         asked = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
     else:
         asked = RecipeDocument.read(output.recipe, _still_to_say(job.overrides, kept), overridden_by=COMMAND_LINE)
-    resolved = resolve(asked, family, family.components)
+    resolved = resolve(asked, family, architecture_of(family))
     found = differences(_decided(kept), _decided(resolved))
     if found:
         raise RecipeError(
@@ -152,7 +152,7 @@ def recognise(folder: Path, recipe: RecipeSource | None, overrides: Mapping[str,
         ModelError: The folder is of no known family.
         RecipeError: The recipe has an unknown key, value or preset.
     """
-    from vlm_lora_plugin.planning.resolve import resolve, resolve_recipe
+    from vlm_lora_plugin.planning.resolve import architecture_of, resolve, resolve_recipe
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.plugins.manager import get_manager
 
@@ -160,4 +160,4 @@ def recognise(folder: Path, recipe: RecipeSource | None, overrides: Mapping[str,
     if isinstance(recipe, ResolvedRecipe):
         return family, resolve_recipe(recipe, family, overrides)
     written = RecipeDocument.read(recipe, overrides, overridden_by=COMMAND_LINE)
-    return family, resolve(written, family, family.components)
+    return family, resolve(written, family, architecture_of(family))

@@ -13,10 +13,10 @@ from vlm_lora_plugin.planning.tiers import Choice, Tier, choose_tier
 from vlm_lora_plugin.recipe import Source
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.contract import Architecture, Family
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import TrainingSettings
-    from vlm_lora_plugin.vocabulary import Component, Hardware
+    from vlm_lora_plugin.vocabulary import Hardware
 
 ROWS = "training.per_device_train_batch_size"
 STEPS = "training.gradient_accumulation_steps"
@@ -67,13 +67,13 @@ class Fit:
         return nested(self.values)
 
 
-def fit(recipe: ResolvedRecipe, family: Family, architecture: tuple[Component, ...], usual: TrainingSettings) -> Fit:
+def fit(recipe: ResolvedRecipe, family: Family, architecture: Architecture, usual: TrainingSettings) -> Fit:
     """Work out what the hardware of a recipe sets.
 
     Args:
         recipe: The recipe with its preset expanded, and nothing of its hardware's yet.
         family: Whose model it is.
-        architecture: The model's parts.
+        architecture: What the model is made of.
         usual: The batches before the user changed them: the preset's.
 
     Raises:
@@ -104,9 +104,7 @@ def fit(recipe: ResolvedRecipe, family: Family, architecture: tuple[Component, .
     )
 
 
-def _left_alone(
-    recipe: ResolvedRecipe, family: Family, architecture: tuple[Component, ...], usual: TrainingSettings
-) -> Tier:
+def _left_alone(recipe: ResolvedRecipe, family: Family, architecture: Architecture, usual: TrainingSettings) -> Tier:
     """Return what the machine would set, had the user set nothing that it sets."""
     if recipe.hardware is None:
         raise HardwareError("The recipe names no hardware")

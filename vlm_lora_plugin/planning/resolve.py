@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.contract import Architecture, Family
 from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.errors import RecipeError, nearest
 from vlm_lora_plugin.planning.fitting import fit
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, RecipeSource, Source
 from vlm_lora_plugin.recipe.document import Stacked, lay
-from vlm_lora_plugin.vocabulary import Component, Hardware
+from vlm_lora_plugin.vocabulary import Hardware
 
 
 def resolve_recipe(
-    source: RecipeSource | None, family: Family, overrides: Mapping[str, Any] | None = None
+    source: RecipeSource | None,
+    family: Family,
+    overrides: Mapping[str, Any] | None = None,
+    architecture: Architecture | None = None,
 ) -> ResolvedRecipe:
     """Read a recipe in any form and resolve it; one that is resolved is returned as it is.
 
@@ -26,6 +29,7 @@ def resolve_recipe(
         family: The family whose presets and components apply.
         overrides: A document laid over the recipe (``--set`` on the command line). Over a resolved recipe, what
             was written for that one is resolved anew.
+        architecture: What the model is made of; None for what the family says of all its models.
 
     Raises:
         RecipeError: Unknown key, value, preset, family or component.
@@ -38,13 +42,18 @@ def resolve_recipe(
         written = source.written.under(overrides, "the settings laid over it")
     else:
         written = RecipeDocument.read(source, overrides)
-    return resolve(written, family, family.components)
+    return resolve(written, family, architecture or architecture_of(family))
+
+
+def architecture_of(family: Family) -> Architecture:
+    """Return what a family says of all its models, where there is no model to ask about."""
+    return Architecture(family.components)
 
 
 def resolve(
     document: RecipeDocument,
     family: Family,
-    architecture: tuple[Component, ...],
+    architecture: Architecture,
     hardware: Hardware | None = None,
 ) -> ResolvedRecipe:
     """Expand preset and shorthand into one recipe that stands on its own; once for a process.
@@ -56,7 +65,7 @@ def resolve(
     Args:
         document: What was written.
         family: The family whose presets apply.
-        architecture: The model's parts.
+        architecture: What the model is made of.
         hardware: The machine, where the document names none.
 
     Raises:
@@ -80,7 +89,7 @@ def resolve(
         layers.insert(0, (base.model_dump(exclude_unset=True), Source("preset", preset)))
     stacked = Stacked.of(layers)
     values, sources = stacked.document, {k: v for k, v in stacked.sources.items() if k not in _INFORMATION}
-    _check_components(values, stacked.rules, {part.name for part in architecture}, family)
+    _check_components(values, stacked.rules, {*architecture.component_names}, family)
     _check_processor(value_at(values, "data.processor", {}), family)
     values.pop("preset", None)
     _check_machine(values)
@@ -108,7 +117,7 @@ def _check_family(recipe: Recipe, source: Source, family: Family) -> None:
 
 
 def _check_components(
-    values: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], owned: set[str], family: Family
+    values: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], owned: Collection[str], family: Family
 ) -> None:
     named = [rule["component"] for rule in rules if rule.get("component") is not None]
     for name in (*named, *values.get("gradient_checkpointing", ()), *value_at(values, "lora.target_modules", ())):

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
 
+from vlm_lora_plugin.contract import Architecture
 from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Source
 from vlm_lora_plugin.recipe.sources import DEFAULT
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.planning.fitting import Fit
-    from vlm_lora_plugin.vocabulary import Component, Hardware
+    from vlm_lora_plugin.vocabulary import Hardware
 
 
 class ResolvedRecipe(Recipe):
@@ -27,7 +28,7 @@ class ResolvedRecipe(Recipe):
 
     _sources: Mapping[str, Source] = PrivateAttr(default_factory=dict)
     _written: RecipeDocument = PrivateAttr(default_factory=lambda: RecipeDocument((), names_recipe=False))
-    _architecture: tuple[Component, ...] = PrivateAttr(default=())
+    _architecture: Architecture = PrivateAttr(default=Architecture(()))
     _fit: Fit | None = PrivateAttr(default=None)
     _adapter_settings: dict[Hardware, Mapping[str, Any]] = PrivateAttr(default_factory=dict)
 
@@ -37,7 +38,7 @@ class ResolvedRecipe(Recipe):
         document: Mapping[str, Any],
         sources: Mapping[str, Source],
         written: RecipeDocument,
-        architecture: tuple[Component, ...],
+        architecture: Architecture,
         fit: Fit | None = None,
         adapter_settings: Mapping[Hardware, Mapping[str, Any]] | None = None,
     ) -> ResolvedRecipe:
@@ -47,7 +48,7 @@ class ResolvedRecipe(Recipe):
             document: The values.
             sources: Who set each of them, by dotted key; what is missing is a default.
             written: What they were made of.
-            architecture: The parts of the model that it is for.
+            architecture: What the model is made of.
             fit: What the hardware sets, with reasons; None without hardware.
             adapter_settings: What the family's ``deepspeed_config`` answered, by machine.
 
@@ -77,8 +78,8 @@ class ResolvedRecipe(Recipe):
         return self._written
 
     @property
-    def architecture(self) -> tuple[Component, ...]:
-        """The parts of the model that it is for."""
+    def architecture(self) -> Architecture:
+        """What the model that it is for is made of."""
         return self._architecture
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.contract import Architecture, Family
 from vlm_lora_plugin.planning.memory import (
     ForwardPass,
     MemoryEstimate,
@@ -19,7 +19,7 @@ from vlm_lora_plugin.planning.memory import (
     predict,
     published_counts,
 )
-from vlm_lora_plugin.vocabulary import Component, ComponentName, Hardware
+from vlm_lora_plugin.vocabulary import ComponentName, Hardware
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
@@ -81,7 +81,7 @@ class Tier:
 def choose_tier(
     recipe: Recipe,
     family: Family,
-    architecture: tuple[Component, ...],
+    architecture: Architecture,
     hardware: Hardware,
     *,
     offload: bool = False,
@@ -92,7 +92,7 @@ def choose_tier(
     Args:
         recipe: The recipe, its preset expanded; only its rules, rank, lengths and batches are read.
         family: Whose model it is.
-        architecture: The model's parts.
+        architecture: What the model is made of.
         hardware: The machine.
         offload: Whether ZeRO-3 keeps the weights in host memory.
         stage: A ZeRO stage that is decided already, and by whom; None chooses one.
@@ -124,7 +124,7 @@ class _Sizes:
         self,
         recipe: Recipe,
         family: Family,
-        architecture: tuple[Component, ...],
+        architecture: Architecture,
         hardware: Hardware,
         offload: bool,
     ) -> None:
@@ -133,7 +133,7 @@ class _Sizes:
         self.means = means_by_component(recipe)
         self.tokens = recipe.data.max_length
         self.load = None if family.size is None else published_counts(recipe, family.size)
-        self.repeating: tuple[ComponentName, ...] = tuple(part.name for part in architecture if part.blocks)
+        self.repeating = architecture.repeating
 
     def memory(self, stage: int, checkpointed: frozenset[ComponentName], rows: int = 1) -> MemoryEstimate | None:
         if self.load is None:

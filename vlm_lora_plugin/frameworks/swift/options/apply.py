@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.documents import nested, value_at
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type, template_of
 from vlm_lora_plugin.frameworks.swift.hardware import apply_dtype, apply_hardware
 from vlm_lora_plugin.frameworks.swift.options.chosen import Outline
@@ -25,10 +26,9 @@ from vlm_lora_plugin.frameworks.swift.options.table import (
     Only,
 )
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe, keep_recipe
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 from vlm_lora_plugin.frameworks.trainer import argument_values
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
-from vlm_lora_plugin.planning.resolve import resolve
+from vlm_lora_plugin.planning.resolve import architecture_of, resolve
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, RecipeSource
 
@@ -115,7 +115,7 @@ def _resolved(source: RecipeSource | None, given: Mapping[str, Any], family: Fam
             laid |= {key: new for key, new in (in_recipe(name, value) or {}).items() if not written.says(key)}
     if laid:
         written = written.under(nested(laid), "the options of swift sft")
-    return resolve(written, family, family.components)
+    return resolve(written, family, architecture_of(family))
 
 
 def in_recipe(option: str, value: Any) -> dict[str, Any] | None:
