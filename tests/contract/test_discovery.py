@@ -29,6 +29,7 @@ ADAPTER = """
             default_preset="lora",
             recognises=lambda folder: (folder / "{name}").exists(),
             load=lambda request: None,
+            architecture="toy_family:architecture",
         )
 """
 RECIPE = Recipe(rules=[{"component": "language", "means": "lora"}])
@@ -205,6 +206,7 @@ def family_of(name):
         default_preset="lora",
         recognises=lambda folder: False,
         load=lambda request: None,
+        architecture="toy_family:architecture",
     )
 
 

@@ -31,6 +31,7 @@ FAMILY = Family(
     default_preset="lora",
     recognises=lambda folder: False,
     load=lambda request: None,
+    architecture="toy_family:architecture",
 )
 
 

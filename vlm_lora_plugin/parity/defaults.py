@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
+from vlm_lora_plugin.errors import SwiftError
+
 RESOLVED_LATER = "by other options"
 """Shown for a default of None, which Swift replaces by a rule of its own."""
 
@@ -48,7 +50,7 @@ def differing_defaults() -> list[Line]:
     Raises:
         SwiftError: ms-swift is not installed, of a version that is not supported, or cannot be imported.
     """
-    from vlm_lora_plugin.frameworks.swift.versions import SwiftError, check_version
+    from vlm_lora_plugin.frameworks.swift.versions import check_version
 
     check_version()
     code = f"from {__name__} import write_differing; import sys; write_differing(sys.argv[1])"

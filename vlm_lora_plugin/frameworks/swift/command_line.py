@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.options.explicit import given_options
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 from vlm_lora_plugin.frameworks.swift.wrapping import wrap
 from vlm_lora_plugin.plugins.manager import get_manager
 

@@ -18,8 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.dataset import ConversationDataset
-from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+from vlm_lora_plugin.errors import DataError, SwiftError
 
 if TYPE_CHECKING:
     import torch

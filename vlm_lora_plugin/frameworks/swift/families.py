@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.documents import differences
-from vlm_lora_plugin.errors import listed
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+from vlm_lora_plugin.errors import SwiftError, listed
 from vlm_lora_plugin.parallel.launcher import check_started
 from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype

@@ -48,8 +48,8 @@ def complete_checkpoint(trainer: Trainer, trial: Any) -> None:
     if not (checkpoint / MANIFEST).is_file():
         raise CheckpointError(
             f"The Trainer wrote {checkpoint} without what was trained",
-            why="It saved the model in a way of its own (FSDP does), from which no adapter can be loaded.",
-            fix="Train with DistributedDataParallel or DeepSpeed, or with FSDP's FULL_STATE_DICT.",
+            why="It saved the model in a way of its own, from which no adapter can be loaded.",
+            fix="Train with DistributedDataParallel or DeepSpeed.",
         )
     record_completion(checkpoint, asdict(ParallelLayout.of(trainer)))
     rotate_checkpoints(

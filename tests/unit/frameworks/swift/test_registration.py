@@ -2,9 +2,10 @@
 
 import pytest
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift import versions
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError, check_version
+from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.plugins.manager import get_manager
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainingArguments
 
 from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type, template_of
 from vlm_lora_plugin.frameworks.swift.hardware import apply_dtype, apply_hardware
 from vlm_lora_plugin.frameworks.swift.options.chosen import Outline
@@ -24,7 +25,6 @@ from vlm_lora_plugin.frameworks.swift.options.table import (
     Only,
 )
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe, keep_recipe
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 from vlm_lora_plugin.frameworks.trainer import argument_values
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
 from vlm_lora_plugin.planning.resolve import resolve_recipe
