@@ -50,7 +50,7 @@ class AdapterManager(AdapterRegistry):
             raise ModelError(f"There is no model folder {folder}", fix="Give the path of a downloaded model.")
         if not (folder / "config.json").is_file():
             raise ModelError(
-                f"{folder} is no model folder: it has no config.json", fix="Give the folder that holds config.json."
+                f"{folder} is not a model folder: it has no config.json", fix="Give the folder that holds config.json."
             )
         matches, failed = [], []
         for family in self.families().values():

@@ -39,7 +39,7 @@ def prepare_in_place(model: nn.Module | None, recipe: RecipeSource, args: Traini
         args: The Trainer's arguments.
 
     Returns:
-        The wrapper around the model, which is no part of what the Trainer trains or saves by itself.
+        The wrapper around the model, which is not a part of what the Trainer trains or saves by itself.
 
     Raises:
         TrainingError: The Trainer would shard, copy or replace the model, so that it must be prepared before.
