@@ -28,7 +28,7 @@ def fitted(merged: Mapping[str, Any], given: Mapping[str, Any], family: Family) 
         family: Whose model it is.
 
     Raises:
-        RecipeError: The document is no recipe.
+        RecipeError: The document is not a recipe.
         HardwareError: Batches that the user set do not multiply to the global batch, or stages differ.
     """
     from vlm_lora_plugin.recipe.schema import Recipe

@@ -158,7 +158,7 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
             selected_adapters: None or ``["default"]``.
             save_embedding_layers: Without effect: trained embeddings are always saved, frozen ones never.
             is_main_process: False writes nothing; nor does, without ``state_dict``, another than a machine's
-                first process. Where ZeRO holds the parameters in parts, every rank must come here all the same.
+                first process. Where ZeRO shards the parameters, every rank must come here all the same.
             path_initial_model_for_weight_conversion: Must be None.
             state_dict: Tensors to write instead of the model's, as gathered by DeepSpeed.
 

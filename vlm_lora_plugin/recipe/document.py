@@ -28,13 +28,13 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, An
         return dict(source)
     if not isinstance(source, (str, Path)):
         raise RecipeError(
-            f"A {type(source).__name__} is no recipe",
+            f"A {type(source).__name__} is not a recipe",
             fix="Give a mapping, a Recipe, a path to a YAML file or a preset's name.",
         )
     path = Path(source)
     if path.suffix.lower() not in {".yaml", ".yml"}:
         if path.is_file():
-            raise RecipeError(f"{path} is no recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
+            raise RecipeError(f"{path} is not a recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
         if isinstance(source, Path) or path.name != source:  # a folder, or a path to nothing
             raise RecipeError(f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name.")
         return {"preset": source}
@@ -95,7 +95,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise RecipeError(
-                f"'{text}' is no assignment", fix="Write key=value, for example optimizer.learning_rate=1e-4."
+                f"'{text}' is not an assignment", fix="Write key=value, for example optimizer.learning_rate=1e-4."
             )
         *parents, last = _steps(key.strip())
         here = document

@@ -148,12 +148,12 @@ class Layout:
         """Return the paths that a regular expression matches as a whole.
 
         Raises:
-            SelectionError: There are none, or it is no regular expression.
+            SelectionError: There are none, or it is not a regular expression.
         """
         try:
             compiled = re.compile(pattern)
         except re.error as error:
-            raise SelectionError(f"The pattern '{pattern}' is no regular expression: {error}") from None
+            raise SelectionError(f"The pattern '{pattern}' is not a regular expression: {error}") from None
         found = {path for path in self.paths if compiled.fullmatch(path)}
         if not found:
             raise SelectionError(

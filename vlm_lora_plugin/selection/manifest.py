@@ -97,7 +97,7 @@ class Manifest:
         try:
             document = json.loads(text)
         except json.JSONDecodeError as error:
-            raise CheckpointError(f"{source} is no valid JSON: {error}") from None
+            raise CheckpointError(f"{source} is not valid JSON: {error}") from None
         wanted = {field.name for field in fields(cls)}
         version = document.get("format_version") if isinstance(document, dict) else None
         if version not in READABLE_VERSIONS:

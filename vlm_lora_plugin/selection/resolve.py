@@ -165,7 +165,7 @@ class _Resolution:
             for suffix in own or ():
                 if not layout.layers_named([suffix], component.name):
                     raise SelectionError(
-                        f"lora.target_modules.{component.name} names '{suffix}', which is no linear layer of it",
+                        f"lora.target_modules.{component.name} names '{suffix}', which is not a linear layer of it",
                         fix=nearest(suffix, layout.suffixes(component.name)),
                     )
             if own is None and not layout.has_builtin(component.name):

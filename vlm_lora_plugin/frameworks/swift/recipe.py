@@ -35,9 +35,9 @@ def given_recipe() -> Mapping[str, Any] | str | None:
     try:
         document = _read(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is no JSON: {error}") from None
+        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is not JSON: {error}") from None
     if not isinstance(document, dict):
-        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is no JSON object")
+        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is not a JSON object")
     return document
 
 

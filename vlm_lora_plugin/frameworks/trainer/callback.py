@@ -14,6 +14,7 @@ from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, LearningProbe, st
 from vlm_lora_plugin.diagnostics.learning_causes import loss_not_finite
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import TrainingError, listed
+from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import verify_optimizer
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
 from vlm_lora_plugin.frameworks.trainer.in_place import prepare_in_place
@@ -29,14 +30,15 @@ class VlmLoraCallback(TrainerCallback):
     """Checks that a Trainer trains what ``prepare`` decided, and stops the run otherwise.
 
     When the Trainer is built it checks the model; on the first step it checks that the optimizer holds exactly
-    the parameters of the manifest, in fp32, at the recipe's rates. It changes nothing in a prepared model.
+    the parameters of the manifest, in fp32, at the recipe's rates. It changes nothing in a prepared model. FSDP is
+    refused at once.
 
     Then it watches that everything really learns: gradients over the first steps with an image, movement after
     some more (:class:`~vlm_lora_plugin.diagnostics.learning.LearningProbe`). A logged loss or gradient norm that is
     not finite stops the run at any time.
 
     A plain model it prepares itself, in place, when it has a recipe: the Trainer trains, saves and resumes the
-    same as with the model that ``prepare`` returns. Where that cannot be right (DeepSpeed, FSDP, ``model_init``,
+    same as with the model that ``prepare`` returns. Where that cannot be right (DeepSpeed, ``model_init``,
     several GPUs in one process, a quantised or wrapped model) it says to call ``prepare`` first.
 
     Args:
@@ -56,6 +58,7 @@ class VlmLoraCallback(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the model and the arguments as soon as the Trainer is built; prepare a plain model."""
+        refuse_fsdp(args)
         model = kwargs["model"]
         if self._recipe is not None and find_prepared(model) is None:
             prepare_in_place(model, self._recipe, args)

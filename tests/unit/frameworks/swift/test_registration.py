@@ -112,7 +112,7 @@ def test_a_family_may_take_over_a_type_of_swifts(swift, toy, monkeypatch):
 
 
 def test_swifts_own_xcomposer_loader_is_still_broken(swift):
-    """Its get_model returns nothing. When this fails, Swift has mended it: look again at what we replace."""
+    """Its get_model returns nothing. When this fails, Swift has fixed it: look again at what we replace."""
     import ast
     import inspect
     import textwrap
