@@ -76,7 +76,7 @@ def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | Non
     dtype = _load_dtype(model)
     name = str(dtype).removeprefix("torch.")
     own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
-    weights = base_digests(model, family.components, own, name)
+    weights = base_digests(model, selection.architecture.components, own, name)
     manifest = make_manifest(selection, resolved, model.config, name, weights)
     if any(is_sharded(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
         check_ranks_agree(manifest)
