@@ -26,12 +26,10 @@ from vlm_lora_plugin.prepared.preparation import prepare_model
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.recipe import RecipeSource
 
 
-def prepare_in_place(
-    model: nn.Module | None, recipe: Recipe | Mapping[str, Any] | str | Path, args: TrainingArguments
-) -> VlmLoraPeftModel:
+def prepare_in_place(model: nn.Module | None, recipe: RecipeSource, args: TrainingArguments) -> VlmLoraPeftModel:
     """Prepare the model of a Trainer that is built already.
 
     Args:
@@ -40,7 +38,7 @@ def prepare_in_place(
         args: The Trainer's arguments.
 
     Returns:
-        The wrapper around the model, which is no part of what the Trainer trains or saves by itself.
+        The wrapper around the model, which is not a part of what the Trainer trains or saves by itself.
 
     Raises:
         TrainingError: The Trainer would shard, copy or replace the model, so that it must be prepared before.

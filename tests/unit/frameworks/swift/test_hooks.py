@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("swift")
-
 from vlm_lora_plugin.frameworks.swift.hooks import HOOKS, install_hooks
 
 PAGE = Path(__file__).parents[4] / "docs/explanation/swift.md"
@@ -20,7 +18,7 @@ def test_each_is_documented_and_says_why(hook):
     assert hook.why
 
 
-def test_a_second_installation_changes_nothing():
+def test_a_second_installation_changes_nothing(swift):
     from swift.arguments.base_args.model_args import ModelArguments
     from swift.model import model_meta
     from swift.trainers import TrainerFactory
