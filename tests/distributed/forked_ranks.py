@@ -234,7 +234,7 @@ def run_job(train, job):
 
 def main(framework):
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     import deepspeed
 
     import vlm_lora_plugin.job.train

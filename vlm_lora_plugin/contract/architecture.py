@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vlm_lora_plugin.vocabulary import Component, ComponentName
@@ -47,6 +48,12 @@ class Architecture:
     def repeating(self) -> tuple[ComponentName, ...]:
         """Parts with blocks that repeat: those that gradient checkpointing can be switched on for."""
         return tuple(part.name for part in self.components if part.blocks)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain data, as JSON holds it, without the function that counts images."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(replace(self, image_counter=None))))
+        del plain["image_counter"]
+        return plain
 
     def count_images(self, batch: Mapping[str, Any]) -> int:
         """Return how many images a batch holds; 0 for a text-only one, which lacks the keys or has None there."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, TrainableSelection
-from vlm_lora_plugin.errors import ModelError, listed, nearest
+from vlm_lora_plugin.errors import ModelError, VlmLoraError, listed, nearest
 from vlm_lora_plugin.plugins.architectures import check_architecture
 from vlm_lora_plugin.plugins.calling import attributed, title
 from vlm_lora_plugin.plugins.references import function_of
@@ -41,32 +41,38 @@ class AdapterManager(AdapterRegistry):
         self._architectures = kept
 
     def family_of_folder(self, folder: Path) -> Family:
-        """Return the family that recognises a model folder by its content.
+        """Return the family that recognises a model folder by its content; a fallback where no other one does.
 
         Raises:
-            ModelError: No family, or more than one, recognises it.
+            ModelError: No family, or more than one that is not a fallback, recognises it; or several fallbacks.
         """
         if not folder.is_dir():
             raise ModelError(f"There is no model folder {folder}", fix="Give the path of a downloaded model.")
         if not (folder / "config.json").is_file():
             raise ModelError(
-                f"{folder} is no model folder: it has no config.json", fix="Give the folder that holds config.json."
+                f"{folder} is not a model folder: it has no config.json", fix="Give the folder that holds config.json."
             )
-        matches, failed = [], []
-        for family in self.families().values():
-            try:
-                if family.recognises(folder):
-                    matches.append(family)
-            except Exception as error:  # somebody else's adapter must not stop this one's
-                failed.append(f"{family.name} ({type(error).__name__}: {error})")
+        matches: list[Family] = []
+        failed: list[str] = []
+        for fallbacks in (False, True):
+            for family in self.families().values():
+                if family.fallback == fallbacks:
+                    try:
+                        if self.call(family, family.recognises, folder):
+                            matches.append(family)
+                    except VlmLoraError as error:  # somebody else's adapter must not stop this one's
+                        failed.append(f"{family.name} ({error.what})")
+            if matches:
+                break
         if len(matches) == 1:
             return matches[0]
         broken = [record.name for record in self.records() if record.error] + failed
         hint = f"These adapters are broken and could not be asked: {', '.join(broken)}." if broken else ""
         if matches:
             raise ModelError(
-                f"{folder} is recognised by {listed(f.name for f in matches)}; it must be one",
-                fix="Uninstall one adapter.",
+                f"{folder} is recognised by {self._all_of(matches)}; it must be one",
+                why="Which of them loads the model decides what is trained.",
+                fix="Uninstall all but one of these.",
             )
         raise ModelError(
             f"{folder} holds none of the known models ({', '.join(f.title for f in self.families().values())})",
@@ -75,20 +81,34 @@ class AdapterManager(AdapterRegistry):
         )
 
     def family_of_model(self, model: nn.Module) -> Family:
-        """Return the family that owns a model object, by its config's ``model_type``.
+        """Return the family that owns a model object, by its config's ``model_type``; a fallback where no other does.
 
         Raises:
-            ModelError: No family owns it.
+            ModelError: No family, or more than one that is not a fallback, owns it; or several fallbacks.
         """
         model_type = getattr(getattr(model, "config", None), "model_type", None)
-        for family in self.families().values():
-            if model_type in family.model_types:
-                return family
+        for fallbacks in (False, True):
+            owners = [
+                family
+                for family in self.families().values()
+                if family.fallback == fallbacks and model_type in family.model_types
+            ]
+            if len(owners) > 1:
+                raise ModelError(
+                    f"The model type {model_type!r} is claimed by {self._all_of(owners)}; it must be one",
+                    why="Which of them prepares the model decides what is trained.",
+                    fix="Uninstall all but one of these.",
+                )
+            if owners:
+                return owners[0]
         known = [kind for family in self.families().values() for kind in family.model_types]
         raise ModelError(
             f"No adapter owns a {type(model).__name__} of model type {model_type!r}",
             fix=f"Load the model with vlm_lora_plugin.load(folder). {nearest(str(model_type), known)}",
         )
+
+    def _all_of(self, families: Sequence[Family]) -> str:
+        return listed(self.title(family) for family in families)
 
     def load(self, family: Family, request: LoadRequest) -> tuple[PreTrainedModel, Processor | None]:
         """Let a family's loader read a model folder.

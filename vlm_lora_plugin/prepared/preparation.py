@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -24,7 +22,7 @@ from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.prepared.injection import inject
 from vlm_lora_plugin.prepared.model import Preparation, VlmLoraPeftModel
-from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.recipe import Recipe, RecipeSource
 from vlm_lora_plugin.selection.base_weights import base_digests
 from vlm_lora_plugin.selection.manifest import make_manifest
 from vlm_lora_plugin.selection.resolve import resolve_selection
@@ -32,17 +30,19 @@ from vlm_lora_plugin.selection.resolve import resolve_selection
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.contract import Family
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
 _MARK = "_vlm_lora_base"
 """Attribute of a base model that prepare has changed."""
 
 
-def prepare_model(
-    model: PreTrainedModel | PeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None = None
-) -> VlmLoraPeftModel:
-    """Make a freshly loaded model train exactly what a recipe says.
+def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
+    """Make a freshly loaded model train exactly what a recipe says, for a loop of your own: it wraps nothing.
+
+    No class of any library is changed; what is changed is this model. With ``transformers.Trainer`` call
+    :func:`vlm_lora_plugin.prepare`, which does the same and adds the Trainer's hooks. Here the loop's own part is:
+    an optimizer made of :func:`vlm_lora_plugin.parameter_groups`, ``num_items_in_batch`` where gradients accumulate,
+    ``save_pretrained`` and ``load_adapter`` of what this returns.
 
     Puts LoRA in through PEFT, draws it by key, sets ``requires_grad``, turns every trained parameter into
     fp32 and leaves every frozen one in its dtype, and applies the family's patches of the forward pass. The
@@ -79,15 +79,15 @@ def prepare_model(
     dtype = _load_dtype(model)
     name = str(dtype).removeprefix("torch.")
     own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
-    weights = base_digests(model, family.components, own, name)
+    weights = base_digests(model, selection.architecture.components, own, name)
     manifest = make_manifest(selection, resolved, model.config, name, weights)
     if any(is_sharded(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
         check_ranks_agree(manifest)
     prepared = inject(model, selection, resolved)
     _switch(prepared, selection)
-    prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)
+    prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype, model)
     vars(model)[_MARK] = True
-    _patch(prepared, family, resolved)
+    prepared.vlm_lora.apply_patches(get_manager().wrap_forward(family, model, resolved))
     return prepared
 
 
@@ -123,9 +123,7 @@ def load_trained(
     return prepared
 
 
-def _prepared_before(
-    model: VlmLoraPeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None
-) -> VlmLoraPeftModel:
+def _prepared_before(model: VlmLoraPeftModel, recipe: RecipeSource | None) -> VlmLoraPeftModel:
     state = model.vlm_lora
     wanted = resolve_recipe(recipe, state.family)
     found = differences(state.recipe.document(), wanted.document())
@@ -193,16 +191,3 @@ def _switch(model: VlmLoraPeftModel, selection: TrainableSet) -> None:
         parameter.requires_grad_(learns is not None)
     if expected:
         raise ModelError(f"PEFT did not make these parameters: {listed(sorted(expected))}")
-
-
-def _patch(model: VlmLoraPeftModel, family: Family, recipe: Recipe) -> None:
-    """Apply the adapter's patches, or none of them."""
-    base, state = model.get_base_model(), model.vlm_lora
-    undo: list[Callable[[], None]] = state.undo
-    try:
-        for patch in get_manager().wrap_forward(family, base, recipe):
-            undo.append(patch.apply(base))
-            state.patches = (*state.patches, patch.name)
-    except Exception:
-        state.undo_patches()
-        raise

@@ -127,8 +127,8 @@ def _check_same_parallel_layout(trainer: Trainer, checkpoint: str) -> None:
         return
     raise CheckpointError(
         f"{checkpoint} was written by {ParallelLayout(**written)}; {own} would go on from it",
-        why="AdamW's and the random states lie in it in parts, one a process, cut as the ZeRO stage cuts them; others "
-        "would lose them, and see other rows.",
+        why="AdamW's and the random states lie in it as shards, one a process, cut as the ZeRO stage cuts them; "
+        "others would lose them, and see other rows.",
         fix="Go on as it was begun. Or start anew from its weights: model.load_adapter(checkpoint, is_trainable=True), "
         "and train() without resume_from_checkpoint; in ms-swift --adapters in place of --resume_from_checkpoint.",
     )
