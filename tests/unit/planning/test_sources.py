@@ -90,6 +90,16 @@ def test_a_contradiction_names_who_said_what(monkey, written):
     assert "stage is 2 (the settings laid over it)" in caught.value.what
 
 
+def test_a_number_of_processes_that_contradicts_the_hardware_names_who_gave_that(monkey, written):
+    from vlm_lora_plugin.errors import HardwareError
+    from vlm_lora_plugin.parallel.launcher import wanted_launch
+
+    written.write_text("hardware: 3x24\n")
+    with pytest.raises(HardwareError) as caught:
+        wanted_launch(resolve_recipe(written, monkey), 2, None)
+    assert caught.value.what == f"--gpus is 2, hardware.gpus is 3 ({written})"
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_short_form_of_hardware_goes_with_its_other_keys(monkey, order):
     assignments = ["hardware=3x24", "hardware.offload=true"][::order]
