@@ -29,6 +29,7 @@ import traceback
 
 LIBRARIES = (
     *("torch", "torchvision", "torch.distributed", "accelerate", "deepspeed", "peft", "timm", "PIL.Image"),
+    "deepspeed.runtime.zero.muon.original_muon",  # ZeRO imports it, and with it torch's compiler
     *("transformers.trainer", "transformers.generation.utils", "transformers.models.auto.modeling_auto"),
     *("transformers.models.clip.modeling_clip", "transformers.models.mistral.modeling_mistral"),
     *("transformers.models.llama.modeling_llama", "safetensors.torch", "matplotlib.backends.backend_agg"),
