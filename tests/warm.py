@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import IO, Any
 
 SERVER = Path(__file__).with_name("warm_server.py")
@@ -97,6 +98,11 @@ class Warm:
         if check:
             done.check_returncode()
         return done
+
+    @property
+    def subprocess(self) -> SimpleNamespace:
+        """Stand in for the module, in one of ours that calls ``subprocess.run``."""
+        return SimpleNamespace(run=self.run, STDOUT=subprocess.STDOUT)
 
     def close(self) -> None:
         """End the process."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
+from warm import warm
 
 from vlm_lora_plugin.cli.app import app
 from vlm_lora_plugin.hookspecs import AdapterSpecs
@@ -62,7 +63,8 @@ def test_the_reference_of_hardware_and_deepspeed_is_current():
     assert (DOCS / "reference/deepspeed.md").read_text() == tool("deepspeed_reference").page()
 
 
-def test_the_defaults_that_differ_are_current():
+def test_the_defaults_that_differ_are_current(monkeypatch):
+    monkeypatch.setattr("vlm_lora_plugin.parity.defaults.subprocess", warm("swift").subprocess)
     written, now = (DOCS / "reference/framework-defaults.md").read_text(), tool("framework_defaults").page()
     if all(f"{name} {version(name)}" in written for name in tool("framework_defaults").LIBRARIES):
         assert written == now

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from warm import warm
@@ -100,7 +99,7 @@ def train():
         _, recipe = job.check()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parity_run, "run_swift", forked_swift)
-            patch.setattr(parity_run, "subprocess", SimpleNamespace(run=warm(TRAINER).run, STDOUT=subprocess.STDOUT))
+            patch.setattr(parity_run, "subprocess", warm(TRAINER).subprocess)
             (run_trainer if framework == TRAINER else run_in_swift)(job, recipe, side)
         return read_run(side, job.processes)
 
