@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from durations import pytest_addoption, pytest_collection_modifyitems, pytest_configure  # noqa: F401  # hooks
 
 from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.types import Family
