@@ -15,7 +15,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlm_lora_plugin import hookimpl
-from vlm_lora_plugin.types import Component, Family, LoadRequest, Patch, TrainableSelection
+from vlm_lora_plugin.contract import Family, LoadRequest, Patch, TrainableSelection
+from vlm_lora_plugin.vocabulary import Component
 
 QUERIES = 3
 PATCHES = 4

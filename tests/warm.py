@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import subprocess
@@ -123,12 +121,18 @@ class Warm:
         return self._process
 
 
-@functools.cache
+_RUNNING: dict[str, Warm] = {}
+
+
 def warm(kind: str) -> Warm:
     """Return the one of this process that runs programs with ``trainer``, or with ``swift``."""
-    one = Warm(kind)
-    atexit.register(one.close)
-    return one
+    return _RUNNING.setdefault(kind, Warm(kind))
+
+
+def pytest_sessionfinish() -> None:
+    """End what runs, and wait for it, so that its processor time counts as that of the tests."""
+    while _RUNNING:
+        _RUNNING.popitem()[1].close()
 
 
 def _launched(words: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -11,27 +11,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
-from vlm_lora_plugin.hookspecs import hookimpl
+from vlm_lora_plugin.contract.hookspecs import hookimpl
 from vlm_lora_plugin.models.auto import install as _install_auto_classes
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.checkpoint import load_adapter
     from vlm_lora_plugin.data.dataset import ConversationDataset
     from vlm_lora_plugin.errors import VlmLoraError
     from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
+    from vlm_lora_plugin.frameworks.trainer.groups import parameter_groups
+    from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
+    from vlm_lora_plugin.job.train_job import TrainJob
     from vlm_lora_plugin.loading import load
-    from vlm_lora_plugin.manager import get_manager
-    from vlm_lora_plugin.preparation import prepare
+    from vlm_lora_plugin.merging.merge import merge_adapter
+    from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
+    from vlm_lora_plugin.plugins.manager import get_manager
+    from vlm_lora_plugin.preparation import load_adapter, prepare
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
     "ConversationDataset": "vlm_lora_plugin.data.dataset",
+    "ResourceMonitor": "vlm_lora_plugin.frameworks.trainer.resource_monitor",
+    "TrainJob": "vlm_lora_plugin.job.train_job",
+    "deepspeed_settings": "vlm_lora_plugin.planning.deepspeed",
+    "merge_adapter": "vlm_lora_plugin.merging.merge",
+    "parameter_groups": "vlm_lora_plugin.frameworks.trainer.groups",
     "Recipe": "vlm_lora_plugin.recipe",
     "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
     "VlmLoraError": "vlm_lora_plugin.errors",
-    "get_manager": "vlm_lora_plugin.manager",
+    "get_manager": "vlm_lora_plugin.plugins.manager",
     "load": "vlm_lora_plugin.loading",
-    "load_adapter": "vlm_lora_plugin.checkpoint",
+    "load_adapter": "vlm_lora_plugin.preparation",
     "prepare": "vlm_lora_plugin.preparation",
     "training_arguments": "vlm_lora_plugin.frameworks.trainer",
 }
@@ -39,13 +48,18 @@ _LAZY = {
 __all__ = [
     "ConversationDataset",
     "Recipe",
+    "ResourceMonitor",
+    "TrainJob",
     "VlmLoraCallback",
     "VlmLoraError",
     "__version__",
+    "deepspeed_settings",
     "get_manager",
     "hookimpl",
     "load",
     "load_adapter",
+    "merge_adapter",
+    "parameter_groups",
     "prepare",
     "training_arguments",
 ]

@@ -90,6 +90,10 @@ class TrainingError(VlmLoraError):
     """The training loop does not do what the recipe says."""
 
 
+class SwiftError(VlmLoraError):
+    """Swift cannot do what a recipe says, or is asked for something else than the recipe."""
+
+
 def listed(names: Iterable[str], *, most: int = 5) -> str:
     """Return the first ``most`` names and how many there are in all: ``a, b, c (3 in all)``.
 

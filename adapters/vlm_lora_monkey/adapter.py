@@ -1,4 +1,4 @@
-"""Monkey's answers to the questions of :mod:`vlm_lora_plugin.hookspecs`."""
+"""Monkey's answers to the questions of :mod:`vlm_lora_plugin.contract.hookspecs`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from vlm_lora_monkey.folder import MODEL_TYPE, VARIANTS, recognises
 from vlm_lora_monkey.names import FIXED_TABLE_NAME, LANGUAGE_LORA_NAME, VISION_LORA_NAME
 from vlm_lora_monkey.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_monkey.size import SIZE
-from vlm_lora_plugin.hookspecs import hookimpl
-from vlm_lora_plugin.types import Component, Family, LoadRequest
+from vlm_lora_plugin.contract import Component, Family, LoadRequest
+from vlm_lora_plugin.contract.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import GoldenCase, Hardware, Patch, Processor
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import GoldenCase, Hardware, Patch, Processor
 
 COMPONENTS = (
     Component(

@@ -1,4 +1,4 @@
-"""XComposer's answers to the questions of :mod:`vlm_lora_plugin.hookspecs`."""
+"""XComposer's answers to the questions of :mod:`vlm_lora_plugin.contract.hookspecs`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.hookspecs import hookimpl
-from vlm_lora_plugin.types import Component, Family, LoadRequest, ProcessorOption
+from vlm_lora_plugin.contract import Component, Family, LoadRequest, ProcessorOption
+from vlm_lora_plugin.contract.hookspecs import hookimpl
 from vlm_lora_xcomposer import names
 from vlm_lora_xcomposer.advice import advise
 from vlm_lora_xcomposer.folder import MODEL_TYPE, recognises
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import GoldenCase, MixturePart, Patch, Processor, TrainableSelection
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import GoldenCase, MixturePart, Patch, Processor, TrainableSelection
 
 COMPONENTS = (
     Component("vision", (names.VISION_PREFIX,), blocks=names.VISION_BLOCKS),

@@ -11,9 +11,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from vlm_lora_plugin.config_folder import read_config
-from vlm_lora_plugin.recipe import Recipe, resolve_recipe
-from vlm_lora_plugin.types import GoldenCase
+from vlm_lora_plugin.contract import GoldenCase
+from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.recipe import Recipe
 from vlm_lora_xcomposer.adapter import describe_family
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.golden_stages import run_stages

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from vlm_lora_plugin.contract import MixturePart
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.types import MixturePart
 
 SUFFIX = ".txt"
 UNIT = 1000

@@ -171,12 +171,12 @@ def test_a_metric_that_fails_is_named_before_the_first_step(vlm_lora, model, wri
 def test_a_model_that_cannot_generate_is_named_before_the_first_step(
     vlm_lora, model, write_data, tmp_path, monkeypatch
 ):
-    import vlm_lora_plugin.frameworks.answers
+    import vlm_lora_plugin.frameworks.trainer.answer_metric
 
     def failing(*arguments, **options):
         raise ValueError("no cache")
 
-    monkeypatch.setattr(vlm_lora_plugin.frameworks.answers, "generate_answers", failing)
+    monkeypatch.setattr(vlm_lora_plugin.frameworks.trainer.answer_metric, "generate_answers", failing)
     outcome, log = evaluated(vlm_lora, model, write_data, tmp_path)
     assert outcome.code == 3
     assert "cannot answer validation data: ValueError: no cache" in outcome.err

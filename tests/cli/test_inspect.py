@@ -136,8 +136,8 @@ def test_rules_lists_what_each_matched_and_lost(vlm_lora, model):
 
 def test_a_rule_that_a_policy_adds_is_told_apart(vlm_lora, model):
     from vlm_lora_plugin import get_manager, hookimpl
+    from vlm_lora_plugin.contract import TrainableSelection
     from vlm_lora_plugin.recipe import Rule
-    from vlm_lora_plugin.types import TrainableSelection
 
     class NoPool:
         @hookimpl(wrapper=True)

@@ -7,14 +7,16 @@ import pytest
 from torch import nn
 
 from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.contract import Family, LoadRequest
 from vlm_lora_plugin.errors import AdapterError, ModelError, SelectionError
-from vlm_lora_plugin.manager import AdapterManager
+from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_plugin.types import Component, Family, Hardware, LoadRequest
+from vlm_lora_plugin.vocabulary import Component, Hardware
 
 ADAPTER = """
     from vlm_lora_plugin import hookimpl
-    from vlm_lora_plugin.types import Component, Family, Patch
+    from vlm_lora_plugin.contract import Family, Patch
+    from vlm_lora_plugin.vocabulary import Component
 
     @hookimpl
     def describe_family():

@@ -4,16 +4,17 @@ import pytest
 from torch import nn
 
 from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.errors import AdapterError
-from vlm_lora_plugin.manager import AdapterManager
+from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_plugin.types import Component, Family, Hardware
+from vlm_lora_plugin.vocabulary import Component, Hardware
 
 GROUP = "vlm_lora_plugin.policies"
 NO_EMBEDDINGS = """
     from vlm_lora_plugin import hookimpl
     from vlm_lora_plugin.recipe import Rule
-    from vlm_lora_plugin.types import TrainableSelection
+    from vlm_lora_plugin.contract import TrainableSelection
 
     seen = []
 
@@ -142,7 +143,8 @@ def test_a_policy_registered_as_an_adapter_is_told_its_group(site):
 def test_an_adapter_registered_as_a_policy_is_told_its_group(site):
     source = """
         from vlm_lora_plugin import hookimpl
-        from vlm_lora_plugin.types import Component, Family
+        from vlm_lora_plugin.contract import Family
+        from vlm_lora_plugin.vocabulary import Component
 
         @hookimpl
         def describe_family():

@@ -91,7 +91,7 @@ def train_in_trainer(job, recipe, data):
     from transformers import Trainer
 
     from vlm_lora_plugin import ConversationDataset, VlmLoraCallback, get_manager, load, prepare, training_arguments
-    from vlm_lora_plugin.recipe import resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
 
     recipe = resolve_recipe(recipe, get_manager().family_of_folder(Path(job["model"])))
     dtype = getattr(torch, job.get("dtype", "float32"))

@@ -62,7 +62,7 @@ RECIPE = {
 OTHER_VERSION = """
 import os
 from dataclasses import replace
-from vlm_lora_plugin.registry import AdapterRegistry
+from vlm_lora_plugin.plugins.registry import AdapterRegistry
 if os.environ["RANK"] == "1":
     records = AdapterRegistry.records
     AdapterRegistry.records = lambda self: [replace(record, distribution="adapters 0.9") for record in records(self)]

@@ -12,9 +12,9 @@ from rows import examples
 from two_ranks import ROWS
 
 from vlm_lora_plugin import load, load_adapter
+from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
 from vlm_lora_plugin.checkpoint.files import COMPLETION
-from vlm_lora_plugin.evaluation import generate_answers
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 EACH_FAMILY = [pytest.param(name, marks=() if name == "monkey" else pytest.mark.slow) for name in FAMILIES]

@@ -12,8 +12,8 @@ import yaml
 from warm import warm
 
 from vlm_lora_plugin.cli.app import app
-from vlm_lora_plugin.hookspecs import AdapterSpecs
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.contract.hookspecs import AdapterSpecs
+from vlm_lora_plugin.plugins.manager import get_manager
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -73,7 +73,7 @@ def test_the_defaults_that_differ_are_current(monkeypatch):
 
 
 def test_every_cause_of_a_difference_is_documented():
-    from vlm_lora_plugin.parity.causes import CAUSES
+    from vlm_lora_plugin.parity.difference_causes import CAUSES
 
     page = (DOCS / "how-to/compare-frameworks.md").read_text()
     assert all(f"| {kind.value} | {cause} |" in page for kind, cause in CAUSES.items())

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from warm import warm
 
-import vlm_lora_plugin.parity.run as parity_run
+import vlm_lora_plugin.parity.both_runs as parity_run
 from vlm_lora_plugin.frameworks.swift.launch import with_plugin
+from vlm_lora_plugin.parity.both_runs import run_in_swift, run_trainer
 from vlm_lora_plugin.parity.demo import write_rows
+from vlm_lora_plugin.parity.parity_job import ParityJob, Side
 from vlm_lora_plugin.parity.reading import read_run
-from vlm_lora_plugin.parity.run import run_in_swift, run_trainer
-from vlm_lora_plugin.parity.settings import ParityJob, Side
 
 SWIFT, TRAINER = "swift", "trainer"
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}

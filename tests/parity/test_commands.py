@@ -13,8 +13,8 @@ from peft import PeftModel
 from warm import warm
 
 from vlm_lora_plugin import load, load_adapter
+from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.data.files import read_examples
-from vlm_lora_plugin.evaluation import generate_answers
 from vlm_lora_plugin.frameworks.swift.launch import with_plugin
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 from vlm_lora_plugin.parity.reading import saved_tensors

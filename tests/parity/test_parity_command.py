@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from warm import warm
 
-import vlm_lora_plugin.parity.run as parity_run
+import vlm_lora_plugin.parity.both_runs as parity_run
 from vlm_lora_plugin.parity import defaults
 from vlm_lora_plugin.parity.defaults import differing_defaults
 

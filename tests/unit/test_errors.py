@@ -1,7 +1,11 @@
 """Errors say what failed, why it matters and what to do."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import vlm_lora_plugin
 from vlm_lora_plugin import errors
 from vlm_lora_plugin.errors import VlmLoraError, listed, nearest
 
@@ -18,6 +22,18 @@ def test_parts_that_are_missing_leave_no_empty_line():
 @pytest.mark.parametrize("name", [name for name in vars(errors) if name.endswith("Error")])
 def test_every_error_can_be_caught_as_the_root(name):
     assert issubclass(getattr(errors, name), VlmLoraError)
+
+
+def test_every_error_of_the_package_stands_in_one_module():
+    elsewhere = [
+        f"{path.name}: {node.name}"
+        for path in Path(vlm_lora_plugin.__file__).parent.rglob("*.py")
+        if path.name != "errors.py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith(("Error", "Exception")) for base in node.bases)
+    ]
+    assert elsewhere == []
 
 
 def test_a_long_list_is_cut_and_counted():

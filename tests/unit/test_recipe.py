@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from vlm_lora_plugin.contract import Family, ProcessorOption
 from vlm_lora_plugin.errors import RecipeError
-from vlm_lora_plugin.recipe import Recipe, lay_over, parse_assignments, read_recipe, resolve_recipe
-from vlm_lora_plugin.types import Component, Family, ProcessorOption
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.recipe import Recipe, lay_over, parse_assignments, read_recipe
+from vlm_lora_plugin.vocabulary import Component
 
 FAMILY = Family(
     name="tiny",

@@ -25,10 +25,10 @@ from vlm_lora_plugin.checkpoint.files import (
     write_tensors,
 )
 from vlm_lora_plugin.errors import CheckpointError, listed
-from vlm_lora_plugin.selection.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
+from vlm_lora_plugin.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+    from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 
 
 def save_adapter(

@@ -46,7 +46,7 @@ def data_check(
     import json
     from functools import partial
 
-    from vlm_lora_plugin.job.settings import recognise
+    from vlm_lora_plugin.job.train_job import recognise
     from vlm_lora_plugin.reporting.console import make_console
 
     settings = [*(assignments or ()), *data_assignments(on_bad_sample, allow_outside_images)]

@@ -9,16 +9,16 @@ from torch.utils.data import Dataset
 
 from vlm_lora_plugin.data.files import unreadable_rows
 from vlm_lora_plugin.data.mixture import open_examples
-from vlm_lora_plugin.data.preflight import DataStatistics, DataSurvey, Progress
 from vlm_lora_plugin.data.reading import raise_for_rows
+from vlm_lora_plugin.data.statistics import DataStatistics, DataSurvey, Progress
 from vlm_lora_plugin.data.survey import image_sizes, survey
 from vlm_lora_plugin.errors import DataError, RecipeError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vlm_lora_plugin.contract import Family, Processor
     from vlm_lora_plugin.recipe import DataSettings
-    from vlm_lora_plugin.types import Family, Processor
 
 
 class ConversationDataset(Dataset["dict[str, Any]"]):

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from vlm_lora_plugin.data.example import Example
+from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.reading import LIKE_THIS, parse_row, raise_for_rows
 from vlm_lora_plugin.errors import DataError
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.types import Family
+    from vlm_lora_plugin.contract import Family
 
 LARGE_LIST = 2**30
 """Bytes of a JSON list from which on a hint is given that JSONL would be read from disk instead."""

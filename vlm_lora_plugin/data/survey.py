@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
 from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.types import MeasuringProcessor
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import Processor
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import DataSettings
-    from vlm_lora_plugin.types import Processor
 
 _CHUNK = 64  # rows whose images are opened at a time; bounds what waits in memory
 
@@ -49,7 +49,7 @@ def survey(
         processor: Counts their tokens.
         settings: Limits of length and image size, and what happens beyond them.
         decode: Decode every image, several at a time. If not, only headers are read; but of a processor that is no
-            :class:`~vlm_lora_plugin.types.MeasuringProcessor`, rows that are to be truncated are encoded.
+            :class:`~vlm_lora_plugin.contract.MeasuringProcessor`, rows that are to be truncated are encoded.
 
     Yields:
         For each row what it holds, or what is wrong with it.

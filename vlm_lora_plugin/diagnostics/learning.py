@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm_lora_plugin.diagnostics.causes import SEEING, image_gradient_cut, no_gradient, not_finite, not_moved
 from vlm_lora_plugin.diagnostics.fingerprint import fingerprint, largest, local
+from vlm_lora_plugin.diagnostics.learning_causes import SEEING, image_gradient_cut, no_gradient, not_finite, not_moved
 from vlm_lora_plugin.models.loss import IGNORED
-from vlm_lora_plugin.selection.names import canonical_name
-from vlm_lora_plugin.zero.optimizer import held_parameters
-from vlm_lora_plugin.zero.partition import own_numel
+from vlm_lora_plugin.names import canonical_name
+from vlm_lora_plugin.parallel.optimizer import held_parameters
+from vlm_lora_plugin.parallel.sharding import own_numel
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+    from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
     from vlm_lora_plugin.selection.trainables import Trainable
 
 IMAGES = "pixel_values"

@@ -16,8 +16,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from vlm_lora_plugin.discovery import installed_entries
-from vlm_lora_plugin.hookspecs import ENTRY_POINT_GROUP
+from vlm_lora_plugin.plugins.discovery import ENTRY_POINT_GROUP, installed_entries
+from vlm_lora_plugin.plugins.manager import get_manager
+from vlm_lora_plugin.plugins.registry import after_loading
 
 PACKAGE = "transformers"
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
@@ -25,6 +26,8 @@ AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 
 def install() -> None:
     """Import the families' ``auto_modules`` now, or as soon as transformers' auto classes are imported."""
+    if look_again not in after_loading:
+        after_loading.append(look_again)
     if any(isinstance(finder, _Waiting) for finder in sys.meta_path):
         return
     due = AUTO_CLASSES in sys.modules
@@ -45,8 +48,6 @@ def import_auto_modules() -> None:
 
     One that fails is left out with a warning: this runs inside somebody's import of transformers.
     """
-    from vlm_lora_plugin.manager import get_manager
-
     for family in get_manager().families().values():
         for name in family.auto_modules:
             try:
@@ -60,8 +61,6 @@ def adapter_is_half_loaded() -> bool:
 
     It lacks names then, or would be registered twice.
     """
-    from vlm_lora_plugin.manager import get_manager
-
     if get_manager().is_loading:
         return True
     entries = installed_entries(ENTRY_POINT_GROUP).values()

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlm_lora_plugin.errors import WeightsError, listed
-from vlm_lora_plugin.zero.agreement import require_agreement
-from vlm_lora_plugin.zero.order import start_communication, zero3_configuration
-from vlm_lora_plugin.zero.partition import partition
+from vlm_lora_plugin.parallel.agreement import require_agreement
+from vlm_lora_plugin.parallel.sharding import partition
+from vlm_lora_plugin.parallel.zero3 import start_communication, zero3_configuration
 
 PARTITIONED_BYTES = 2**28
 """Bytes of weights that each rank holds whole at a time while they are spread over the ranks."""

@@ -10,8 +10,8 @@ import torch
 from transformers import Trainer
 
 from vlm_lora_plugin import ConversationDataset, VlmLoraCallback, load, prepare, training_arguments
-from vlm_lora_plugin.parity.record import Recorder
-from vlm_lora_plugin.parity.settings import Side, TrainerTask
+from vlm_lora_plugin.frameworks.recorder import Recorder
+from vlm_lora_plugin.parity.parity_job import Side, TrainerTask
 from vlm_lora_plugin.recipe import Recipe
 
 

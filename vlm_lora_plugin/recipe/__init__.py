@@ -4,7 +4,7 @@ The same keys work in a YAML file, in Python and as ``--set key=value`` on the c
 names a preset starts from it; what the recipe says comes after and wins.
 """
 
-from vlm_lora_plugin.recipe.resolve import lay_over, parse_assignments, read_recipe, resolve_recipe
+from vlm_lora_plugin.recipe.document import lay_over, parse_assignments, read_recipe
 from vlm_lora_plugin.recipe.schema import (
     DataSettings,
     EvaluationSettings,
@@ -26,5 +26,4 @@ __all__ = [
     "lay_over",
     "parse_assignments",
     "read_recipe",
-    "resolve_recipe",
 ]

@@ -19,9 +19,9 @@ from pydantic import (
 )
 
 from vlm_lora_plugin.errors import HardwareError, RecipeError
+from vlm_lora_plugin.hardware import check_hardware, parse_hardware
 from vlm_lora_plugin.recipe.explain import explain
-from vlm_lora_plugin.types import COMPONENT_NAMES, MEANS, ComponentName, Hardware, Means
-from vlm_lora_plugin.zero.hardware import check_hardware, parse_hardware
+from vlm_lora_plugin.vocabulary import COMPONENT_NAMES, MEANS, ComponentName, Hardware, Means
 
 
 def _as_list(value: object) -> object:

@@ -6,8 +6,9 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.types import ComponentName, Family, Kind, Means
-from vlm_lora_plugin.zero.partition import whole_numel
+from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.parallel.sharding import full_numel
+from vlm_lora_plugin.vocabulary import ComponentName, Kind, Means
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,7 +116,7 @@ def summarise(model: nn.Module, name: str, family: Family, recipe: Recipe, train
     base = dict(model.named_parameters())
     learning = {parameter.name for parameter in trainables.of_base()}
     frozen = [tensor for key, tensor in base.items() if key not in learning]
-    frozen_bytes = sum(whole_numel(tensor) * tensor.element_size() for tensor in (*frozen, *model.buffers()))
+    frozen_bytes = sum(full_numel(tensor) * tensor.element_size() for tensor in (*frozen, *model.buffers()))
     trainable = sum(component.trainable for component in components)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in base.values()})
     return ModelSummary(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.selection.layout import component_of
-from vlm_lora_plugin.selection.names import canonical_name
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlm_lora_plugin.types import Component
+    from vlm_lora_plugin.vocabulary import Component
 
 SAMPLES = 32
 """Elements of each tensor that are looked at, evenly spaced: a base that was trained further differs in nearly all."""

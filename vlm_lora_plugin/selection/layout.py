@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.errors import SelectionError, listed, nearest
-from vlm_lora_plugin.selection.names import ancestors
-from vlm_lora_plugin.types import Component, ComponentName, Family
+from vlm_lora_plugin.names import ancestors
+from vlm_lora_plugin.vocabulary import Component, ComponentName
 
 if TYPE_CHECKING:
     import torch

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
+from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, RecipeError
 from vlm_lora_plugin.recipe import Recipe
 
@@ -188,32 +189,6 @@ def trainable_differences(left: Manifest, right: Manifest) -> list[str]:
 
 def _described(manifest: Manifest) -> dict[str, str]:
     return {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in manifest.parameters}
-
-
-def differences(left: Any, right: Any, path: str = "") -> list[str]:
-    """Return ``key: left / right`` for every place where two documents differ.
-
-    Example:
-        >>> differences({"lora": {"r": 8}, "seed": 1}, {"lora": {"r": 16}, "seed": 1})
-        ['lora.r: 8 / 16']
-    """
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        found = []
-        for key in dict.fromkeys((*left, *right)):
-            found += differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
-        return found
-    if isinstance(left, list) and isinstance(right, list):
-        return differences(dict(enumerate(left)), dict(enumerate(right)), path)
-    return [] if left == right else [f"{path}: {_shown(left)} / {_shown(right)}"]
-
-
-def _shown(value: Any) -> str:
-    """Return a value as it would stand in a recipe; of a mapping what is set in it."""
-    if isinstance(value, Mapping):
-        return (
-            f"{{{', '.join(f'{key}: {_shown(inner)}' for key, inner in value.items() if inner not in (None, [], {}))}}}"
-        )
-    return str(value)
 
 
 def _without(value: Any, ignored: set[str]) -> Any:

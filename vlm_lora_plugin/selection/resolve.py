@@ -9,16 +9,17 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.errors import ModelError, SelectionError, listed, nearest
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.selection.effects import check_checkpointing, check_rates, check_targets
+from vlm_lora_plugin.names import is_injected
+from vlm_lora_plugin.parallel.sharding import full_numel, full_shape
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.matching import Match, describe, match_rule
-from vlm_lora_plugin.selection.names import is_injected
+from vlm_lora_plugin.selection.no_effect import check_checkpointing, check_rates, check_targets
 from vlm_lora_plugin.selection.trace import RuleTrace, SelectionTrace
 from vlm_lora_plugin.selection.trainables import Trainable, TrainableSet
-from vlm_lora_plugin.types import Component, Family, Kind
-from vlm_lora_plugin.zero.partition import whole_numel, whole_shape
+from vlm_lora_plugin.vocabulary import Component, Kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,17 +88,17 @@ class _Resolution:
             rule, component = self._matches[index].rule, self._layout.component_of[name]
             layer = name.removesuffix(".weight")
             if name in self._layout.builtin:
-                trained.append((index, self._trainable(name, whole_shape(tensor), component, rule, "builtin_lora")))
+                trained.append((index, self._trainable(name, full_shape(tensor), component, rule, "builtin_lora")))
             elif rule.means == "full":
                 self._check_floating(name)
-                trained.append((index, self._trainable(name, whole_shape(tensor), component, rule, "full")))
+                trained.append((index, self._trainable(name, full_shape(tensor), component, rule, "full")))
             elif layer != name and layer in self._layers(self._matches[index]):
                 targets.append(layer)
                 for part, shape in self._lora_shapes(layer):
                     trained.append((index, self._trainable(f"{layer}.{part}", shape, component, rule, "peft_lora")))
         self._check_result(trained, targets)
         totals = tuple(
-            (component, sum(whole_numel(self._layout.parameters[name]) for name in names))
+            (component, sum(full_numel(self._layout.parameters[name]) for name in names))
             for component, names in self._layout.members.items()
         )
         trainables = TrainableSet(self._family.name, tuple(entry for _, entry in trained), tuple(targets), totals)

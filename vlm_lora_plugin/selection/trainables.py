@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vlm_lora_plugin.types import ComponentName, Kind, Means
+from vlm_lora_plugin.vocabulary import ComponentName, Kind, Means
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from vlm_lora_plugin.contract import Family, GoldenCase
 from vlm_lora_plugin.errors import ModelError, VlmLoraError, listed
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.names import canonical_name
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
-from vlm_lora_plugin.selection.names import canonical_name
 from vlm_lora_plugin.selection.resolve import resolve_selection
 from vlm_lora_plugin.testing.comparison import (
     Finding,
@@ -39,7 +40,6 @@ from vlm_lora_plugin.testing.comparison import (
     worst,
 )
 from vlm_lora_plugin.testing.golden_lora import CASE_KEY, compare_lora
-from vlm_lora_plugin.types import Family, GoldenCase
 
 CASE_FILES = ("config.json", "expected.json")
 GRADIENT_PREFIX = "grad."

@@ -3,8 +3,8 @@
 import json
 
 from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.contract import Component, Family, TrainableSelection
 from vlm_lora_plugin.recipe import Rule
-from vlm_lora_plugin.types import Component, Family, TrainableSelection
 
 COMPONENTS = (
     Component("vision", ("eyes",), target_modules=("proj",)),
@@ -50,7 +50,7 @@ def select_trainable(model, recipe):
 
 @hookimpl
 def wrap_forward(model, recipe):
-    from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
+    from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks
 
     return [checkpoint_blocks(part) for part in COMPONENTS if recipe.gradient_checkpointing.get(part.name)]
 

@@ -16,11 +16,11 @@ from transformers import Trainer, TrainerCallback, default_data_collator
 import vlm_lora_monkey.modeling
 from vlm_lora_monkey.tiny import write_tiny_folder
 from vlm_lora_plugin import VlmLoraCallback, load, prepare, training_arguments
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 from vlm_lora_plugin.diagnostics import learning
 from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, MOVED_AFTER, LearningProbe, step_was_skipped
 from vlm_lora_plugin.errors import TrainingError
-from vlm_lora_plugin.frameworks.groups import parameter_groups
+from vlm_lora_plugin.frameworks.trainer.groups import parameter_groups
 
 PRESET = "lora+llm-lora"
 STEPS = MOVED_AFTER + 2

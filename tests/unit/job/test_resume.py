@@ -12,7 +12,7 @@ from PIL import Image
 from vlm_lora_plugin.checkpoint.files import COMPLETION
 from vlm_lora_plugin.errors import OutputError, RecipeError, TrainingError
 from vlm_lora_plugin.job import TrainJob
-from vlm_lora_plugin.job import run as job_run
+from vlm_lora_plugin.job import train as job_run
 
 MEASURED = {"seconds", "tokens_per_second", "supervised_tokens_per_second", "images_per_second", "data_wait_share"}
 MEASURED |= {"host_memory_gib", "host_memory_peak_gib"}

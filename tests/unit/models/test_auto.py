@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from vlm_lora_monkey.names import VISION_LORA_NAME
 from vlm_lora_monkey.tiny import write_tiny_folder
 from vlm_lora_omnilmm.tiny import write_tiny_folder as omnilmm
-from vlm_lora_plugin.manager import get_manager
 from vlm_lora_plugin.models import auto
-from vlm_lora_plugin.selection.keyed_init import keyed_lora_down
+from vlm_lora_plugin.models.keyed_init import keyed_lora_down
+from vlm_lora_plugin.plugins.manager import get_manager
 
 ORDERS = {
     "plugin first": "import vlm_lora_plugin\nassert not {'torch', 'transformers'} & set(sys.modules)\n"
@@ -98,7 +98,7 @@ def test_an_adapter_that_is_being_loaded_is_not_loaded_once_more():
     code = (
         "import transformers.models.auto.modeling_auto\n"
         "import vlm_lora_xcomposer.configuration\n"
-        "from vlm_lora_plugin.manager import get_manager\n"
+        "from vlm_lora_plugin.plugins.manager import get_manager\n"
         "get_manager().family('xcomposer')\n"
         "assert not any(record.error for record in get_manager().records())\n"
         "import json\n"

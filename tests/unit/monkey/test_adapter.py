@@ -6,7 +6,7 @@ from torch import nn
 from vlm_lora_monkey.tiny import tiny_model
 from vlm_lora_plugin import get_manager
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 

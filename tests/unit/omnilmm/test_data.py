@@ -10,10 +10,10 @@ from vlm_lora_omnilmm.processing import OmniLMMProcessor
 from vlm_lora_omnilmm.records import parse_record
 from vlm_lora_omnilmm.tiny import WORDS
 from vlm_lora_omnilmm.tokenization import tiny_tokenizer
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 from vlm_lora_plugin.data.reading import parse_row
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from vlm_lora_omnilmm.forward import patches
 from vlm_lora_omnilmm.tiny import tiny_model
 from vlm_lora_plugin import prepare
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 PRESETS = ("lora", "lora-text", "lora+vision")
 

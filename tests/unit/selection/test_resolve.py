@@ -7,7 +7,7 @@ import torch
 from toy_family import toy_model
 
 from vlm_lora_plugin.errors import ModelError, SelectionError
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.selection.resolve import resolve_selection, trace_selection
 
 OWN_LORA = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_lora_plugin.data.example import Message
+from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.mixture import ExampleMixture, open_examples
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.adapter import describe_family

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
-from vlm_lora_plugin.frameworks.swift.given import given_options
 from vlm_lora_plugin.frameworks.swift.names import TUNER
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+from vlm_lora_plugin.frameworks.swift.options.explicit import given_options
 from vlm_lora_plugin.frameworks.swift.wrapping import wrap
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def install_arguments() -> None:
@@ -45,7 +45,7 @@ def _looking_at_the_model(original: Callable[[Any], None]) -> Callable[[Any], No
         original(self)
         family_of_type(self.model_type)
         if trains:
-            from vlm_lora_plugin.frameworks.swift.applying import apply_recipe
+            from vlm_lora_plugin.frameworks.swift.options.apply import apply_recipe
             from vlm_lora_plugin.frameworks.swift.pipeline import install_data
 
             apply_recipe(self, given)

@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import ConcatDataset, Dataset
 
+from vlm_lora_plugin.contract import MeasuringProcessor
+from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.dataset import ConversationDataset
-from vlm_lora_plugin.data.example import Message
-from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-from vlm_lora_plugin.types import MeasuringProcessor
+from vlm_lora_plugin.errors import DataError, SwiftError
 
 if TYPE_CHECKING:
     import torch
 
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import Family, Processor
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import DataSettings
-    from vlm_lora_plugin.types import Family, Processor
 
 IMAGE_ROOT = "ROOT_IMAGE_DIR"
 """Environment variable that moves Swift's relative image paths; here they start at the data file."""
@@ -51,25 +50,25 @@ class SystemPrompt:
     def encode(
         self, example: Example, *, max_length: int | None = None, truncation_strategy: str = "raise"
     ) -> dict[str, torch.Tensor]:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         return self.inner.encode(
             self._prompted(example), max_length=max_length, truncation_strategy=truncation_strategy
         )
 
     def encode_prompt(self, example: Example) -> dict[str, torch.Tensor]:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         return self.inner.encode_prompt(self._prompted(example))
 
     def count_tokens(self, example: Example) -> tuple[int, int]:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         return self.inner.count_tokens(self._prompted(example))
 
     def collate(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         return self.inner.collate(features)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         self.inner.save_pretrained(folder)
 
     def __getattr__(self, name: str) -> Any:
@@ -92,10 +91,10 @@ class SystemPrompt:
 
 
 class MeasuringSystemPrompt(SystemPrompt):
-    """The same around a :class:`~vlm_lora_plugin.types.MeasuringProcessor`."""
+    """The same around a :class:`~vlm_lora_plugin.contract.MeasuringProcessor`."""
 
     def measure(self, example: Example, image_sizes: Sequence[tuple[int, int]], **limits: Any) -> tuple[int, int]:
-        """See :class:`vlm_lora_plugin.types.MeasuringProcessor`."""
+        """See :class:`vlm_lora_plugin.contract.MeasuringProcessor`."""
         inner: Any = self.inner
         tokens, supervised = inner.measure(self._prompted(example), image_sizes, **limits)
         return tokens, supervised

@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.errors import listed
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-from vlm_lora_plugin.job.launching import check_started
-from vlm_lora_plugin.job.look import DTYPES, wanted_dtype
-from vlm_lora_plugin.selection.manifest import differences
-from vlm_lora_plugin.zero.settings import deepspeed_settings
+from vlm_lora_plugin.documents import differences
+from vlm_lora_plugin.errors import SwiftError, listed
+from vlm_lora_plugin.parallel.launcher import check_started
+from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
+from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
 
 if TYPE_CHECKING:
     from swift.arguments import SftArguments
 
+    from vlm_lora_plugin.contract import Family
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import Family
 
 
 def apply_dtype(arguments: SftArguments, given: Mapping[str, Any], recipe: Recipe) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.checkpoint.merge import merge_adapter
 from vlm_lora_plugin.errors import CheckpointError
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.wrapping import wrap
+from vlm_lora_plugin.merging.merge import merge_adapter
 
 ARGUMENTS = "args.json"
 """Swift's record of a run. In a merged folder it tells Swift which plugin file the folder needs."""

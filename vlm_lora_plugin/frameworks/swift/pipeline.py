@@ -9,10 +9,10 @@ from vlm_lora_plugin.frameworks.swift.families import family_of_type
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
 from vlm_lora_plugin.frameworks.swift.wrapping import wrap
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.types import Processor
+    from vlm_lora_plugin.contract import Processor
 
 
 def install_trainer() -> None:

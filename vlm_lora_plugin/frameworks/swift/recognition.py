@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.frameworks.swift.families import own_types
 from vlm_lora_plugin.frameworks.swift.wrapping import wrap
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from swift.model import ModelInfo
 
-    from vlm_lora_plugin.types import Family
+    from vlm_lora_plugin.contract import Family
 
 
 def install_recognition() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK, RECORDER, TUNER
 from vlm_lora_plugin.frameworks.swift.versions import check_version
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def register() -> None:
@@ -18,7 +18,7 @@ def register() -> None:
     from swift.tuner_plugin import tuners_map
 
     from vlm_lora_plugin.frameworks.swift.command_line import install_arguments
-    from vlm_lora_plugin.frameworks.swift.families import register_family
+    from vlm_lora_plugin.frameworks.swift.model_types import register_family
     from vlm_lora_plugin.frameworks.swift.pipeline import install_trainer
     from vlm_lora_plugin.frameworks.swift.recognition import install_recognition
     from vlm_lora_plugin.frameworks.swift.tuner import VlmLoraTuner
@@ -42,6 +42,6 @@ def _job(args: object, trainer: object) -> object:
 
 def _recorder(args: object, trainer: object) -> object:
     """Return what writes down a run."""
-    from vlm_lora_plugin.parity.record import recorder_of_environment
+    from vlm_lora_plugin.frameworks.recorder import recorder_of_environment
 
     return recorder_of_environment()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vlm_lora_plugin import load, load_adapter
+from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.data.files import read_examples
 from vlm_lora_plugin.errors import CheckpointError
-from vlm_lora_plugin.evaluation import generate_answers
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from vlm_lora_plugin.frameworks.swift import options
-from vlm_lora_plugin.frameworks.swift.options import OPTIONS, OfTrainer
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+from vlm_lora_plugin.errors import SwiftError
+from vlm_lora_plugin.frameworks.swift.options import table as options
+from vlm_lora_plugin.frameworks.swift.options.table import OPTIONS, OfTrainer
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +151,8 @@ def test_the_recipe_may_be_a_document(sft_arguments):
 
 
 def test_a_whole_document_may_be_nested(sft_arguments):
-    from vlm_lora_plugin.manager import get_manager
-    from vlm_lora_plugin.recipe import resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
+    from vlm_lora_plugin.plugins.manager import get_manager
 
     document = resolve_recipe("lora", get_manager().family("monkey")).document()
     assert document["training"]["eval_steps"] is None

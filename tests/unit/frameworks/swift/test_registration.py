@@ -2,10 +2,11 @@
 
 import pytest
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift import versions
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError, check_version
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.frameworks.swift.versions import check_version
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def test_every_family_has_a_model_type_parts_and_a_template(swift):
@@ -47,8 +48,8 @@ def test_a_family_may_take_over_a_type_of_swifts(swift, toy, monkeypatch):
 
     from swift.model import MODEL_MAPPING
 
-    from vlm_lora_plugin.frameworks.swift.families import register_family
     from vlm_lora_plugin.frameworks.swift.loader import VlmLoraLoader
+    from vlm_lora_plugin.frameworks.swift.model_types import register_family
 
     builtin = MODEL_MAPPING["xcomposer2"]
     monkeypatch.setitem(MODEL_MAPPING, "xcomposer2", builtin)

@@ -1,0 +1,131 @@
+"""What a training job is asked to do, and the checks that need neither torch nor the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlm_lora_plugin.checkpoint.output import OutputFolder
+from vlm_lora_plugin.documents import differences
+from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
+from vlm_lora_plugin.frameworks.swift.versions import check_version
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.planning.dtypes import DtypeName
+    from vlm_lora_plugin.recipe import Recipe
+
+    RecipeSource = Recipe | Mapping[str, Any] | str | Path | None
+
+FrameworkName = Literal["trainer", "swift"]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training job.
+
+    Attributes:
+        model: A model folder.
+        data: The training data, JSONL or JSON.
+        output: The folder that results go to.
+        val_data: Data to evaluate on, or None.
+        recipe: A recipe in any form, or None for the family's default preset.
+        overrides: A document laid over the recipe.
+        dtype: Dtype of the frozen weights; None picks bf16 on a GPU that computes in it, fp16 on another GPU,
+            and fp32 on a CPU.
+        overwrite: Replace the results that ``output`` holds already.
+        resume: Go on with the job in ``output`` from its newest complete checkpoint. The recipe must be that
+            job's; without a recipe and overrides it is.
+        check_images: Decode every image once before training, so that a broken one cannot stop it half-way.
+        framework: What trains: transformers' Trainer in this process, or ``swift sft`` in another.
+    """
+
+    model: Path
+    data: Path
+    output: Path
+    val_data: Path | None = None
+    recipe: RecipeSource = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    dtype: DtypeName | None = None
+    overwrite: bool = False
+    resume: bool = False
+    check_images: bool = True
+    framework: FrameworkName = "trainer"
+
+    def check(self) -> tuple[Family, Recipe]:
+        """Check model folder, recipe, data files and output folder.
+
+        Returns:
+            Whose model it is, and the resolved recipe.
+
+        Raises:
+            ModelError: The folder is of no known family.
+            RecipeError: The recipe has an unknown key, value or preset.
+            DataError: A data file is missing.
+            OutputError: The output folder cannot be used, or holds nothing to go on with.
+            SwiftError: Swift is asked for, and not installed or of a version that is not supported.
+        """
+        if self.framework == "swift":
+            check_version()
+        output = OutputFolder(self.output)
+        if self.resume:
+            family, recipe = recipe_to_resume(self, output)
+        else:
+            family, recipe = recognise(self.model, self.recipe, self.overrides)
+        for file in (self.data, self.val_data):
+            if file is not None and not file.is_file():
+                raise DataError(f"There is no data file {file}", fix="Give the path of a JSONL or JSON file.")
+        output.check(overwrite=self.overwrite, resume=self.resume)
+        return family, recipe
+
+
+def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Recipe]:
+    """Return the recipe of an interrupted job, and check that it is the one that is asked for.
+
+    Raises:
+        OutputError: The folder holds no recipe.
+        RecipeError: Another recipe is asked for.
+    """
+    if not output.recipe.is_file():
+        raise OutputError(
+            f"There is no job to go on with in {output.folder}: it has no {output.recipe.name}",
+            fix="Give the output folder of an interrupted job, or leave --resume out.",
+        )
+    family, kept = recognise(job.model, output.recipe, {})
+    if job.recipe is None and not job.overrides:
+        return family, kept
+    _, wanted = recognise(job.model, job.recipe, job.overrides)
+    found = differences(_decided(kept), _decided(wanted))
+    if found:
+        raise RecipeError(
+            f"The recipe is not that of the job in {output.folder} (job / given): {listed(found)}",
+            why="Going on with another recipe would give a result that no recipe describes.",
+            fix="Give no recipe, preset or settings with --resume, or those that the job was started with.",
+        )
+    return family, kept
+
+
+def _decided(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe without where it came from, which decides nothing."""
+    return {key: value for key, value in recipe.document().items() if key != "origin"}
+
+
+def recognise(folder: Path, recipe: RecipeSource, overrides: Mapping[str, Any]) -> tuple[Family, Recipe]:
+    """Find out whose model a folder holds, and resolve a recipe for it.
+
+    Args:
+        folder: The model folder.
+        recipe: A recipe in any form, or None for the family's default preset.
+        overrides: A document laid over the recipe.
+
+    Raises:
+        ModelError: The folder is of no known family.
+        RecipeError: The recipe has an unknown key, value or preset.
+    """
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
+    from vlm_lora_plugin.plugins.manager import get_manager
+
+    family = get_manager().family_of_folder(folder)
+    return family, resolve_recipe(recipe, family, overrides)
