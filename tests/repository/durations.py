@@ -1,9 +1,11 @@
 """How long each test takes, recorded in ``tests/durations.json``, and what that decides.
 
 ``make durations`` (pytest's ``--record-durations FILE``) writes it: seconds by test, setup and teardown included, and
-nothing under a twentieth of a second; on a machine that does nothing else, or they say little. The file decides the order in which xdist hands out work under ``--dist
-loadgroup``: a file's tests stay together, so that what its fixtures build is built once and not by every worker, and
-the files that take longest go first, so that no worker is left alone with one at the end.
+nothing under a twentieth of a second; on a machine that does nothing else, or they say little.
+
+The file decides the order in which xdist hands out work under ``--dist loadgroup``: a file's tests stay together, so
+that what its fixtures build is built once and not by every worker, and the files that take longest go first, so that no
+worker is left alone with one at the end.
 """
 
 from __future__ import annotations
