@@ -57,8 +57,9 @@ place of `--family` the parameters are counted in that model.
 
 ## What is refused
 
-- Text that is no hardware; memory in MiB; more processes than devices, or another number than the hardware has.
-- An `optimizer` or `scheduler` block (it would replace the learning-rate groups), and bucket sizes that are no numbers.
+- Text that is not a hardware description; memory in MiB; more processes than devices, or another number than the
+  hardware has.
+- An `optimizer` or `scheduler` block (it would replace the learning-rate groups); bucket sizes that are not numbers.
 - Values that contradict the recipe or the TrainingArguments, each shown beside the other.
 - Weights and training state that alone exceed the device (predicted); less is a warning with the addition.
 - Offloading that pins more host memory than there is; ZeRO-3 with a quantised base.

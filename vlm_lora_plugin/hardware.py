@@ -29,7 +29,7 @@ def parse_hardware(text: str) -> Hardware:
     found = SHORTHAND.fullmatch(text.strip())
     if found is None:
         raise HardwareError(
-            f"'{text}' is no hardware",
+            f"'{text}' is not a hardware description",
             fix=f"Write devices x GiB of one device: {EXAMPLES}.",
         )
     return check_hardware(Hardware(int(found["gpus"]), float(found["memory"])))

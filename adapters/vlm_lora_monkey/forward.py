@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vlm_lora_monkey.adapter import COMPONENTS
 from vlm_lora_monkey.modeling import MonkeyForCausalLM, MonkeyModel
+from vlm_lora_monkey.names import COMPONENTS
 from vlm_lora_plugin.patches.from_recipe import recipe_patches, refuse_unknown_model
 from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
 

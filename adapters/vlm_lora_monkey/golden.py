@@ -101,7 +101,7 @@ def run_stages(
     """Run the model once, in the form of :class:`~vlm_lora_plugin.contract.GoldenCase`'s ``stages``.
 
     ``view{k}`` is the k-th view that the tower sees. Stages of the language model hold the positions that
-    are no padding, row by row.
+    are not padding, row by row.
 
     Raises:
         ModelError: A stage has an unknown name.

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vlm_lora_omnilmm.adapter import COMPONENTS
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel
+from vlm_lora_omnilmm.names import COMPONENTS
 from vlm_lora_plugin.patches.from_recipe import recipe_patches, refuse_unknown_model
 from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
 

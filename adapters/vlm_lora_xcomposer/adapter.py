@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.contract import Component, Family, LoadRequest, ProcessorOption
+from vlm_lora_plugin.contract import Family, LoadRequest, ProcessorOption
 from vlm_lora_plugin.contract.hookspecs import hookimpl
 from vlm_lora_xcomposer import names
 from vlm_lora_xcomposer.advice import advise
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import Recipe
 
-COMPONENTS = (
-    Component("vision", (names.VISION_PREFIX,), blocks=names.VISION_BLOCKS),
-    Component("aligner", (names.PROJECTOR_PREFIX, *names.SEPARATOR_PREFIXES, names.VIDEO_PREFIX)),
-    Component("language", names.LANGUAGE_PREFIXES, target_modules=names.LORA_TARGETS, blocks=names.LANGUAGE_BLOCKS),
-    Component("embeddings", (names.EMBEDDINGS_PREFIX,)),
-    Component("head", (names.HEAD_PREFIX,), target_modules=("output",)),
-)
-
 PROCESSOR_OPTIONS = (ProcessorOption("hd_num", "Most crops that one image is cut into, at least 1 (4KHD and 2.5)."),)
 
 
@@ -41,11 +33,12 @@ def describe_family() -> Family:
         name="xcomposer",
         title="InternLM-XComposer",
         model_types=(MODEL_TYPE,),
-        components=COMPONENTS,
+        components=names.COMPONENTS,
         presets=PRESETS,
         default_preset=DEFAULT_PRESET,
         recognises=recognises,
         load=_load,
+        architecture="vlm_lora_xcomposer.names:architecture",
         variants=tuple(VARIANTS),
         fixed_tables=(names.POST_NORM_NAME, names.VIDEO_NAME),
         auto_modules=("vlm_lora_xcomposer.modeling",),

@@ -14,9 +14,15 @@ from vlm_lora_plugin.parallel.agreement import several_ranks
 from vlm_lora_plugin.parallel.sharding import is_sharded
 from vlm_lora_plugin.patches.from_recipe import recipe_patches, refuse_unknown_model
 from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
-from vlm_lora_xcomposer.adapter import COMPONENTS
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
-from vlm_lora_xcomposer.names import HEAD_PREFIX, PLORA_NAME, PROJECTOR_PREFIX, SEPARATOR_NAME, VISION_PREFIX
+from vlm_lora_xcomposer.names import (
+    COMPONENTS,
+    HEAD_PREFIX,
+    PLORA_NAME,
+    PROJECTOR_PREFIX,
+    SEPARATOR_NAME,
+    VISION_PREFIX,
+)
 
 if TYPE_CHECKING:
     from torch import nn

@@ -61,7 +61,8 @@ def upstream_recipes(*, has_video: bool) -> dict[str, Recipe]:
     norm out of the model; in full training it also lets the projector of the video memory learn, which no image
     or text reaches.
     """
-    family, recipes = describe_family(), {}
+    family = describe_family()
+    recipes: dict[str, Recipe] = {}
     accident = {"pattern": VIDEO_PREFIX, "means": "full"}
     removed = {"pattern": POST_NORM_NAME, "means": "frozen"}
     for fix_vit in (True, False):

@@ -76,7 +76,7 @@ class XComposerProcessor:
         wanted = {TURN_END: config.turn_end_id, TURN_START: config.turn_end_id + 1}
         wrong = [f"{text} is {ids.get(text)}, not {token}" for text, token in wanted.items() if ids.get(text) != token]
         if config.image_token_id not in vocabulary.special_ids:
-            wrong.append(f"the image token {config.image_token_id} is no reserved token")
+            wrong.append(f"the image token {config.image_token_id} is not a reserved token")
         if wrong:
             raise ModelError(
                 f"In {folder} the vocabulary does not fit config.json: {'; '.join(wrong)}",

@@ -30,7 +30,7 @@ def load_model(request: LoadRequest) -> XComposerForCausalLM:
     """Build the model of a folder, in eval mode; with device ``"meta"`` no weight is read.
 
     Raises:
-        ModelError: The config is impossible, or is no match for ``request.variant``.
+        ModelError: The config is impossible, or is not a match for ``request.variant``.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
     config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)

@@ -64,7 +64,7 @@ def test_headers_alone_do_not_tell_a_cut_image(vlm_lora, model, data, tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_refused_first(vlm_lora, model, data, tmp_path):
-    for name, message in (("a.txt", "no PNG"), ("nowhere/a.png", "no folder")):
+    for name, message in (("a.txt", "not a PNG"), ("nowhere/a.png", "no folder")):
         outcome = vlm_lora("data-check", model, "--data", data, "-o", tmp_path / name)
         assert outcome.code == 2
         assert message in outcome.err

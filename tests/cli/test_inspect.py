@@ -81,7 +81,7 @@ def test_the_rules_that_led_to_it_are_part_of_the_json(vlm_lora, model):
         (["--preset", "lorra"], "Did you mean lora"),
         (["--set", "lora.rank=3"], "unknown key"),
         (["--set", "components.vison=lora"], "vison"),
-        (["--set", "nothing"], "no assignment"),
+        (["--set", "nothing"], "not an assignment"),
         (["--recipe", "missing.yaml"], "no recipe file missing.yaml"),
         (["--set", "rules=[{pattern: 'no[.]such', means: full}]"], "no[.]such"),
     ],

@@ -37,6 +37,7 @@ def test_describe_family_decides_name_model_types_and_whose_model_it_is():
                 default_preset="",
                 recognises=lambda folder: (folder / "sketch").exists(),
                 load=lambda request: None,
+                architecture="toy_family:architecture",
             )
 
     manager = AdapterManager(discover=False)

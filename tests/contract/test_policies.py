@@ -62,6 +62,7 @@ class Bare:
             default_preset="lora",
             recognises=lambda folder: False,
             load=lambda request: None,
+            architecture="toy_family:architecture",
         )
 
 
@@ -149,7 +150,7 @@ def test_an_adapter_registered_as_a_policy_is_told_its_group(site):
         @hookimpl
         def describe_family():
             parts = (Component("head", ("h",)),)
-            return Family("x", "X", ("x",), parts, {"a": {}}, "a", lambda folder: False, lambda request: None)
+            return Family("x", "X", ("x",), parts, {"a": {}}, "a", lambda folder: False, lambda request: None, print)
     """
     site.install("house-rules", "misplaced", source, group=GROUP)
     with pytest.raises(AdapterError, match=r"entry-point group vlm_lora_plugin\.adapters"):

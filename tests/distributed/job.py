@@ -115,7 +115,7 @@ def count_calls(model):
 
 
 def bits(model):
-    """Return a digest of every parameter, the whole one where it is held in parts, and of every buffer."""
+    """Return a digest of every parameter, the full one where it is sharded, and of every buffer."""
     found = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         with gathered([tensor]):

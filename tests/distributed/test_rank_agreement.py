@@ -33,7 +33,7 @@ def test_different_recipes_stop_every_rank_and_are_named(tiny_monkey, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_other_parameters_of_the_same_number_and_shapes_are_noticed(tiny_monkey, tmp_path, engine):
-    """What DistributedDataParallel would average without a word."""
+    """What DistributedDataParallel would average silently."""
     recipes = {
         str(rank): {"rules": [{"pattern": rf"transformer\.h\.{1 - rank}\..*", "means": "frozen"}]} for rank in range(2)
     }

@@ -11,12 +11,12 @@ from vlm_lora_plugin.errors import VlmLoraError, listed, nearest
 
 
 def test_the_text_of_an_error_is_its_three_parts_on_lines_of_their_own():
-    error = VlmLoraError("It broke", why="You need it.", fix="Mend it.")
-    assert str(error) == "It broke\nYou need it.\nMend it."
+    error = VlmLoraError("It broke", why="You need it.", fix="Repair it.")
+    assert str(error) == "It broke\nYou need it.\nRepair it."
 
 
 def test_parts_that_are_missing_leave_no_empty_line():
-    assert str(VlmLoraError("It broke", fix="Mend it.")) == "It broke\nMend it."
+    assert str(VlmLoraError("It broke", fix="Repair it.")) == "It broke\nRepair it."
 
 
 @pytest.mark.parametrize("name", [name for name in vars(errors) if name.endswith("Error")])

@@ -1,4 +1,4 @@
-"""What people write for a machine, and what is no machine."""
+"""What people write for a machine, and what is not a machine."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_a_recipe_takes_the_short_form_and_the_long_one():
 @pytest.mark.parametrize(
     ("hardware", "message"),
     [
-        ("3y24", "'3y24' is no hardware"),
+        ("3y24", "'3y24' is not a hardware description"),
         ({"gpus": 3}, "hardware.gpu_memory is needed"),
         ({"gpus": 3, "gpu_memory": 24, "gpu": 1}, "unknown key"),
         ({"gpus": 3, "gpu_memory": 24, "offload": True, "zero_stage": 2}, "offload .* zero_stage is 2"),

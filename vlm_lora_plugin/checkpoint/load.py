@@ -16,7 +16,7 @@ from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE
 from vlm_lora_plugin.names import PEFT_PREFIX
 from vlm_lora_plugin.parallel.sharding import put_full
 from vlm_lora_plugin.selection.base_weights import base_digests, weight_differences
-from vlm_lora_plugin.selection.manifest import Manifest, architecture, trainable_differences
+from vlm_lora_plugin.selection.manifest import Manifest, base_config, part_differences, trainable_differences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -71,6 +71,13 @@ def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathL
     """
     own = model.vlm_lora.manifest
     check_base(stored, model.get_base_model().config, folder)
+    parts = part_differences(stored, own)
+    if parts:
+        raise CheckpointError(
+            f"{folder} was trained on a model with other parts (checkpoint / model): {listed(parts)}",
+            why="A rule for one of these parts would mean other parameters now than it did then.",
+            fix="Use the version of the family's plugin that it was trained with.",
+        )
     different = trainable_differences(stored, own)
     if different:
         raise CheckpointError(
@@ -96,7 +103,7 @@ def _weights_as(model: VlmLoraPeftModel, dtype: str) -> Mapping[str, str] | None
         return None
     base = model.get_base_model()
     leave_out = {*getattr(base, FRESH_LORA_ATTRIBUTE, ()), *own.trainable.names}
-    return base_digests(base, own.family.components, leave_out, dtype)
+    return base_digests(base, own.trainable.architecture.components, leave_out, dtype)
 
 
 def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:
@@ -105,7 +112,7 @@ def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.Path
     Raises:
         CheckpointError: It was not; the message shows the difference key by key.
     """
-    different = differences(stored.base_config, architecture(config))
+    different = differences(stored.base_config, base_config(config))
     if different:
         raise CheckpointError(
             f"{folder} was trained on another base model (checkpoint / model): {listed(different)}",

@@ -84,6 +84,6 @@ def _refuse_unwritable(picture: Path) -> None:
     from vlm_lora_plugin.errors import OutputError
 
     if picture.suffix.lower() != ".png":
-        raise OutputError(f"The picture {picture} is no PNG file", fix="Give a name that ends in .png.")
+        raise OutputError(f"The picture {picture} is not a PNG file", fix="Give a name that ends in .png.")
     if not picture.absolute().parent.is_dir():
         raise OutputError(f"There is no folder {picture.parent} for the picture", fix="Make it first.")

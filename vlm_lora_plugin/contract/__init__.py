@@ -4,6 +4,7 @@ Nothing here imports torch, transformers or pydantic, so that listing families s
 """
 
 from vlm_lora_plugin.contract.answers import Patch, TrainableSelection
+from vlm_lora_plugin.contract.architecture import Architecture
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.contract.family import Family, GoldenCase, LoadRequest, MixturePart, ProcessorOption
 from vlm_lora_plugin.contract.hookspecs import AdapterSpecs, hookimpl
@@ -16,6 +17,7 @@ __all__ = [
     "IMAGE_MARK",
     "MEANS",
     "AdapterSpecs",
+    "Architecture",
     "Component",
     "ComponentName",
     "ComponentSize",

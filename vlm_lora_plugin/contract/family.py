@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from vlm_lora_plugin.contract.architecture import Architecture
     from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import Recipe
 
@@ -113,6 +114,9 @@ class Family:
         recognises: Whether a model folder is this family's, judged by content (config keys, tensor names),
             never by running code from it.
         load: Builds model and processor from a folder without remote code.
+        architecture: What a model of the family is made of. It is given a model, loaded or on the meta device; a
+            family that knows its answer reads ``model.config`` alone. ``"module:function"`` is allowed.
+        fallback: Whether the family is asked only where no other one recognises a folder or owns a model.
         variants: Names of architectures that one ``config.json`` can stand for, the common one first; empty
             where the config says everything.
         fixed_tables: Regular expressions for whole names of parameters that are computed tables. They stay
@@ -143,6 +147,8 @@ class Family:
     default_preset: str
     recognises: Callable[[Path], bool]
     load: Callable[[LoadRequest], tuple[PreTrainedModel, Processor | None]]
+    architecture: Callable[[PreTrainedModel], Architecture] | str
+    fallback: bool = False
     variants: tuple[str, ...] = ()
     fixed_tables: tuple[str, ...] = ()
     parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None

@@ -43,7 +43,8 @@ class AdapterSpecs:
 
         Example:
             >>> from vlm_lora_plugin import hookimpl
-            >>> from vlm_lora_plugin.contract import Component, Family
+            >>> from vlm_lora_plugin.contract import Architecture, Component, Family
+            >>> parts = (Component("language", ("model",), target_modules=("q_proj",)),)
             >>> class Adapter:
             ...     @hookimpl
             ...     def describe_family(self):
@@ -51,11 +52,12 @@ class AdapterSpecs:
             ...             name="tiny",
             ...             title="Tiny",
             ...             model_types=("tiny",),
-            ...             components=(Component("language", ("model",), target_modules=("q_proj",)),),
+            ...             components=parts,
             ...             presets={"lora": {"components": {"language": "lora"}}},
             ...             default_preset="lora",
             ...             recognises=lambda folder: False,
             ...             load=lambda request: None,
+            ...             architecture=lambda model: Architecture(parts),
             ...         )
             >>> Adapter().describe_family().title
             'Tiny'

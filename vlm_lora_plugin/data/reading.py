@@ -89,7 +89,7 @@ def turns_of(record: Mapping[str, Any], origin: str, *, like_this: str) -> list[
         like_this: A row as it should be.
 
     Raises:
-        DataError: ``conversations`` is no list, or empty.
+        DataError: ``conversations`` is not a list, or empty.
     """
     if "conversations" not in record:
         return None

@@ -69,7 +69,7 @@ def run(output: Path, *, family_name: str | None = None) -> float:
     before = exact_match(
         generate_answers(model, processor, examples, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH), examples
     )
-    whole = {component.name: False for component in family.components if component.blocks}
+    whole = dict.fromkeys(get_manager().architecture(family, model).repeating, False)
     overrides = {key: {**OVERRIDES.get(key, {}), **own.get(key, {})} for key in {**OVERRIDES, **own}}
     overrides["gradient_checkpointing"] = whole
     job = TrainJob(model=base, data=train, output=output, overrides=overrides, dtype="fp32", overwrite=True)

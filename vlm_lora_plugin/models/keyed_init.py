@@ -48,7 +48,7 @@ def draw_builtin(parameters: Mapping[str, torch.Tensor], names: Iterable[str], s
     """Initialise LoRA that a base model carries itself: down drawn by key, up zero, scale one.
 
     Args:
-        parameters: Canonical name -> tensor, changed in place in its own dtype; ZeRO-3 may hold it in parts.
+        parameters: Canonical name -> tensor, changed in place in its own dtype; ZeRO-3 may shard it.
         names: Which of them to draw. The ending tells the part: ``lora_a``, ``lora_b`` (each with or
             without ``.weight``, in any case) or ``lora_scale``.
         seed: The recipe's seed.

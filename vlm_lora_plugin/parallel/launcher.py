@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "vlm_lora_plugin.cli"
 CPU_VARIABLE, CPU = "DS_ACCELERATOR", "cpu"
-"""DeepSpeed's own switch. Accelerate's, ACCELERATE_USE_CPU, makes it leave DeepSpeed out without a word."""
+"""DeepSpeed's own switch. Accelerate's, ACCELERATE_USE_CPU, makes it leave DeepSpeed out silently."""
 
 SIGNALLED = 128
 """What a shell adds to a signal's number for an exit code."""

@@ -1,7 +1,7 @@
-"""Parameters that ZeRO-3 has partitioned: their whole shape and values.
+"""Parameters that ZeRO-3 has sharded: their full shape and values.
 
 Between forward passes such a parameter is an empty tensor; each rank holds a part of it elsewhere. Everything
-here leaves ordinary parameters alone, and imports DeepSpeed only when a partitioned one is met.
+here leaves ordinary parameters alone, and imports DeepSpeed only when a sharded one is met.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Return whether ZeRO-3 holds this parameter in parts."""
+    """Return whether ZeRO-3 shards this parameter."""
     return hasattr(tensor, "ds_id")
 
 
 def full_shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of a parameter, that of the whole where it is partitioned."""
+    """Return the shape of a parameter, that of the full tensor where it is sharded."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def full_numel(tensor: torch.Tensor) -> int:
-    """Return the number of elements of a parameter, of the whole where it is partitioned."""
+    """Return the number of elements of a parameter, of the full tensor where it is sharded."""
     return math.prod(full_shape(tensor))
 
 
@@ -44,19 +44,19 @@ def own_numel(tensor: torch.Tensor) -> int:
 
 @contextmanager
 def gathered(tensors: Iterable[torch.Tensor], *, change: bool = False) -> Iterator[None]:
-    """Make partitioned parameters whole for a while, on all ranks at once; every rank must come here.
+    """Gather sharded parameters for a while, on all ranks at once; every rank must come here.
 
     Args:
-        tensors: Parameters, partitioned or not.
+        tensors: Parameters, sharded or not.
         change: Keep what is written into them. Every rank must write the same; rank 0's is kept.
     """
-    partitioned = [tensor for tensor in tensors if is_sharded(tensor)]
-    if not partitioned:
+    sharded = [tensor for tensor in tensors if is_sharded(tensor)]
+    if not sharded:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if change else None):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if change else None):
         yield
 
 
@@ -73,7 +73,7 @@ def partition(parameters: Sequence[nn.Parameter], config: Mapping[str, Any]) -> 
 
 
 def turn_into(tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    """Turn a parameter into another dtype in place, the parts of a partitioned one included."""
+    """Turn a parameter into another dtype in place, the parts of a sharded one included."""
     tensor.data = tensor.data.to(dtype)
     if is_sharded(tensor):
         part = cast(Any, tensor).ds_tensor

@@ -1,7 +1,7 @@
 """The order in which ZeRO-3 works: arguments, then the model's weights, then ``prepare``, then the engine.
 
 transformers knows DeepSpeed's configuration only by a weak reference to an object that ``TrainingArguments``
-holds. Without it, weights that are loaded later are whole on every rank, without a word.
+holds. Without it, weights that are loaded later are silently full tensors on every rank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def keep_configuration(configuration: object | None) -> None:
 
 
 def zero3_configuration() -> Mapping[str, Any] | None:
-    """Return DeepSpeed's configuration where weights are to be partitioned when they are loaded, else None."""
+    """Return DeepSpeed's configuration where weights are to be sharded when they are loaded, else None."""
     if "transformers" not in sys.modules:  # then nobody has made TrainingArguments
         return None
     from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
@@ -93,7 +93,7 @@ def refuse_engine(model: nn.Module) -> None:
 
 
 def check_loaded_sharded(model: nn.Module) -> None:
-    """Check that under ZeRO-3 the weights were loaded in parts, not whole on every rank.
+    """Check that under ZeRO-3 the weights were loaded sharded, not in full on every rank.
 
     Args:
         model: The base or prepared model, before an engine is made.

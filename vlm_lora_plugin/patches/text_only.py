@@ -43,7 +43,7 @@ def keep_text_only_trainable(
     """Return the patch that lets a batch without an image train, in one process or several.
 
     In one process it adds, in training, zero times the sum of the vision parameters to the hidden states, so
-    that every one gets a gradient of zero. In several, and where ZeRO-3 holds them in parts, a made-up image takes
+    that every one gets a gradient of zero. In several, and where ZeRO-3 shards them, a made-up image takes
     the way of a real one at the same place of the forward pass, and zero times its features is added to the
     embeddings: so every rank calls the same modules in the same order and has the same graph, whatever its rows
     hold. That is right only where all images of a batch go through the vision modules in one call.
@@ -82,7 +82,7 @@ def _apply(
         given = kwargs.get(images)
         if given is not None and len(given):
             return output
-        # Between passes a parameter in parts is empty: the gradient of its sum would be, too.
+        # Between passes a sharded parameter is empty: the gradient of its sum would be, too.
         if several_ranks() or any(map(is_sharded, _learning(unreached()))):
             if look is not None:
                 return output
@@ -150,7 +150,7 @@ def _refuse_zero(parameters: Sequence[nn.Parameter]) -> None:
     """Refuse what ZeRO would mix up, or what would leave other ranks waiting.
 
     Raises:
-        ModelError: ZeRO-3 holds parameters of these modules in parts, or a stage of it trains some.
+        ModelError: ZeRO-3 shards parameters of these modules, or a stage of it trains some.
     """
     if any(map(is_sharded, parameters)) or any(map(optimizer_keeps, _learning(parameters))):
         raise ModelError(

@@ -35,7 +35,7 @@ def check_document(document: Mapping[str, Any], source: str) -> None:
         source: Who gave it, for the message.
 
     Raises:
-        HardwareError: It has an optimizer or scheduler block, or a size that is no integer.
+        HardwareError: It has an optimizer or scheduler block, or a size that is not an integer.
     """
     blocks = [name for name in OWN_BLOCKS if document.get(name) is not None]
     if blocks:

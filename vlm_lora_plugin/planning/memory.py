@@ -174,7 +174,7 @@ def activations(size: ModelSize, means: Mapping[ComponentName, Means], step: For
 
 
 def logits(size: ModelSize, step: ForwardPass) -> float:
-    """Return the GiB of the logits; answer-only, those of every position that is no image."""
+    """Return the GiB of the logits; answer-only, those of every position that is not an image."""
     positions = max(step.tokens - size.tokens_per_image, 1) if step.answer_only else step.tokens
     return step.rows * positions * size.vocabulary * LOGIT / GIB
 

@@ -105,7 +105,7 @@ class AdapterRegistry:
             if self._pm.is_registered(adapter):
                 self._pm.unregister(adapter)
             if isinstance(error, (ValueError, pluggy.PluginValidationError)):
-                raise AdapterError(f"{label} is no valid adapter: {error}") from error
+                raise AdapterError(f"{label} is not a valid adapter: {error}") from error
             raise
         self._families[family.name] = family
         self._plugins[family.name] = adapter
@@ -161,7 +161,7 @@ class AdapterRegistry:
             claims = " and ".join(distribution_of(entry) for entry in self._entries[name])
             raise AdapterError(
                 f"The adapter {name} of {claims} cannot be used:\n{self._errors[name]}",
-                fix=f"Mend or uninstall it; {DISABLE_VARIABLE}=1 leaves all third-party adapters out.",
+                fix=f"Repair or uninstall it; {DISABLE_VARIABLE}=1 leaves all third-party adapters out.",
             )
         return self._families[name]
 
@@ -251,5 +251,5 @@ class AdapterRegistry:
             raise AdapterError(
                 f"The policy {name} of {claims} cannot be used:\n{error}",
                 why="Without it this run could do what the policy forbids.",
-                fix=f"Mend or uninstall it; {DISABLE_VARIABLE}=1 leaves all third-party plugins out.",
+                fix=f"Repair or uninstall it; {DISABLE_VARIABLE}=1 leaves all third-party plugins out.",
             )

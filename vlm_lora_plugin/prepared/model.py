@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlm_lora_plugin.contract import Family
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.selection.manifest import Manifest
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
@@ -52,7 +52,7 @@ class Preparation:
     """
 
     family: Family
-    recipe: Recipe
+    recipe: ResolvedRecipe
     trainable: TrainableSet
     manifest: Manifest
     dtype: torch.dtype
@@ -158,7 +158,7 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
             selected_adapters: None or ``["default"]``.
             save_embedding_layers: Without effect: trained embeddings are always saved, frozen ones never.
             is_main_process: False writes nothing; nor does, without ``state_dict``, another than a machine's
-                first process. Where ZeRO holds the parameters in parts, every rank must come here all the same.
+                first process. Where ZeRO shards the parameters, every rank must come here all the same.
             path_initial_model_for_weight_conversion: Must be None.
             state_dict: Tensors to write instead of the model's, as gathered by DeepSpeed.
 

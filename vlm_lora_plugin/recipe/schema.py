@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import Self
 
 from vlm_lora_plugin.errors import HardwareError, RecipeError
 from vlm_lora_plugin.hardware import check_hardware, parse_hardware
@@ -39,7 +40,7 @@ def _as_ranges(value: object) -> object:
     for text in ranges:
         found = LAYER_RANGE.fullmatch(text)
         if found is None:
-            raise ValueError(f"'{text}' is no range of layers; write 3, 0-3 or 10-, joined by commas")
+            raise ValueError(f"'{text}' is not a range of layers; write 3, 0-3 or 10-, joined by commas")
         if found["last"] and int(found["last"]) < int(found["first"]):
             raise ValueError(f"the range of layers '{text}' ends before it begins")
     return ranges
@@ -59,7 +60,7 @@ class _Strict(BaseModel):
     def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse ``true`` for a number, which would count as 1."""
         if isinstance(value, bool) and bool not in _plain_types(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"{str(value).lower()} is no value for it")
+            raise ValueError(f"{str(value).lower()} is not an accepted value")
         return value
 
 
@@ -337,7 +338,7 @@ class Recipe(_Strict):
     seed: int = Field(42, ge=0, description="Seed of the LoRA initialisation, the data order and dropout.")
 
     @classmethod
-    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Self:
         """Validate a mapping.
 
         Args:

@@ -33,7 +33,7 @@ def base_digests(
         dtype: Name of the dtype that weights are rounded to first, ``bfloat16``.
 
     Returns:
-        The digests, 16 hexadecimal digits each; None where weights are partitioned over processes (ZeRO-3).
+        The digests, 16 hexadecimal digits each; None where weights are sharded over processes (ZeRO-3).
     """
     parts: defaultdict[str, list[tuple[str, torch.Tensor]]] = defaultdict(list)
     known = tuple(components)

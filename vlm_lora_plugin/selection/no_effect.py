@@ -10,7 +10,7 @@ from vlm_lora_plugin.recipe.schema import COMMON_RATE_KEYS, RATE_KEYS
 from vlm_lora_plugin.vocabulary import MEANS
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.contract import Architecture
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.selection.layout import Layout
     from vlm_lora_plugin.selection.matching import Match
@@ -71,16 +71,16 @@ def check_targets(recipe: Recipe, layout: Layout, matches: Sequence[Match]) -> N
             )
 
 
-def check_checkpointing(recipe: Recipe, family: Family) -> None:
+def check_checkpointing(recipe: Recipe, architecture: Architecture) -> None:
     """Refuse gradient checkpointing of a component without repeating blocks.
 
     Raises:
         RecipeError: Names the component, and those that can be checkpointed.
     """
-    able = [component.name for component in family.components if component.blocks]
+    able = architecture.repeating
     for name, wanted in recipe.gradient_checkpointing.items():
         if wanted and name not in able:
             raise RecipeError(
-                f"gradient_checkpointing.{name} is on, but the {name} of {family.title} has no repeating blocks",
+                f"gradient_checkpointing.{name} is on, but the {name} of this model has no repeating blocks",
                 fix=f"Remove it. Components that can be checkpointed: {', '.join(able) or 'none'}.",
             )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.contract import Architecture, Family
 from vlm_lora_plugin.errors import ModelError, SelectionError, listed, nearest
 from vlm_lora_plugin.names import is_injected
 from vlm_lora_plugin.parallel.sharding import full_numel, full_shape
@@ -50,6 +50,7 @@ def trace_selection(model: nn.Module, family: Family, recipe: Recipe) -> Selecti
         Every parameter that will learn, PEFT's that do not exist yet included, and what each rule did.
 
     Raises:
+        AdapterError: A function of the family plugin failed, or answered what does not describe the model.
         ModelError: The model already has PEFT layers.
         RecipeError: A rate, decay or switch for checkpointing has no effect.
         SelectionError: A condition, rule or target matches nothing or nothing that can learn that way, a
@@ -60,25 +61,27 @@ def trace_selection(model: nn.Module, family: Family, recipe: Recipe) -> Selecti
             "The model already has PEFT layers, so its parameters no longer have their published names",
             fix="Give the freshly loaded model.",
         )
-    rules = get_manager().select_trainable(family, model, recipe).rules
-    return _Resolution(Layout(model, family), family, recipe, rules).trace()
+    manager = get_manager()
+    architecture = manager.architecture(family, model)
+    rules = manager.select_trainable(family, model, recipe).rules
+    return _Resolution(Layout(model, architecture), architecture, recipe, rules).trace(family)
 
 
 class _Resolution:
     """The rules applied to a layout; every rule is checked by itself before the last one wins."""
 
-    def __init__(self, layout: Layout, family: Family, recipe: Recipe, rules: Sequence[Rule]) -> None:
-        self._layout, self._family, self._recipe = layout, family, recipe
+    def __init__(self, layout: Layout, architecture: Architecture, recipe: Recipe, rules: Sequence[Rule]) -> None:
+        self._layout, self._architecture, self._recipe = layout, architecture, recipe
         self._targets = self._listed_targets()
         self._matches = [self._match(rule) for rule in rules]
         check_targets(recipe, layout, self._matches)
         check_rates(recipe, layout, self._matches)
-        check_checkpointing(recipe, family)
+        check_checkpointing(recipe, architecture)
         self._winners = {
             name: index for index, match in enumerate(self._matches) for name in match.parameters
         }  # later rules overwrite earlier ones
 
-    def trace(self) -> SelectionTrace:
+    def trace(self, family: Family) -> SelectionTrace:
         trained: list[tuple[int, Trainable]] = []
         targets: list[str] = []
         for name, tensor in self._layout.parameters.items():
@@ -101,7 +104,8 @@ class _Resolution:
             (component, sum(full_numel(self._layout.parameters[name]) for name in names))
             for component, names in self._layout.members.items()
         )
-        trainables = TrainableSet(self._family.name, tuple(entry for _, entry in trained), tuple(targets), totals)
+        learning = tuple(entry for _, entry in trained)
+        trainables = TrainableSet(family.name, self._architecture, learning, tuple(targets), totals)
         return SelectionTrace(
             trainables, tuple(self._rule_trace(index, trained) for index in range(len(self._matches)))
         )
@@ -156,12 +160,12 @@ class _Resolution:
         """Linear layers that the recipe's or the family's lists name."""
         layout = self._layout
         targets: set[str] = set()
-        for component in self._family.components:
+        for component in self._architecture.components:
             own = self._recipe.lora.target_modules.get(component.name)
             for suffix in own or ():
                 if not layout.layers_named([suffix], component.name):
                     raise SelectionError(
-                        f"lora.target_modules.{component.name} names '{suffix}', which is no linear layer of it",
+                        f"lora.target_modules.{component.name} names '{suffix}', which is not a linear layer of it",
                         fix=nearest(suffix, layout.suffixes(component.name)),
                     )
             if own is None and not layout.has_builtin(component.name):
@@ -170,7 +174,7 @@ class _Resolution:
         return targets
 
     def _is_fixed(self, name: str) -> bool:
-        tables = () if self._recipe.train_fixed_tables else self._family.fixed_tables
+        tables = () if self._recipe.train_fixed_tables else self._architecture.fixed_tables
         return any(re.fullmatch(table, name) for table in tables)
 
     def _check_floating(self, name: str) -> None:

@@ -146,7 +146,7 @@ def _compare_gradients(
         yield miss("gradients", f"of parameters that the model lacks: {listed(unknown)}")
     if unrecorded:
         yield miss("gradients", f"not recorded for {listed(unrecorded)}")
-    component_of = Layout(model, family).component_of
+    component_of = Layout(model, get_manager().architecture(family, model)).component_of
     groups: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
     for name, parameter in parameters.items():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

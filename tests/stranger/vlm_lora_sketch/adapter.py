@@ -3,7 +3,7 @@
 import json
 
 from vlm_lora_plugin import hookimpl
-from vlm_lora_plugin.contract import Component, Family, TrainableSelection
+from vlm_lora_plugin.contract import Architecture, Component, Family, TrainableSelection
 from vlm_lora_plugin.recipe import Rule
 
 COMPONENTS = (
@@ -37,6 +37,7 @@ def describe_family():
         default_preset="lora",
         recognises=recognises,
         load=load,
+        architecture=lambda model: Architecture(COMPONENTS, image_only=("eyes", "bridge")),
     )
 
 

@@ -36,6 +36,7 @@ def family():
         default_preset="lora",
         recognises=lambda folder: False,
         load=lambda request: None,
+        architecture="toy_family:architecture",
         parse_record=parse_record,
     )
 

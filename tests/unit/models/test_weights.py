@@ -174,7 +174,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, save_with):
 def test_a_pickle_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {"first.weight": torch.zeros(1)}}, tmp_path / "pytorch_model.bin")
 
-    with pytest.raises(WeightsError, match="no state dict"):
+    with pytest.raises(WeightsError, match="not a state dict"):
         load_weights(empty_model(), tmp_path, dtype=torch.float32)
 
 
@@ -203,7 +203,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
 def test_a_broken_index_is_refused(tmp_path, content):
     (tmp_path / "pytorch_model.bin.index.json").write_text(content)
 
-    with pytest.raises(WeightsError, match=r"pytorch_model\.bin\.index\.json is no index"):
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin\.index\.json is not an index"):
         load_weights(empty_model(), tmp_path, dtype=torch.float32)
 
 

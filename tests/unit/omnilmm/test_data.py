@@ -79,7 +79,7 @@ def test_numbered_images_go_where_their_marks_stand(processor, folder):
         (conversation("q", "a", image=["a.png"]), "`image` must be a path"),
         (conversation("q", "a", image={"<image_00>": 3}), "must be a path"),
         ({"conversations": []}, "must be a list of turns"),
-        ({"conversations": ["q"]}, "turn 1 is no object"),
+        ({"conversations": ["q"]}, "turn 1 is not an object"),
         ({"conversations": [{"role": "user"}]}, "needs `role` and `content`"),
         ({"conversations": [{"role": "robot", "content": "q"}]}, "is from 'robot'"),
     ],

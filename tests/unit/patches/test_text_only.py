@@ -199,7 +199,7 @@ def test_on_several_ranks_nothing_is_looked_at_where_no_rank_waits(model, text, 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_partitioned_weights_are_looked_through_frozen_and_in_evaluation_too(model, text, ranks, training):
+def test_sharded_weights_are_looked_through_frozen_and_in_evaluation_too(model, text, ranks, training):
     LOOKING.apply(model)
     model.requires_grad_(False).train(training)
     model.transformer.visual.proj.ds_id = 0  # ZeRO-3's mark

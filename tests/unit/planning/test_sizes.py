@@ -95,7 +95,7 @@ def test_each_component_has_its_stated_trainable_elements(models, name, componen
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parameters_and_largest_tensors_are_those_of_the_model(models, name):
     family, model = get_manager().family(name), models[name]
-    owner = Layout(model, family).component_of
+    owner = Layout(model, get_manager().architecture(family, model)).component_of
     for component, size in family.size.components.items():
         counts = [tensor.numel() for key, tensor in model.named_parameters() if owner[key].name == component]
         assert (size.parameters, size.largest) == (sum(counts), max(counts))

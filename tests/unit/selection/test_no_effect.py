@@ -70,6 +70,6 @@ def test_targets_may_stay_when_a_later_rule_freezes_their_component(toy):
 
 
 def test_checkpointing_of_a_component_without_blocks_is_refused(toy):
-    with pytest.raises(RecipeError, match=r"the head of Toy has no repeating blocks\n.*: language"):
+    with pytest.raises(RecipeError, match=r"the head of this model has no repeating blocks\n.*: language"):
         select(toy, {"gradient_checkpointing": {"head": True}})
     assert select(toy, {"gradient_checkpointing": {"head": False, "language": True}}).parameters

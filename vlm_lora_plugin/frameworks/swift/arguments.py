@@ -43,7 +43,7 @@ def shell_words(arguments: Sequence[str]) -> str:
     these characters are written as escapes.
 
     Raises:
-        SwiftError: An argument that is no JSON, such as a path, has such a character.
+        SwiftError: An argument that is not JSON, such as a path, has such a character.
     """
     return " ".join(map(_shell_word, arguments))
 

@@ -122,7 +122,7 @@ def read_datasets(
         The rows in the files' order, or None for no files.
 
     Raises:
-        SwiftError: One is no JSONL or JSON file on disk.
+        SwiftError: One is not a JSONL or JSON file on disk.
         DataError: Rows cannot be used and are not to be skipped.
     """
     if os.environ.get(IMAGE_ROOT):
@@ -151,7 +151,7 @@ def _local(name: str, family: Family) -> Path:
     if path.is_file() and family.read_mixture is not None and family.read_mixture(path) is not None:
         return path
     raise SwiftError(
-        f"--dataset {name} is no JSONL or JSON file on disk",
+        f"--dataset {name} is not a JSONL or JSON file on disk",
         why="Only such a file gives the same rows in the same order in every framework; Swift's data sets from a hub, "
         "other formats, and `file#count` do not.",
         fix="Write the rows that you want into a .jsonl file and give its path.",

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def types_of(family: Family) -> tuple[str, ...]:
-    """Return the Swift model types that stand for a family, its own first."""
-    return (family.name, *(name for name in family.swift_model_types if name != family.name))
+    """Return the Swift model types that stand for a family, its own first; for a fallback only that one."""
+    others = () if family.fallback else family.swift_model_types
+    return (family.name, *(name for name in others if name != family.name))
 
 
 def own_types() -> dict[str, Family]:

@@ -1,4 +1,4 @@
-"""What Swift is told of each family: model type, parts, template. All of it comes from ``describe_family``."""
+"""What Swift is told of each family: model type and template at the start, parts once the run's folder is known."""
 
 from __future__ import annotations
 
@@ -13,21 +13,13 @@ from vlm_lora_plugin.frameworks.swift.loader import VlmLoraLoader
 from vlm_lora_plugin.frameworks.swift.template import VlmLoraTemplate
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.contract import Architecture, Family
     from vlm_lora_plugin.vocabulary import ComponentName
 
 
 def register_family(family: Family) -> None:
-    """Register a family's parts, template and model types, over what Swift has under these names."""
-    register_model_arch(
-        MultiModelKeys(
-            template_of(family),
-            language_model=_prefixes(family, "language"),
-            aligner=_prefixes(family, "aligner"),
-            vision_tower=_prefixes(family, "vision"),
-        ),
-        exist_ok=True,
-    )
+    """Register a family's template and model types, over what Swift has under these names; the parts come later."""
+    register_model_arch(MultiModelKeys(template_of(family)), exist_ok=True)
     register_template(
         TemplateMeta(
             template_of(family),
@@ -56,8 +48,22 @@ def register_family(family: Family) -> None:
         register_model(meta, exist_ok=True)
 
 
-def _prefixes(family: Family, name: ComponentName) -> list[str]:
-    return [prefix for part in family.components if part.name == name for prefix in part.prefixes]
+def register_parts(family: Family, architecture: Architecture) -> None:
+    """Tell Swift the parts of the model that this run is about, under all of the family's model types."""
+    parts = MultiModelKeys(
+        template_of(family),
+        language_model=_prefixes(architecture, "language"),
+        aligner=_prefixes(architecture, "aligner"),
+        vision_tower=_prefixes(architecture, "vision"),
+    )
+    register_model_arch(parts, exist_ok=True)
+    for model_type in types_of(family):
+        MODEL_MAPPING[model_type].model_arch = parts
+
+
+def _prefixes(architecture: Architecture, name: ComponentName) -> list[str]:
+    component = architecture.component(name)
+    return [] if component is None else list(component.prefixes)
 
 
 def _groups(builtin: ModelMeta | None) -> list[object]:

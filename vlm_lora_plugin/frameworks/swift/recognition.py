@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.frameworks.swift.families import own_types
+from vlm_lora_plugin.frameworks.swift.families import family_of_type, own_types
 from vlm_lora_plugin.frameworks.swift.wrapping import wrap
 from vlm_lora_plugin.plugins.manager import get_manager
 
@@ -80,9 +80,20 @@ def _reading(original: Callable[..., ModelInfo]) -> Callable[..., ModelInfo]:
                 f"{model_dir} cannot be loaded quantised: its family's own code loads it",
                 fix="Leave --quant_method and --quant_bits out.",
             )
+        _register(model_dir, own)
         return _describe(model_dir, own)
 
     return _get_model_info
+
+
+def _register(model_dir: str, model_type: str) -> None:
+    """Tell Swift what the folder's model is made of, and of its family where that is a fallback."""
+    from vlm_lora_plugin.frameworks.swift.model_types import register_family, register_parts
+
+    family = family_of_type(model_type)
+    if family.fallback:
+        register_family(family)
+    register_parts(family, get_manager().architecture_of_folder(family, Path(model_dir)))
 
 
 def _describe(model_dir: str, model_type: str) -> ModelInfo:

@@ -8,7 +8,9 @@ from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def register() -> None:
-    """Tell Swift of every family and of the tuner; a second call changes nothing.
+    """Tell Swift of the tuner and of every family; of a fallback only once the run's folder is known to be its own.
+
+    A second call changes nothing.
 
     Raises:
         SwiftError: ms-swift is missing, or of a version that is not supported.
@@ -24,7 +26,8 @@ def register() -> None:
     from vlm_lora_plugin.frameworks.swift.tuner import VlmLoraTuner
 
     for family in get_manager().working_families().values():
-        register_family(family)
+        if not family.fallback:
+            register_family(family)
     tuners_map[TUNER] = VlmLoraTuner
     callbacks_map[JOB_CALLBACK] = _job
     callbacks_map[RECORDER] = _recorder

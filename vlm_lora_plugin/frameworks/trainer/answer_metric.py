@@ -66,14 +66,14 @@ class AnswerMetric(TrainerCallback):
     def rehearse(self) -> None:
         """Generate one token and measure the known answers, so that what fails here fails before training.
 
-        Where ZeRO-3 holds the weights in parts nothing is generated: only its engine, made later, can.
+        Where ZeRO-3 shards the weights nothing is generated: only its engine, made later, can.
 
         Raises:
             TrainingError: The model cannot generate, or the metric fails.
         """
         model = self._trainer.model
         try:
-            self._answer([] if model is not None and _in_parts(model) else self._examples[:1], 1)
+            self._answer([] if model is not None and _is_sharded(model) else self._examples[:1], 1)
         except VlmLoraError:
             raise
         except Exception as error:  # generation runs a family's model code, which may raise anything
@@ -88,7 +88,7 @@ class AnswerMetric(TrainerCallback):
         if model is None:
             raise TrainingError("The Trainer has no model to answer with", fix="Build it with a prepared model.")
         state = trainer.accelerator
-        rank, ranks = (0, 1) if _in_parts(model) else (state.process_index, state.num_processes)
+        rank, ranks = (0, 1) if _is_sharded(model) else (state.process_index, state.num_processes)
         with state.autocast():
             own = generate_answers(
                 model,
@@ -103,5 +103,5 @@ class AnswerMetric(TrainerCallback):
         return [shares[index % ranks][index // ranks] for index in range(len(examples))]
 
 
-def _in_parts(model: nn.Module) -> bool:
+def _is_sharded(model: nn.Module) -> bool:
     return any(is_sharded(parameter) for parameter in model.parameters())

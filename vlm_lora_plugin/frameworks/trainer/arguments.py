@@ -36,7 +36,7 @@ def training_arguments(
             transformers until arguments are made anew; for ZeRO-3, give a recipe and load the model afterwards.
 
     Raises:
-        TrainingError: It is no recipe, or still names a preset, or float16 is asked for without an accelerator.
+        TrainingError: It is not a recipe, or still names a preset, or float16 is asked for without an accelerator.
         ModelError: ZeRO-3 is asked for when the model is loaded already.
     """
     prepared = recipe if isinstance(recipe, VlmLoraPeftModel) else None

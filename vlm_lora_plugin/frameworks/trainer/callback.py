@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +13,13 @@ from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, LearningProbe, st
 from vlm_lora_plugin.diagnostics.learning_causes import loss_not_finite
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import TrainingError, listed
+from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import verify_optimizer
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
 from vlm_lora_plugin.frameworks.trainer.in_place import prepare_in_place
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel, find_prepared
-from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.recipe import RecipeSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,14 +29,15 @@ class VlmLoraCallback(TrainerCallback):
     """Checks that a Trainer trains what ``prepare`` decided, and stops the run otherwise.
 
     When the Trainer is built it checks the model; on the first step it checks that the optimizer holds exactly
-    the parameters of the manifest, in fp32, at the recipe's rates. It changes nothing in a prepared model.
+    the parameters of the manifest, in fp32, at the recipe's rates. It changes nothing in a prepared model. FSDP is
+    refused at once.
 
     Then it watches that everything really learns: gradients over the first steps with an image, movement after
     some more (:class:`~vlm_lora_plugin.diagnostics.learning.LearningProbe`). A logged loss or gradient norm that is
     not finite stops the run at any time.
 
     A plain model it prepares itself, in place, when it has a recipe: the Trainer trains, saves and resumes the
-    same as with the model that ``prepare`` returns. Where that cannot be right (DeepSpeed, FSDP, ``model_init``,
+    same as with the model that ``prepare`` returns. Where that cannot be right (DeepSpeed, ``model_init``,
     several GPUs in one process, a quantised or wrapped model) it says to call ``prepare`` first.
 
     Args:
@@ -44,9 +45,7 @@ class VlmLoraCallback(TrainerCallback):
         check_learning: False leaves the watching out.
     """
 
-    def __init__(
-        self, recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, check_learning: bool = True
-    ) -> None:
+    def __init__(self, recipe: RecipeSource | None = None, *, check_learning: bool = True) -> None:
         install_hooks()
         self._recipe = recipe
         self._check_learning = check_learning
@@ -56,6 +55,7 @@ class VlmLoraCallback(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the model and the arguments as soon as the Trainer is built; prepare a plain model."""
+        refuse_fsdp(args)
         model = kwargs["model"]
         if self._recipe is not None and find_prepared(model) is None:
             prepare_in_place(model, self._recipe, args)
@@ -139,7 +139,7 @@ class VlmLoraCallback(TrainerCallback):
             )
         own = prepared.vlm_lora
         if self._recipe is not None:
-            wanted = resolve_recipe(self._recipe, own.family)
+            self._recipe = wanted = resolve_recipe(self._recipe, own.family)
             found = differences(own.recipe.document(), wanted.document())
             if found:
                 raise TrainingError(

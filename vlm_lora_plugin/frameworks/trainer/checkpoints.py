@@ -48,8 +48,8 @@ def complete_checkpoint(trainer: Trainer, trial: Any) -> None:
     if not (checkpoint / MANIFEST).is_file():
         raise CheckpointError(
             f"The Trainer wrote {checkpoint} without what was trained",
-            why="It saved the model in a way of its own (FSDP does), from which no adapter can be loaded.",
-            fix="Train with DistributedDataParallel or DeepSpeed, or with FSDP's FULL_STATE_DICT.",
+            why="It saved the model in a way of its own, from which no adapter can be loaded.",
+            fix="Train with DistributedDataParallel or DeepSpeed.",
         )
     record_completion(checkpoint, asdict(ParallelLayout.of(trainer)))
     rotate_checkpoints(
@@ -127,8 +127,8 @@ def _check_same_parallel_layout(trainer: Trainer, checkpoint: str) -> None:
         return
     raise CheckpointError(
         f"{checkpoint} was written by {ParallelLayout(**written)}; {own} would go on from it",
-        why="AdamW's and the random states lie in it in parts, one a process, cut as the ZeRO stage cuts them; others "
-        "would lose them, and see other rows.",
+        why="AdamW's and the random states lie in it as shards, one a process, cut as the ZeRO stage cuts them; "
+        "others would lose them, and see other rows.",
         fix="Go on as it was begun. Or start anew from its weights: model.load_adapter(checkpoint, is_trainable=True), "
         "and train() without resume_from_checkpoint; in ms-swift --adapters in place of --resume_from_checkpoint.",
     )

@@ -27,12 +27,10 @@ from vlm_lora_plugin.prepared.preparation import prepare_model
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.recipe import RecipeSource
 
 
-def prepare_in_place(
-    model: nn.Module | None, recipe: Recipe | Mapping[str, Any] | str | Path, args: TrainingArguments
-) -> VlmLoraPeftModel:
+def prepare_in_place(model: nn.Module | None, recipe: RecipeSource, args: TrainingArguments) -> VlmLoraPeftModel:
     """Prepare the model of a Trainer that is built already.
 
     Args:
@@ -41,7 +39,7 @@ def prepare_in_place(
         args: The Trainer's arguments.
 
     Returns:
-        The wrapper around the model, which is no part of what the Trainer trains or saves by itself.
+        The wrapper around the model, which is not a part of what the Trainer trains or saves by itself.
 
     Raises:
         TrainingError: The Trainer would shard, copy or replace the model, so that it must be prepared before.
@@ -72,8 +70,6 @@ def _obstacle(model: nn.Module | None, args: TrainingArguments) -> str | None:
         return "it already has PEFT layers"
     if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in {"1", "true"}:
         return "DeepSpeed partitions it"
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in {"1", "true"}:
-        return "FSDP shards it"
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
         return "it is quantised"
     if args.n_gpu > 1:

@@ -88,6 +88,7 @@ def test_an_option_that_agrees_is_accepted(sft_arguments):
         (("--split_dataset_ratio", "0.1"), "--val_dataset"),
         (("--template", "qwen_vl"), "template"),
         (("--attn_impl", "eager"), "attn_impl"),
+        (("--fsdp", "fsdp2"), "--deepspeed zero3"),
         (("--callbacks", "lisa"), "which parameters learn"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

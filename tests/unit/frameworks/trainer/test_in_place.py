@@ -214,7 +214,6 @@ def quantised():
     ("model", "environment", "words"),
     [
         (toy_model, {"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
-        (toy_model, {"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
         (quantised, {}, "quantised"),
         (lambda: torch.nn.DataParallel(toy_model()), {}, "DataParallel, already wrapped"),
         (lambda: prepare(toy_model(), WITH_PEFT).get_base_model(), {}, "already has PEFT layers"),

@@ -99,7 +99,7 @@ class Outline:
 
     def _all_linear(self, frozen: Mapping[str, bool]) -> set[str]:
         wanted: set[str] = set()
-        for part in sorted(self.family.components, key=lambda part: max(map(len, part.prefixes))):
+        for part in sorted(self.trained.architecture.components, key=lambda part: max(map(len, part.prefixes))):
             inside = {name for name in self.linear if any(_is_below(name, prefix) for prefix in part.prefixes)}
             option = next((option for option, name in _PARTS.items() if name == part.name), None)
             wanted = wanted | inside if option is not None and not frozen[option] else wanted - inside

@@ -193,6 +193,7 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
     (Only("Leave it out: an option that Swift does not know must not be passed over."), "ignore_args_error"),
     (Only("Start one process for each device: NPROC_PER_NODE."), "use_ray ray_exp_name device_groups"),
     (Only("Leave it out: the recipe's gradient_checkpointing decides."), "gradient_checkpointing_kwargs"),
+    (Only("Leave it out: FSDP saves no adapter. Use --deepspeed zero3."), "fsdp fsdp_config"),
     (Only("Leave it out: tensor parallelism works for whole models only."), "deepspeed_autotp_size"),
     (
         OfTrainer(),
@@ -206,7 +207,7 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
         "accelerator_config parallelism_config dataloader_drop_last dataloader_pin_memory "
         "dataloader_persistent_workers dataloader_prefetch_factor dataloader_in_order label_names "
         "train_sampling_strategy length_column_name ddp_find_unused_parameters ddp_bucket_cap_mb "
-        "ddp_broadcast_buffers ddp_static_graph fsdp fsdp_config deepspeed debug skip_memory_metrics",
+        "ddp_broadcast_buffers ddp_static_graph deepspeed debug skip_memory_metrics",
     ),
     (
         Free(),
