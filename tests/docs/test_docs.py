@@ -39,6 +39,28 @@ def test_no_hook_is_documented_that_does_not_exist():
     assert table == HOOKS
 
 
+IMPORTABLE = re.findall(r"^::: ([\w.]+)", (DOCS / "reference/python.md").read_text(), flags=re.MULTILINE)
+IMPORTABLE += re.findall(
+    r"^\| `(vlm_lora_plugin[\w.]*)` \|", (DOCS / "reference/python.md").read_text(), flags=re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("path", IMPORTABLE)
+def test_every_name_of_the_python_reference_is_importable_from_where_it_says(path):
+    module, _, name = path.rpartition(".")
+    exec(f"from {module} import {name}", {})
+
+
+def test_the_python_reference_has_every_public_name_or_says_where_it_is():
+    import vlm_lora_plugin
+
+    page = (DOCS / "reference/python.md").read_text() + (DOCS / "reference/hooks.md").read_text()
+    missing = [
+        name for name in vlm_lora_plugin.__all__ if name != "__version__" and not re.search(rf"\b{name}\b", page)
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_test_in_which_an_adapter_implements_it(hook):
     source = (ROOT / "tests/contract/test_hooks.py").read_text()
