@@ -28,11 +28,9 @@ def install() -> None:
         after_loading.append(look_again)
     if any(isinstance(finder, _Waiting) for finder in sys.meta_path):
         return
-    due = AUTO_CLASSES in sys.modules
-    if due and not adapter_is_half_loaded():
-        import_auto_modules()
-    else:
-        sys.meta_path.insert(0, _Waiting(due=due))
+    waiting = _Waiting(due=AUTO_CLASSES in sys.modules)
+    sys.meta_path.insert(0, waiting)
+    waiting.import_if_due()
 
 
 def look_again() -> None:
@@ -41,19 +39,20 @@ def look_again() -> None:
         finder.import_if_due()
 
 
-def adapter_is_half_loaded() -> bool:
-    """Return whether an installed adapter is being registered, or a module of its package imported.
-
-    It lacks names then, or would be registered twice.
-    """
-    if get_manager().is_loading:
-        return True
+def adapter_packages() -> frozenset[str]:
+    """Return the top-level packages of the installed adapters. Reads every distribution's metadata: slow."""
     entries = installed_entries(ENTRY_POINT_GROUP).values()
-    packages = {entry.value.partition(".")[0] for claims in entries for entry in claims}
-    return any(
-        name.partition(".")[0] in packages and getattr(getattr(module, "__spec__", None), "_initializing", False)
-        for name, module in list(sys.modules.items())
-    )
+    return frozenset(entry.value.partition(".")[0] for claims in entries for entry in claims)
+
+
+def half_imported(packages: frozenset[str]) -> ModuleType | None:
+    """Return a module of these packages whose import is not done: it lacks names, or would be registered twice."""
+    modules = list(sys.modules.items())
+    return next((m for name, m in modules if name.partition(".")[0] in packages and _is_initialising(m)), None)
+
+
+def _is_initialising(module: ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 class _Waiting(MetaPathFinder):
@@ -68,6 +67,8 @@ class _Waiting(MetaPathFinder):
         self._depth = 0
         self._due = due
         self._looking = False
+        self._packages: frozenset[str] | None = None  # read once: every import of anything may ask
+        self._unfinished: ModuleType | None = None
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -108,9 +109,18 @@ class _Waiting(MetaPathFinder):
             return
         self._looking = True
         try:
-            whole = not adapter_is_half_loaded()
+            whole = not self._adapter_is_half_loaded()
         finally:
             self._looking = False
         if whole and self in sys.meta_path:
             sys.meta_path.remove(self)
             import_auto_modules()
+
+    def _adapter_is_half_loaded(self) -> bool:
+        """Return whether an installed adapter is being registered, or a module of its package imported."""
+        if get_manager().is_loading or (self._unfinished is not None and _is_initialising(self._unfinished)):
+            return True
+        if self._packages is None:
+            self._packages = adapter_packages()
+        self._unfinished = half_imported(self._packages)
+        return self._unfinished is not None
