@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
+from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
 from vlm_lora_plugin.planning.resolve import resolve_recipe
@@ -42,6 +43,8 @@ def reading_data(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]
         if args.system:
             processor = with_system_prompt(processor, args.system)
         sets = (args.dataset, args.val_dataset)
-        return [read_datasets(files, processor, recipe.data, family, seed=recipe.seed) for files in sets]
+        job = SwiftJob.of_process()
+        decode = job is None or job.check_images
+        return [read_datasets(files, processor, recipe.data, family, seed=recipe.seed, decode=decode) for files in sets]
 
     return _prepare_dataset
