@@ -32,17 +32,30 @@ def inputs(tmp_path_factory):
     return write_tiny_folder(folder / "model"), folder / "train.jsonl"
 
 
-@pytest.fixture
-def job(inputs, tmp_path):
+def job_in(inputs, output):
     model, data = inputs
     training = {"max_steps": 7, "save_steps": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
-    return TrainJob(model=model, data=data, output=tmp_path / "out", overrides={"training": training})
+    return TrainJob(model=model, data=data, output=output, overrides={"training": training})
 
 
 @pytest.fixture
-def interrupted(job, monkeypatch):
-    """The job, broken off when three steps were done; its checkpoint is of step 2."""
-    break_off(job, monkeypatch, 3)
+def job(inputs, tmp_path):
+    return job_in(inputs, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def broken_off(inputs, tmp_path_factory):
+    """What the job leaves when it is broken off after three steps; its checkpoint is of step 2."""
+    job = job_in(inputs, tmp_path_factory.mktemp("broken-off") / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(job, patch, 3)
+    return job.output
+
+
+@pytest.fixture
+def interrupted(job, broken_off):
+    """The job that was broken off, in a folder that a test may change."""
+    shutil.copytree(broken_off, job.output)
     return replace(job, resume=True)
 
 

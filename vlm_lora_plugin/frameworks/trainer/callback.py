@@ -139,7 +139,7 @@ class VlmLoraCallback(TrainerCallback):
             )
         own = prepared.vlm_lora
         if self._recipe is not None:
-            self._recipe = wanted = resolve_recipe(self._recipe, own.family)
+            self._recipe = wanted = own.effective(resolve_recipe(self._recipe, own.family))
             found = differences(own.recipe.document(), wanted.document())
             if found:
                 raise TrainingError(
