@@ -10,15 +10,13 @@ from vlm_lora_monkey.folder import MODEL_TYPE, VARIANTS, recognises
 from vlm_lora_monkey.names import COMPONENTS, FIXED_TABLE_NAME
 from vlm_lora_monkey.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_monkey.size import SIZE
-from vlm_lora_plugin.contract import Family, LoadRequest
-from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.contract import Family, LoadRequest, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.contract import GoldenCase, Hardware, Patch, Processor
-    from vlm_lora_plugin.contract.example import Example
+    from vlm_lora_plugin.contract import Example, GoldenCase, Hardware, Patch, Processor
     from vlm_lora_plugin.recipe import Recipe
 
 # The tower has 576 LoRA adapters, each called once an image: gathering their 1152 matrices one by one would cost more

@@ -10,15 +10,13 @@ from vlm_lora_omnilmm.folder import MODEL_TYPE, recognises
 from vlm_lora_omnilmm.names import COMPONENTS, FIXED_TABLE_NAME
 from vlm_lora_omnilmm.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_omnilmm.size import SIZE
-from vlm_lora_plugin.contract import Family, LoadRequest
-from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.contract import Family, LoadRequest, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.contract import GoldenCase, Patch, Processor
-    from vlm_lora_plugin.contract.example import Example
+    from vlm_lora_plugin.contract import Example, GoldenCase, Patch, Processor
     from vlm_lora_plugin.recipe import Recipe
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.contract import Family, LoadRequest, ProcessorOption
-from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.contract import Family, LoadRequest, ProcessorOption, hookimpl
 from vlm_lora_xcomposer import names
 from vlm_lora_xcomposer.advice import advise
 from vlm_lora_xcomposer.folder import MODEL_TYPE, recognises
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.contract import GoldenCase, MixturePart, Patch, Processor, TrainableSelection
-    from vlm_lora_plugin.contract.example import Example
+    from vlm_lora_plugin.contract import Example, GoldenCase, MixturePart, Patch, Processor, TrainableSelection
     from vlm_lora_plugin.recipe import Recipe
 
 PROCESSOR_OPTIONS = (ProcessorOption("hd_num", "Most crops that one image is cut into, at least 1 (4KHD and 2.5)."),)
