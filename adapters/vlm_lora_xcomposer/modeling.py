@@ -44,6 +44,7 @@ from vlm_lora_xcomposer.vision import (
     views_of,
 )
 
+
 class XComposerModel(nn.Module):
     """Embeddings and layers of the language model."""
 
