@@ -31,6 +31,7 @@ class OmniLMMProcessor(EncodingProcessor):
         num_query: Positions between ``<im_start>`` and ``<im_end>`` (64 as published).
     """
 
+    image_span: int
     drops_images = True
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, image_size: int, num_query: int) -> None:
