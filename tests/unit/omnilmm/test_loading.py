@@ -63,7 +63,7 @@ def test_the_published_layout_loads_through_the_front_door(published):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_librarys_loader_gives_the_same_model(published, dtype):
+def test_image_ids_and_buffers_survive_the_librarys_loader(published, dtype):
     folder, _ = published
     ours = load_model(LoadRequest(folder, dtype=dtype))
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()

@@ -46,17 +46,7 @@ def same(model, other):
     return all(torch.equal(parameter, theirs.pop(name)) for name, parameter in model.named_parameters()) and not theirs
 
 
-def test_tiny_folder_loads_through_the_front_door(folder):
-    path = folder()
-    model, processor = vlm_lora_plugin.load(path)
-
-    assert isinstance(model, XComposerForCausalLM)
-    assert not model.training
-    assert same(model, tiny_model(seed=3))
-    assert processor.tokenizer is not None
-
-
-def test_the_librarys_loader_gives_the_same_model(folder):
+def test_the_auto_class_ends_answers_at_the_turns_end(folder):
     path = folder()
     model = AutoModelForCausalLM.from_pretrained(path)
 
@@ -165,7 +155,7 @@ def test_published_configs_are_recognised(folder, changes):
         {"model_type": "internvl_chat", "llm_config": {"architectures": ["InternLM2ForCausalLM"]}},
     ],
 )
-def test_other_models_are_not_recognised(folder, changes):
+def test_internlm2_without_partial_lora_is_not_recognised(folder, changes):
     path = folder()
     edit_config(path, **changes)
     weights = {name: t.clone() for name, t in load_file(path / "model.safetensors").items() if "Plora" not in name}
@@ -187,13 +177,3 @@ def test_quantised_weights_are_refused_by_name(folder, sign, device):
     with pytest.raises(ModelError, match=rf"holds a quantised InternLM-XComposer \({sign}") as raised:
         vlm_lora_plugin.load(path, device=device)
     assert "internlm/internlm-xcomposer2d5-7b" in str(raised.value)
-
-
-def test_code_in_a_folder_is_never_run(folder, tmp_path):
-    path = folder()
-    (path / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    edit_config(path, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"})
-    vlm_lora_plugin.load(path)
-    AutoModelForCausalLM.from_pretrained(path)
-
-    assert not (tmp_path / "ran").exists()
