@@ -20,8 +20,7 @@ from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel, passes_by_size
 from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.config_folder import read_config
-from vlm_lora_plugin.models.splicing import Blocks
+from vlm_lora_plugin.models import Blocks, read_config
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 MODEL_CLASS = "OmniLMMForCausalLM"

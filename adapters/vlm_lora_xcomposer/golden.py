@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from vlm_lora_plugin.contract import GoldenCase
-from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.models import read_config
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.recipe import Recipe
 from vlm_lora_xcomposer.adapter import describe_family
