@@ -69,8 +69,8 @@ def undoing_leaves_the_model_bitwise_as_it_was(subject: Subject) -> None:
 def _all_on(subject: Subject) -> VlmLoraPeftModel:
     """Prepare with each key that asks for a patch switched on, where the model refuses none of them."""
     on: dict[str, Any] = {}
-    wanted = [{"gradient_checkpointing": {name: True}} for name in subject.architecture.repeating]
-    for document in (*wanted, {"answer_only_loss": True}):
+    parts: list[dict[str, Any]] = [{"gradient_checkpointing": {name: True}} for name in subject.architecture.repeating]
+    for document in (*parts, {"answer_only_loss": True}):
         try:
             subject.prepared(**merge(on, document))
         except RecipeError:  # a key without effect in this model
