@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.contract import LoadRequest, Processor
-from vlm_lora_plugin.errors import AdapterError, ModelError, nearest
+from vlm_lora_plugin.errors import ModelError, nearest
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import Recipe
@@ -15,8 +15,6 @@ from vlm_lora_plugin.recipe import Recipe
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-    from vlm_lora_plugin.contract import Family
 
 
 def load(
@@ -41,7 +39,7 @@ def load(
         The model in eval mode, and its processor.
 
     Raises:
-        AdapterError: The family's own loader raised something unexpected.
+        AdapterError: A function of the family plugin raised something unexpected.
         ModelError: The folder is of no known family.
         RecipeError: The recipe cannot be read, or does not fit the model's processor.
         WeightsError: Tensors are missing, extra or of another shape.
@@ -51,25 +49,9 @@ def load(
     family = manager.family_of_folder(path)
     settings = {} if recipe is None else resolve_recipe(recipe, family).data.processor
     request = LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings)
-    return load_both(family, request)
-
-
-def load_both(family: Family, request: LoadRequest) -> tuple[PreTrainedModel, Processor]:
-    """Let a family load a model folder, with its processor: for those who know the family.
-
-    Raises:
-        AdapterError: The family's own loader raised something unexpected, or loaded no processor.
-        WeightsError: Tensors are missing, extra or of another shape.
-    """
-    manager = get_manager()
-    model, processor = manager.load(family, request)
-    if processor is None:
-        raise AdapterError(
-            f"The loader of {manager.title(family)} loaded no processor",
-            why="Nothing could turn text and images into what the model takes.",
-            fix="Its load function may leave it out only where LoadRequest.with_processor is False.",
-        )
-    return model, processor
+    # First what takes no time: a broken vocabulary is found before gigabytes of weights are read.
+    processor = manager.load_processor(family, request)
+    return manager.load_model(family, request), processor
 
 
 def load_model(
@@ -88,7 +70,7 @@ def load_model(
         variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
 
     Raises:
-        AdapterError: The family's own loader raised something unexpected.
+        AdapterError: A function of the family plugin raised something unexpected.
         ModelError: The folder is of no known family, or its family has no such variant.
         WeightsError: Tensors are missing, extra or of another shape.
     """
@@ -100,5 +82,5 @@ def load_model(
             f"{family.title} has no variant '{variant}'",
             fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
         )
-    request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant, with_processor=False)
-    return manager.load(family, request)[0]
+    request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant)
+    return manager.load_model(family, request)

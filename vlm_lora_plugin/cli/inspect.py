@@ -43,6 +43,7 @@ def inspect(
 
     from vlm_lora_plugin.job.train_job import recognise
     from vlm_lora_plugin.models.config_folder import config_folder
+    from vlm_lora_plugin.plugins.manager import get_manager
     from vlm_lora_plugin.reporting.console import make_console
 
     with config_folder(model) as folder:
@@ -58,7 +59,8 @@ def inspect(
         look = inspect_model(outline, str(model), family, resolved)
         if family.variants and variant is None and not has_weights(folder):
             typer.echo(f"No weights: config.json decides, or --variant {'|'.join(family.variants)}.", err=True)
-    advice = [] if names or rules or family.advise is None else list(family.advise(resolved))
+    advise = None if names or rules else family.advise
+    advice = [] if advise is None else list(get_manager().function(family, advise)(resolved))
     if as_json:
         document = {**_document(look, names=names, rules=rules), **({"advice": advice} if advice else {})}
         typer.echo(json.dumps(document, indent=2))

@@ -1,7 +1,7 @@
 """Loading a family's model and processor for Swift, without code from the model folder.
 
 Swift's own loader always allows remote code, for the config, the tokenizer and the model. This one is no
-subclass of it: everything goes through the family's ``load``.
+subclass of it: everything goes through the family's ``load_model`` and ``load_processor``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from vlm_lora_plugin.contract import LoadRequest, Processor
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
-from vlm_lora_plugin.loading import load_both
 from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from swift.model import ModelInfo, ModelMeta
@@ -85,7 +85,7 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         """Return the model in evaluation mode, or None when it was not asked for, and its processor.
 
         Raises:
-            AdapterError: The family's own loader raised something unexpected, or loaded no processor.
+            AdapterError: A function of the family plugin raised something unexpected, or answered something else.
             ModelError: The folder is not of this family.
             WeightsError: Tensors are missing, extra or of another shape.
         """
@@ -97,7 +97,8 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         if source is not None:
             recipe = resolve_recipe(source, family)
             request = replace(request, seed=recipe.seed, processor=recipe.data.processor)
-        model, processor = load_both(family, request)
+        manager = get_manager()
+        processor, model = manager.load_processor(family, request), manager.load_model(family, request)
         self.model_info.config = model.config
         vars(model).update(model_info=self.model_info, model_meta=self.model_meta, model_dir=str(folder))
         return model if self._wanted else None, SwiftProcessor(processor, self.model_info, self.model_meta)
