@@ -59,6 +59,23 @@ def value_at(document: Any, key: str, default: Any = None) -> Any:
     return document
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document in which each dotted key has its value.
+
+    Example:
+        >>> nested({"lora.r": 8, "seed": 1})
+        {'lora': {'r': 8}, 'seed': 1}
+    """
+    document: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        here = document
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[last] = value
+    return document
+
+
 def leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of every value that is not itself a mapping.
 

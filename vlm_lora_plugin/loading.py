@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.contract import LoadRequest, Processor
 from vlm_lora_plugin.errors import ModelError, nearest
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
-from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.recipe import RecipeSource
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def load(
     folder: str | Path,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: RecipeSource | None = None,
     *,
     dtype: torch.dtype | None = None,
     device: str = "cpu",

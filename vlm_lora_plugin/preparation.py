@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,12 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.recipe import RecipeSource
 
 
-def prepare(
-    model: PreTrainedModel | PeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None = None
-) -> VlmLoraPeftModel:
+def prepare(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
     """Make a freshly loaded model train exactly what a recipe says, in a Trainer or any other loop.
 
     The work is that of :func:`vlm_lora_plugin.prepared.preparation.prepare_model`, which knows no framework. On top,

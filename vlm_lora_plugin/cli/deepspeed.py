@@ -12,7 +12,7 @@ from vlm_lora_plugin.cli.options import PresetOption, RecipeOption, SetOption, T
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
     from vlm_lora_plugin.planning.plan import HardwarePlan
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 
 
 def deepspeed(
@@ -82,15 +82,11 @@ def _with_hardware(document: dict[str, Any], short: str | None, machine: dict[st
                 name = f"--{key.replace('_', '-')}"
                 raise typer.BadParameter(f"{name} {given[key]:g} contradicts it", param_hint=f"--hardware {short}")
         given |= {"gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
-    own = document.get("hardware")
-    if isinstance(own, str):
-        parsed = parse_hardware(own)
-        own = {"gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
-    whole = {**(own or {}), **given}
+    whole = {**(document.get("hardware") or {}), **given}
     return {**document, "hardware": whole} if whole else document
 
 
-def _of_family(name: str, source: Path | None, over: dict[str, Any]) -> tuple[Family, Recipe, HardwarePlan]:
+def _of_family(name: str, source: Path | None, over: dict[str, Any]) -> tuple[Family, ResolvedRecipe, HardwarePlan]:
     from vlm_lora_plugin.planning.plan import plan_hardware
     from vlm_lora_plugin.planning.resolve import resolve_recipe
     from vlm_lora_plugin.plugins.manager import get_manager
@@ -100,7 +96,7 @@ def _of_family(name: str, source: Path | None, over: dict[str, Any]) -> tuple[Fa
     return family, recipe, plan_hardware(recipe, family)
 
 
-def _of_model(path: Path, source: Path | None, over: dict[str, Any]) -> tuple[Family, Recipe, HardwarePlan]:
+def _of_model(path: Path, source: Path | None, over: dict[str, Any]) -> tuple[Family, ResolvedRecipe, HardwarePlan]:
     from vlm_lora_plugin.job.train_job import recognise
     from vlm_lora_plugin.models.config_folder import config_folder, read_config
     from vlm_lora_plugin.planning.deepspeed_checks import check_base
@@ -119,7 +115,7 @@ def _of_model(path: Path, source: Path | None, over: dict[str, Any]) -> tuple[Fa
     return family, recipe, plan_hardware(recipe, family, outline, trainables)
 
 
-def _named(recipe: Recipe) -> Recipe:
+def _named(recipe: ResolvedRecipe) -> ResolvedRecipe:
     if recipe.hardware is None:
         raise typer.BadParameter("needed, unless the recipe names its hardware", param_hint="--gpus and --gpu-memory")
     return recipe

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlm_lora_plugin.contract import Family
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.selection.trace import SelectionTrace
 
 
@@ -32,7 +32,7 @@ class Inspection:
     hardware: HardwarePlan | None = None
 
 
-def inspect_model(model: nn.Module, name: str, family: Family, recipe: Recipe) -> Inspection:
+def inspect_model(model: nn.Module, name: str, family: Family, recipe: ResolvedRecipe) -> Inspection:
     """Work out what a recipe trains in a model, which may be on the meta device.
 
     Args:

@@ -30,6 +30,7 @@ from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
     from vlm_lora_plugin.planning.plan import HardwarePlan
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.reporting.summary import ModelSummary
 
@@ -57,7 +58,7 @@ class Plan:
 
     job: TrainJob
     family: Family
-    recipe: Recipe
+    recipe: ResolvedRecipe
     dtype: torch.dtype
     summary: ModelSummary
     hardware: HardwarePlan | None

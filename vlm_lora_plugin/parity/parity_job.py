@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlm_lora_plugin.documents import merge
 from vlm_lora_plugin.errors import DataError, HardwareError
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
-    from vlm_lora_plugin.job.train_job import RecipeSource
     from vlm_lora_plugin.planning.dtypes import DtypeName
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+    from vlm_lora_plugin.recipe import RecipeSource
 
 Framework = Literal["trainer", "swift"]
+EVERY_STEP = {"training": {"logging_steps": 1}}
+"""What is compared is logged at every step."""
+
 FRAMEWORKS: tuple[Framework, ...] = ("trainer", "swift")
 
 
@@ -40,13 +44,13 @@ class ParityJob:
     data: Path
     output: Path
     val_data: Path | None = None
-    recipe: RecipeSource = None
+    recipe: RecipeSource | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     dtype: DtypeName = "fp32"
     processes: int = 1
     resume: Path | None = None
 
-    def check(self) -> tuple[Family, Recipe]:
+    def check(self) -> tuple[Family, ResolvedRecipe]:
         """Check model folder, recipe and data files.
 
         Returns:
@@ -59,9 +63,8 @@ class ParityJob:
             HardwareError: The recipe shards the model, which is not compared.
         """
         from vlm_lora_plugin.job.train_job import recognise
-        from vlm_lora_plugin.planning.resolve import resolve_recipe
 
-        family, recipe = recognise(self.model, self.recipe, self.overrides)
+        family, recipe = recognise(self.model, self.recipe, merge(self.overrides, EVERY_STEP))
         for file in (self.data, self.val_data):
             if file is not None and not file.is_file():
                 raise DataError(f"There is no data file {file}", fix="Give the path of a JSONL or JSON file.")
@@ -71,7 +74,7 @@ class ParityJob:
                 why="Its processes talk through gloo, on any machine.",
                 fix="--set hardware=null compares what else the recipe says; --processes N compares N processes.",
             )
-        return family, resolve_recipe(recipe, family, {"training": {"logging_steps": 1}})
+        return family, recipe
 
 
 @dataclass(frozen=True)

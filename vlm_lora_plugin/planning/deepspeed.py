@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.documents import merge
-from vlm_lora_plugin.errors import HardwareError
 from vlm_lora_plugin.planning.deepspeed_checks import check_recipe, check_unused
 from vlm_lora_plugin.planning.deepspeed_document import check_document
 from vlm_lora_plugin.planning.memory import (
@@ -17,12 +16,12 @@ from vlm_lora_plugin.planning.memory import (
     offloads_optimizer,
     published_counts,
 )
+from vlm_lora_plugin.planning.stage import adapter_settings, given_stage
 from vlm_lora_plugin.planning.tiers import choose_tier
-from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.vocabulary import Hardware
 
 PERSISTENCE_THRESHOLD = 40_960
@@ -30,7 +29,7 @@ PERSISTENCE_THRESHOLD = 40_960
 
 
 def deepspeed_settings(
-    recipe: Recipe, family: Family, hardware: Hardware, *, offload: bool = False
+    recipe: ResolvedRecipe, family: Family, hardware: Hardware, *, offload: bool = False
 ) -> dict[str, Any] | None:
     """Return the DeepSpeed document for a recipe on a machine.
 
@@ -49,7 +48,7 @@ def deepspeed_settings(
     Raises:
         HardwareError: The adapter's or the recipe's keys cannot be used, or contradict the recipe.
     """
-    offload = offload or (recipe.hardware is not None and recipe.hardware.offload)
+    offload = offload or recipe.offloads
     stage = decided_stage(recipe, family, hardware, offload=offload)
     if stage == 0:
         check_unused(recipe, hardware)
@@ -59,47 +58,18 @@ def deepspeed_settings(
     return document
 
 
-def decided_stage(recipe: Recipe, family: Family, hardware: Hardware, *, offload: bool = False) -> int:
-    """Return the ZeRO stage: the recipe's, or else the tier's."""
+def decided_stage(recipe: ResolvedRecipe, family: Family, hardware: Hardware, *, offload: bool = False) -> int:
+    """Return the ZeRO stage: the one that the recipe or the family's adapter decides, or else the hardware's."""
+    fit = recipe.fit
+    if fit is not None and fit.hardware == hardware and (not offload or recipe.offloads):
+        return fit.stage
     given = given_stage(recipe, family, hardware)
-    return choose_tier(recipe, family, hardware, offload=offload, stage=given).stage
-
-
-def given_stage(recipe: Recipe, family: Family, hardware: Hardware) -> tuple[int, str] | None:
-    """Return the stage that the recipe or the family's adapter decides, and by which words; None leaves it open.
-
-    Raises:
-        HardwareError: Two keys of the recipe name different stages.
-    """
-    own = None if recipe.hardware is None else recipe.hardware.zero_stage
-    inside = _stage_of(recipe.deepspeed, "the recipe's `deepspeed`")
-    if own is not None and inside is not None and own != inside:
-        raise HardwareError(
-            f"hardware.zero_stage is {own}, deepspeed.zero_optimization.stage is {inside}",
-            fix="Give one of them.",
-        )
-    if own is not None:
-        return own, "set in the recipe"
-    if inside is not None:
-        return inside, "set in the recipe's deepspeed.zero_optimization.stage"
-    if hardware.ranks == 1:
-        return None
-    asked = _stage_of(get_manager().deepspeed_config(family, recipe, hardware), f"{family.title}'s adapter")
-    return None if asked is None else (asked, f"{family.title}'s adapter asks for it")
-
-
-def _stage_of(document: Any, source: str) -> int | None:
-    check_document(document, source)
-    stage = (document.get("zero_optimization") or {}).get("stage")
-    if stage is None:
-        return None
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise HardwareError(f"{source} has zero_optimization.stage: {stage!r}", fix="The stages are 0, 1, 2 and 3.")
-    return int(stage)
+    stage = None if given is None else (given[0], str(given[1]))
+    return choose_tier(recipe, family, recipe.architecture, hardware, offload=offload, stage=stage).stage
 
 
 def stage_settings(
-    stage: int, recipe: Recipe, family: Family, hardware: Hardware, *, offload: bool = False
+    stage: int, recipe: ResolvedRecipe, family: Family, hardware: Hardware, *, offload: bool = False
 ) -> dict[str, Any]:
     """Return the document of one stage, 0 included: a launcher that insists on a file takes that, too.
 
@@ -109,7 +79,7 @@ def stage_settings(
     size = family.size
     trainable = BUCKET_ZERO_2 if size is None else published_counts(recipe, size).trainable
     document = merge(_common(hardware), {"zero_optimization": zero_block(stage, trainable, offload=offload)})
-    overrides = get_manager().deepspeed_config(family, recipe, hardware)
+    overrides = adapter_settings(recipe, family, hardware)
     for over, source in ((overrides, f"{family.title}'s adapter"), (recipe.deepspeed, "the recipe's `deepspeed`")):
         check_document(over, source)
         document = merge(document, over, null_removes=True)

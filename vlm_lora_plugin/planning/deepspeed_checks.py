@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora_plugin.documents import leaves, value_at
 from vlm_lora_plugin.errors import HardwareError
 from vlm_lora_plugin.planning.memory import MemoryEstimate, ParameterCounts, offloads_optimizer
 from vlm_lora_plugin.planning.tiers import ROOM
@@ -12,6 +13,7 @@ from vlm_lora_plugin.planning.tiers import ROOM
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.vocabulary import Hardware
 
@@ -20,7 +22,7 @@ Expected = tuple[str, str, Any]
 """A DeepSpeed key, dotted; who says otherwise, and by which name; the value there."""
 
 
-def check_recipe(document: Mapping[str, Any], recipe: Recipe, hardware: Hardware) -> None:
+def check_recipe(document: Mapping[str, Any], recipe: ResolvedRecipe, hardware: Hardware) -> None:
     """Refuse a DeepSpeed document that contradicts the recipe.
 
     Raises:
@@ -36,7 +38,16 @@ def check_recipe(document: Mapping[str, Any], recipe: Recipe, hardware: Hardware
     ]
     if not hardware.bf16:
         expected.append(("bf16.enabled", "hardware.bf16", False))
-    _refuse(document, expected, "the recipe")
+
+    def said_by(key: str) -> str:
+        own = f"deepspeed.{key}"
+        if own in recipe.sources:
+            return f" ({recipe.source(own)})"
+        if key in dict(leaves(recipe.document())):
+            return f" ({recipe.source(key)})"
+        return ""
+
+    _refuse(document, expected, "the recipe", said_by)
 
 
 def check_arguments(document: Mapping[str, Any], arguments: TrainingArguments) -> None:
@@ -63,14 +74,17 @@ def check_arguments(document: Mapping[str, Any], arguments: TrainingArguments) -
     _refuse(document, expected, "TrainingArguments")
 
 
-def _refuse(document: Mapping[str, Any], expected: Iterable[Expected], whose: str) -> None:
+def _refuse(
+    document: Mapping[str, Any],
+    expected: Iterable[Expected],
+    whose: str,
+    said_by: Callable[[str], str] = lambda key: "",
+) -> None:
     problems = []
     for key, name, value in expected:
-        given: Any = document
-        for step in key.split("."):
-            given = given.get(step) if isinstance(given, Mapping) else None
+        given = value_at(document, key)
         if given not in (None, AUTO, value):
-            problems.append(f"deepspeed {key} is {given}, {name} is {value}")
+            problems.append(f"deepspeed {key} is {given}{said_by(key)}, {name} is {value}{said_by(name)}")
     if problems:
         raise HardwareError(
             f"The DeepSpeed settings contradict {whose}: {'; '.join(problems)}",

@@ -2,85 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora_plugin.documents import nested, value_at
 from vlm_lora_plugin.errors import HardwareError
-from vlm_lora_plugin.planning.deepspeed import given_stage
+from vlm_lora_plugin.planning.stage import STAGE, given_stage
 from vlm_lora_plugin.planning.tiers import Choice, Tier, choose_tier
+from vlm_lora_plugin.recipe import Source
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.contract import Family
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.contract import Architecture, Family
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+    from vlm_lora_plugin.recipe import TrainingSettings
+    from vlm_lora_plugin.vocabulary import Hardware
 
-_ROWS = "per_device_train_batch_size"
-_STEPS = "gradient_accumulation_steps"
-_TOTAL = "global_batch_size"
-
-
-def fitted(merged: Mapping[str, Any], given: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """Return what the hardware of a recipe sets, where the user set nothing.
-
-    Args:
-        merged: The recipe's document, preset included.
-        given: What the user set of it.
-        family: Whose model it is.
-
-    Raises:
-        RecipeError: The document is not a recipe.
-        HardwareError: Batches that the user set do not multiply to the global batch, or stages differ.
-    """
-    from vlm_lora_plugin.recipe.schema import Recipe
-
-    recipe = Recipe.parse({**merged, "family": family.name})
-    tier = tier_of(recipe, family)
-    document: dict[str, Any] = {"hardware": {"zero_stage": tier.stage}}
-    if "answer_only_loss" not in given:
-        document["answer_only_loss"] = tier.value("answer_only_loss")
-    own = given.get("gradient_checkpointing", {})
-    document["gradient_checkpointing"] = {
-        name: choice.value
-        for choice in tier.choices
-        for key, _, name in [choice.key.partition(".")]
-        if key == "gradient_checkpointing" and name not in own
-    }
-    document["training"] = _batches(recipe, tier, given.get("training", {}))
-    return document
-
-
-def tier_of(recipe: Recipe, family: Family) -> Tier:
-    """Return the tier of a recipe that names its hardware.
-
-    Raises:
-        HardwareError: It names none, or two stages.
-    """
-    hardware = recipe.hardware
-    if hardware is None:
-        raise HardwareError("The recipe names no hardware", fix="Write hardware: 3x24, for three devices of 24 GiB.")
-    machine = hardware.machine()
-    given = given_stage(recipe, family, machine)
-    if hardware.zero_stage is not None:
-        # A resolved recipe names its stage, too: it is the user's only where nothing else would have led there.
-        unset = recipe.model_copy(update={"hardware": hardware.model_copy(update={"zero_stage": None})})
-        open_stage = given_stage(unset, family, machine)
-        tier = choose_tier(recipe, family, machine, offload=hardware.offload, stage=open_stage)
-        if tier.stage == hardware.zero_stage:
-            return tier
-        why = tier.reason("hardware.zero_stage")
-        given = hardware.zero_stage, f"set in the recipe; else {tier.stage}: {why}"
-    return choose_tier(recipe, family, machine, offload=hardware.offload, stage=given)
+ROWS = "training.per_device_train_batch_size"
+STEPS = "training.gradient_accumulation_steps"
+TOTAL = "training.global_batch_size"
+BF16 = "hardware.bf16"
+"""A fact of the machine, shown among the settings; nobody sets another in its place."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One setting of a recipe beside what its hardware would set.
+    """One setting of a recipe on its hardware.
 
     Attributes:
         key: The recipe's key.
         value: The recipe's value.
-        reason: Why; for one that the user set, what the hardware would set and why.
-        by_user: Whether the recipe differs from the tier.
+        reason: Why; for one that the user set, who set it, and what the hardware would set and why.
+        by_user: Whether the user set it.
     """
 
     key: str
@@ -89,41 +42,126 @@ class Fitted:
     by_user: bool
 
 
-def explain_fit(recipe: Recipe, family: Family) -> tuple[Fitted, ...]:
-    """Return what the hardware of a resolved recipe set, and what the recipe set in its place, with reasons."""
-    return tuple(_beside(choice, recipe) for choice in tier_of(recipe, family).choices)
+@dataclass(frozen=True)
+class Fit:
+    """A recipe on its hardware.
+
+    Attributes:
+        hardware: The machine.
+        stage: ZeRO stage; 0 needs no DeepSpeed.
+        tier: What the machine sets, beside what the user did.
+        settings: Every setting with its reason, the user's included.
+        values: What the machine sets where the user set nothing, by dotted key.
+        sources: Why, by the same keys.
+    """
+
+    hardware: Hardware
+    stage: int
+    tier: Tier
+    settings: tuple[Fitted, ...]
+    values: dict[str, Any]
+    sources: dict[str, Source]
+
+    def document(self) -> dict[str, Any]:
+        """Return what the machine sets as a recipe document."""
+        return nested(self.values)
 
 
-def _beside(choice: Choice, recipe: Recipe) -> Fitted:
-    value: Any = recipe.document()
-    for step in choice.key.split("."):
-        value = value.get(step) if isinstance(value, Mapping) else None
-    if value == choice.value:
-        return Fitted(choice.key, value, choice.reason, by_user=False)
-    return Fitted(choice.key, value, f"set in the recipe; else {choice.value}: {choice.reason}", by_user=True)
+def fit(recipe: ResolvedRecipe, family: Family, architecture: Architecture, usual: TrainingSettings) -> Fit:
+    """Work out what the hardware of a recipe sets.
+
+    Args:
+        recipe: The recipe with its preset expanded, and nothing of its hardware's yet.
+        family: Whose model it is.
+        architecture: What the model is made of.
+        usual: The batches before the user changed them: the preset's.
+
+    Raises:
+        HardwareError: It has no hardware, its batches do not multiply to the global batch, or stages differ.
+    """
+    settings = recipe.hardware
+    if settings is None:
+        raise HardwareError("The recipe names no hardware", fix="Write hardware: 3x24, for three devices of 24 GiB.")
+    machine = settings.machine()
+    given = given_stage(recipe, family, machine)
+    stage = None if given is None else (given[0], given[1].why or f"set in {given[1]}")
+    tier = choose_tier(recipe, family, architecture, machine, offload=settings.offload, stage=stage)
+    batches = {choice.key: choice for choice in _batches(recipe, tier)}
+    chosen = [batches.get(choice.key, choice) for choice in tier.choices]
+    ours = [choice for choice in chosen if choice.key != BF16 and not recipe.by_user(choice.key)]
+    sources = {choice.key: Source("hardware", str(machine), choice.reason) for choice in ours}
+    if given is not None and STAGE in sources:
+        sources[STAGE] = given[1]
+    changed = any(recipe.by_user(choice.key) for choice in chosen) or (given is not None and given[1].kind == "user")
+    alone = _left_alone(recipe, family, architecture, usual) if changed else tier
+    return Fit(
+        hardware=machine,
+        stage=tier.stage,
+        tier=tier,
+        settings=tuple(_shown(choice, recipe, sources.get(choice.key), alone) for choice in chosen),
+        values={choice.key: choice.value for choice in ours},
+        sources=sources,
+    )
 
 
-def _batches(recipe: Recipe, tier: Tier, own: Mapping[str, Any]) -> dict[str, int]:
-    ranks = tier.hardware.ranks
-    wanted = own.get(_TOTAL)
+def _left_alone(recipe: ResolvedRecipe, family: Family, architecture: Architecture, usual: TrainingSettings) -> Tier:
+    """Return what the machine would set, had the user set nothing that it sets."""
+    if recipe.hardware is None:
+        raise HardwareError("The recipe names no hardware")
+    hardware, offload = recipe.hardware.machine(), recipe.hardware.offload
+    training = recipe.training.model_copy(
+        update={
+            key.partition(".")[2]: value_at(usual.model_dump(), key.partition(".")[2]) for key in (ROWS, STEPS, TOTAL)
+        }
+    )
+    return choose_tier(
+        recipe.model_copy(update={"training": training}), family, architecture, hardware, offload=offload
+    )
+
+
+def _shown(choice: Choice, recipe: ResolvedRecipe, source: Source | None, alone: Tier) -> Fitted:
+    """Return a setting as the user reads it, with what the machine would have set in place of theirs."""
+    theirs = recipe.source(choice.key) if source is None else source
+    if choice.key == BF16 or theirs.kind != "user":
+        return Fitted(choice.key, choice.value, choice.reason, by_user=False)
+    value = value_at(recipe.document(), choice.key) if source is None else choice.value
+    else_, why = alone.value(choice.key), alone.reason(choice.key)
+    otherwise = f"as the hardware would: {why}" if else_ == value else f"else {else_}: {why}"
+    where = theirs.why or f"set in {theirs}"
+    return Fitted(choice.key, value, f"{where}; {otherwise}", by_user=True)
+
+
+def _batches(recipe: ResolvedRecipe, tier: Tier) -> Iterable[Choice]:
+    """Return the three batch keys so that they multiply, keeping those that the user set.
+
+    Raises:
+        HardwareError: They cannot.
+    """
+    ranks, training = tier.hardware.ranks, recipe.training
+    wanted = training.global_batch_size if recipe.by_user(TOTAL) else None
     if wanted is not None and wanted % ranks:
         below = wanted // ranks * ranks
         raise HardwareError(
-            f"training.{_TOTAL} is {wanted}, which does not divide by {ranks} devices ({tier.hardware})",
+            f"{recipe.said(TOTAL)}, which does not divide by {ranks} devices ({tier.hardware})",
             fix=f"Give {f'{below} or ' if below else ''}{below + ranks}.",
         )
-    if _ROWS not in own and _STEPS not in own:
-        return {key: tier.value(f"training.{key}") for key in (_ROWS, _STEPS, _TOTAL)}
-    rows = own.get(_ROWS, tier.value(f"training.{_ROWS}"))
-    if _STEPS in own:
-        steps = own[_STEPS]
-        rows = own.get(_ROWS, max((wanted or ranks * steps) // (ranks * steps), 1))
+    if not recipe.by_user(ROWS) and not recipe.by_user(STEPS):
+        return [Choice(key, tier.value(key), tier.reason(key)) for key in (ROWS, STEPS, TOTAL)]
+    rows = training.per_device_train_batch_size if recipe.by_user(ROWS) else tier.value(ROWS)
+    if recipe.by_user(STEPS):
+        steps = training.gradient_accumulation_steps
+        rows = rows if recipe.by_user(ROWS) else max((wanted or ranks * steps) // (ranks * steps), 1)
     else:
-        steps = max(round(tier.value(f"training.{_TOTAL}") / (ranks * rows)), 1)
+        steps = max(round(tier.value(TOTAL) / (ranks * rows)), 1)
     total = ranks * rows * steps
     if wanted is not None and wanted != total:
-        raise HardwareError(
-            f"training.{_TOTAL} is {wanted}, but {ranks} devices x {_ROWS} {rows} x {_STEPS} {steps} are {total}",
-            fix=f"Leave one of the three out, or set {_TOTAL} to {total}.",
+        made = " x ".join(
+            (f"{key} {value} ({recipe.source(key)})" if recipe.by_user(key) else f"{key} {value}")
+            for key, value in ((ROWS, rows), (STEPS, steps))
         )
-    return {_ROWS: rows, _STEPS: steps, _TOTAL: total}
+        raise HardwareError(
+            f"{recipe.said(TOTAL)}, but {ranks} devices x {made} are {total}",
+            fix=f"Leave one of the three out, or set {TOTAL} to {total}.",
+        )
+    product = f"{ranks} x {rows} x {steps} = {total}"
+    return [Choice(ROWS, rows, product), Choice(STEPS, steps, product), Choice(TOTAL, total, product)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora_plugin.errors import HardwareError
 from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
 from vlm_lora_plugin.planning.deepspeed_checks import check_memory, notes
-from vlm_lora_plugin.planning.fitting import Fitted, explain_fit, tier_of
+from vlm_lora_plugin.planning.fitting import Fitted
 from vlm_lora_plugin.planning.memory import (
     ForwardPass,
     MemoryEstimate,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlm_lora_plugin.contract import Family
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
 ALIKE = 0.1
@@ -90,7 +90,7 @@ class HardwarePlan:
 
 
 def plan_hardware(
-    recipe: Recipe, family: Family, model: nn.Module | None = None, trainables: TrainableSet | None = None
+    recipe: ResolvedRecipe, family: Family, model: nn.Module | None = None, trainables: TrainableSet | None = None
 ) -> HardwarePlan:
     """Work out a resolved recipe that names its hardware.
 
@@ -103,8 +103,10 @@ def plan_hardware(
     Raises:
         HardwareError: The recipe names no hardware, or contradicts itself.
     """
-    tier = tier_of(recipe, family)
-    hardware, offload = tier.hardware, recipe.hardware is not None and recipe.hardware.offload
+    fit = recipe.fit
+    if fit is None:
+        raise HardwareError("The recipe names no hardware", fix="Write hardware: 3x24, for three devices of 24 GiB.")
+    hardware, offload = fit.hardware, recipe.offloads
     size, means = family.size, means_by_component(recipe)
     load = None if size is None else published_counts(recipe, size)
     if model is not None and trainables is not None:
@@ -126,16 +128,16 @@ def plan_hardware(
             size,
             means,
             step,
-            stage=tier.stage,
+            stage=fit.stage,
             ranks=hardware.ranks,
             nodes=hardware.nodes,
-            offload=offload and tier.stage == 3,
+            offload=offload and fit.stage == 3,
         )
     document = deepspeed_settings(recipe, family, hardware)
     return HardwarePlan(
         hardware=hardware,
-        settings=explain_fit(recipe, family),
-        stage=tier.stage,
+        settings=fit.settings,
+        stage=fit.stage,
         deepspeed=document,
         load=load,
         memory=memory,

@@ -1,7 +1,6 @@
 """From the machine to whole settings: checkpointing, batches, precision, answer-only loss and ZeRO, with reasons.
 
-A tier is a function of the recipe's rules and lengths, the family's published sizes and the machine. It does not
-look at what it sets itself, so that a recipe which was resolved once resolves to itself.
+A tier is a function of the recipe's rules, lengths and batches, the family's published sizes and the machine.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.contract import Architecture, Family
 from vlm_lora_plugin.planning.memory import (
     ForwardPass,
     MemoryEstimate,
@@ -82,6 +81,7 @@ class Tier:
 def choose_tier(
     recipe: Recipe,
     family: Family,
+    architecture: Architecture,
     hardware: Hardware,
     *,
     offload: bool = False,
@@ -90,13 +90,14 @@ def choose_tier(
     """Choose the settings that fit a machine.
 
     Args:
-        recipe: The recipe, its preset expanded; only its rules, rank, lengths and global batch are read.
+        recipe: The recipe, its preset expanded; only its rules, rank, lengths and batches are read.
         family: Whose model it is.
+        architecture: What the model is made of.
         hardware: The machine.
         offload: Whether ZeRO-3 keeps the weights in host memory.
         stage: A ZeRO stage that is decided already, and by whom; None chooses one.
     """
-    sizes = _Sizes(recipe, family, hardware, offload)
+    sizes = _Sizes(recipe, family, architecture, hardware, offload)
     chosen, why = stage if stage is not None else _stage(sizes)
     checkpointed, reasons = _checkpointing(sizes, chosen)
     batch = _batch(sizes, recipe, chosen, checkpointed)
@@ -119,13 +120,20 @@ def choose_tier(
 class _Sizes:
     """What fits, predicted for the family's published model."""
 
-    def __init__(self, recipe: Recipe, family: Family, hardware: Hardware, offload: bool) -> None:
-        self.family, self.hardware, self.offload = family, hardware, offload
+    def __init__(
+        self,
+        recipe: Recipe,
+        family: Family,
+        architecture: Architecture,
+        hardware: Hardware,
+        offload: bool,
+    ) -> None:
+        self.hardware, self.offload = hardware, offload
         self.size = family.size
         self.means = means_by_component(recipe)
         self.tokens = recipe.data.max_length
         self.load = None if family.size is None else published_counts(recipe, family.size)
-        self.repeating: tuple[ComponentName, ...] = tuple(part.name for part in family.components if part.blocks)
+        self.repeating = architecture.repeating
 
     def memory(self, stage: int, checkpointed: frozenset[ComponentName], rows: int = 1) -> MemoryEstimate | None:
         if self.load is None:
@@ -201,15 +209,6 @@ def _checkpointing(sizes: _Sizes, stage: int) -> tuple[frozenset[ComponentName],
     return frozenset(needed), {**reasons, **dict.fromkeys(needed, f"needed, and still more than {gib} (predicted)")}
 
 
-def preset_batch(recipe: Recipe, family: Family) -> int:
-    """Return the examples of an optimizer step of one device by the preset that a recipe came from."""
-    from vlm_lora_plugin.recipe.schema import TrainingSettings
-
-    _, _, preset = (recipe.origin or "").partition("/")
-    training = TrainingSettings.model_validate(family.presets.get(preset, {}).get("training", {}))
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps
-
-
 def _batch(
     sizes: _Sizes, recipe: Recipe, stage: int, checkpointed: frozenset[ComponentName]
 ) -> tuple[Choice, Choice, Choice]:
@@ -223,10 +222,8 @@ def _batch(
             1,
         )
     total = share * ranks
-    # A recipe that was resolved before holds the total; what it was made of is the preset's.
-    usual = preset_batch(recipe, sizes.family) if wanted == total else wanted
     exact = f"{total} examples in each optimizer step, whatever the machine"
-    near = f"{usual} do not divide by {ranks} devices; {total} is the nearest number that does"
+    near = f"{wanted} do not divide by {ranks} devices; {total} is the nearest number that does"
     return (
         Choice(
             "training.per_device_train_batch_size",
@@ -234,9 +231,5 @@ def _batch(
             "one example at a time takes the least memory" if rows == 1 else "there is room (predicted)",
         ),
         Choice("training.gradient_accumulation_steps", share // rows, f"{ranks} x {rows} x {share // rows} = {total}"),
-        Choice(
-            "training.global_batch_size",
-            total,
-            near if usual % ranks and total == max(round(usual / ranks), 1) * ranks else exact,
-        ),
+        Choice("training.global_batch_size", total, near if wanted % ranks else exact),
     )

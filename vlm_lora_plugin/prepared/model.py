@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlm_lora_plugin.contract import Family
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.selection.manifest import Manifest
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
@@ -52,7 +52,7 @@ class Preparation:
     """
 
     family: Family
-    recipe: Recipe
+    recipe: ResolvedRecipe
     trainable: TrainableSet
     manifest: Manifest
     dtype: torch.dtype

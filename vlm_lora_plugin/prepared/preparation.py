@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -24,7 +23,7 @@ from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.prepared.injection import inject
 from vlm_lora_plugin.prepared.model import Preparation, VlmLoraPeftModel
-from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.recipe import Recipe, RecipeSource
 from vlm_lora_plugin.selection.base_weights import base_digests
 from vlm_lora_plugin.selection.manifest import make_manifest
 from vlm_lora_plugin.selection.resolve import resolve_selection
@@ -39,9 +38,7 @@ _MARK = "_vlm_lora_base"
 """Attribute of a base model that prepare has changed."""
 
 
-def prepare_model(
-    model: PreTrainedModel | PeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None = None
-) -> VlmLoraPeftModel:
+def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
     """Make a freshly loaded model train exactly what a recipe says.
 
     Puts LoRA in through PEFT, draws it by key, sets ``requires_grad``, turns every trained parameter into
@@ -123,9 +120,7 @@ def load_trained(
     return prepared
 
 
-def _prepared_before(
-    model: VlmLoraPeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None
-) -> VlmLoraPeftModel:
+def _prepared_before(model: VlmLoraPeftModel, recipe: RecipeSource | None) -> VlmLoraPeftModel:
     state = model.vlm_lora
     wanted = resolve_recipe(recipe, state.family)
     found = differences(state.recipe.document(), wanted.document())

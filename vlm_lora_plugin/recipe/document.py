@@ -3,17 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vlm_lora_plugin.documents import merge
-from vlm_lora_plugin.errors import RecipeError
+from vlm_lora_plugin.documents import leaves, merge, value_at
+from vlm_lora_plugin.errors import HardwareError, RecipeError
+from vlm_lora_plugin.hardware import parse_hardware
 from vlm_lora_plugin.recipe.schema import RATE_KEYS, Recipe
+from vlm_lora_plugin.recipe.sources import Source
+
+RecipeSource = Recipe | Mapping[str, Any] | str | Path
+"""A recipe in any form: a Recipe, a mapping, a path to a YAML file, or the name of a preset."""
+
+_ABSENT = object()
 
 
-def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Layer:
+    """One part of what was written.
+
+    Attributes:
+        recipe: Its keys and values, checked; only those that were written are set.
+        source: Who wrote it.
+    """
+
+    recipe: Recipe
+    source: Source
+
+    def document(self) -> dict[str, Any]:
+        """Return what was written in it, and no more."""
+        return self.recipe.model_dump(exclude_unset=True)
+
+
+@dataclass(frozen=True)
+class RecipeDocument:
+    """What was written: a recipe and what is laid over it, checked key by key. No family is asked.
+
+    Attributes:
+        layers: The recipe, then what is laid over it; later ones win.
+        names_recipe: Whether a recipe was given at all; without, a family's default preset is meant.
+    """
+
+    layers: tuple[Layer, ...]
+    names_recipe: bool
+
+    @classmethod
+    def read(
+        cls,
+        source: RecipeSource | None,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        overridden_by: str = "the settings laid over it",
+    ) -> RecipeDocument:
+        """Read a recipe in any form.
+
+        Args:
+            source: The recipe; None means the default preset of whichever family it will be for.
+            overrides: A document laid over it.
+            overridden_by: Who wrote ``overrides``, for messages.
+
+        Raises:
+            RecipeError: It cannot be read, or a key or value in it is unknown.
+        """
+        written = cls((), names_recipe=False)
+        if source is not None:
+            by = str(source) if isinstance(source, (str, Path)) else "the recipe"
+            written = cls((Layer(Recipe.parse(read_recipe(source), source=by), Source("user", by)),), names_recipe=True)
+        return written.under(overrides, overridden_by) if overrides else written
+
+    def under(self, overrides: Mapping[str, Any], by: str) -> RecipeDocument:
+        """Return it with a document laid over it.
+
+        Raises:
+            RecipeError: A key or value of ``overrides`` is unknown.
+        """
+        layer = Layer(Recipe.parse(overrides, source=by), Source("user", by))
+        return RecipeDocument((*self.layers, layer), self.names_recipe)
+
+    @property
+    def preset(self) -> str | None:
+        """The preset that it names, the last one where several are named."""
+        return next((layer.recipe.preset for layer in reversed(self.layers) if layer.recipe.preset), None)
+
+    def says(self, key: str) -> bool:
+        """Return whether it sets a dotted key itself, rather than leaving it to a preset or a default."""
+        return any(value_at(layer.document(), key, _ABSENT) is not _ABSENT for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Layers laid over each other.
+
+    Attributes:
+        document: All keys but the rules.
+        rules: The rules in order; components are rules, too.
+        sources: Who set each value, by dotted key; rules by number, ``rules.0``.
+    """
+
+    document: dict[str, Any]
+    rules: list[dict[str, Any]]
+    sources: dict[str, Source]
+
+    @classmethod
+    def of(cls, layers: Iterable[tuple[dict[str, Any], Source]]) -> Stacked:
+        """Lay documents over each other, later ones winning; rules add up."""
+        merged: dict[str, Any] = {}
+        rules: list[dict[str, Any]] = []
+        found: dict[str, Source] = {}
+        by_rule: list[Source] = []
+        for document, source in layers:
+            rest = {key: value for key, value in document.items() if key not in ("components", "rules")}
+            own = [{"component": name, "means": means} for name, means in document.get("components", {}).items()]
+            own += document.get("rules", ())
+            rules += own
+            by_rule += [source] * len(own)
+            found |= dict.fromkeys((key for key, _ in leaves(rest)), source)
+            merged = lay(merged, rest)
+        sources = {key: found[key] for key, _ in leaves(merged) if key in found}
+        return cls(merged, rules, sources | {f"rules.{number}": source for number, source in enumerate(by_rule)})
+
+
+def read_recipe(source: RecipeSource) -> dict[str, Any]:
     """Return the document behind a recipe given in any form, holding only what was set in it.
 
     Args:
@@ -55,7 +168,7 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, An
     return document
 
 
-def lay_over(source: Recipe | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def lay_over(source: RecipeSource, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return one document that means what a recipe with overrides means to :func:`resolve_recipe`.
 
     Args:
@@ -65,27 +178,17 @@ def lay_over(source: Recipe | Mapping[str, Any] | str | Path, overrides: Mapping
     Raises:
         RecipeError: The recipe cannot be read, or one of the two has an unknown key or value.
     """
-    documents = ((read_recipe(source), str(source)), (overrides, "override"))
-    parsed = [Recipe.parse(document, source=label) for document, label in documents]
-    merged, rules = stacked([recipe.model_dump(mode="json", exclude_unset=True) for recipe in parsed])
-    return {**merged, "rules": rules} if rules else merged
-
-
-def stacked(layers: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return all keys but the rules, later layers winning, and the rules in order; components are rules, too."""
-    merged: dict[str, Any] = {}
-    rules: list[dict[str, Any]] = []
-    for layer in layers:
-        rules += [{"component": name, "means": means} for name, means in layer.pop("components", {}).items()]
-        rules += layer.pop("rules", ())
-        merged = lay(merged, layer)
-    return merged, rules
+    written = RecipeDocument.read(source, overrides)
+    layers = [(layer.recipe.model_dump(mode="json", exclude_unset=True), layer.source) for layer in written.layers]
+    stacked = Stacked.of(layers)
+    return {**stacked.document, "rules": stacked.rules} if stacked.rules else stacked.document
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """Turn ``["optimizer.learning_rate=1e-4"]`` into a nested document; values are read as YAML.
 
-    Below ``learning_rate`` and ``weight_decay`` the rest is one key: ``optimizer.learning_rate.vision.lora``.
+    Below ``learning_rate`` and ``weight_decay`` the rest is one key: ``optimizer.learning_rate.vision.lora``. The
+    short form ``hardware=3x24`` goes together with ``hardware.offload=true``, in either order.
 
     Raises:
         RecipeError: An assignment has no ``=``, no valid YAML, or goes below a value given before.
@@ -104,10 +207,21 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             if not isinstance(here, dict):
                 raise RecipeError(f"`{key}` goes below `{parent}`, which another assignment sets to {here!r}")
         try:
-            here[last] = yaml.safe_load(value)
+            read = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise RecipeError(f"The value of `{key}` is not valid YAML: {value}", fix=str(error)) from None
+        if (*parents, last) == ("hardware",) and isinstance(read, str):
+            read = {**(document.get("hardware") or {}), **_machine(read)}
+        here[last] = read
     return document
+
+
+def _machine(text: str) -> dict[str, Any]:
+    try:
+        machine = parse_hardware(text)
+    except HardwareError as error:
+        raise RecipeError(f"`hardware`: {error.what}", fix=error.fix) from None
+    return {"gpus": machine.gpus, "gpu_memory": machine.gpu_memory}
 
 
 def _steps(key: str) -> list[str]:

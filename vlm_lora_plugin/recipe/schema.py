@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import Self
 
 from vlm_lora_plugin.errors import HardwareError, RecipeError
 from vlm_lora_plugin.hardware import check_hardware, parse_hardware
@@ -337,7 +338,7 @@ class Recipe(_Strict):
     seed: int = Field(42, ge=0, description="Seed of the LoRA initialisation, the data order and dropout.")
 
     @classmethod
-    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Self:
         """Validate a mapping.
 
         Args:

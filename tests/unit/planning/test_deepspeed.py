@@ -150,10 +150,16 @@ def test_merging_changes_neither_document():
         ({"zero_optimization": {"reduce_bucket_size": True}}, "reduce_bucket_size: True"),
         ({"zero_optimization": {"stage": 4}}, "stage: 4"),
         ({"zero_optimization": 3}, "zero_optimization: 3"),
-        ({"gradient_clipping": 0.5}, "gradient_clipping is 0.5, optimizer.max_grad_norm is 1.0"),
-        ({"train_batch_size": 48}, "train_batch_size is 48, 3 devices x 1 x 5 is 15"),
-        ({"train_micro_batch_size_per_gpu": 2}, "is 2, training.per_device_train_batch_size is 1"),
-        ({"gradient_accumulation_steps": 8}, "is 8, training.gradient_accumulation_steps is 5"),
+        (
+            {"gradient_clipping": 0.5},
+            r"gradient_clipping is 0.5 \(the recipe\), optimizer.max_grad_norm is 1.0 \(default\)",
+        ),
+        ({"train_batch_size": 48}, r"train_batch_size is 48 \(the recipe\), 3 devices x 1 x 5 is 15"),
+        (
+            {"train_micro_batch_size_per_gpu": 2},
+            r"is 2 .*, training.per_device_train_batch_size is 1 \(hardware 3x24\)",
+        ),
+        ({"gradient_accumulation_steps": 8}, r"is 8 .*, training.gradient_accumulation_steps is 5 \(hardware 3x24\)"),
     ],
 )
 def test_what_cannot_be_or_contradicts_the_recipe_is_refused(monkey, own, message):

@@ -4,7 +4,6 @@ import pytest
 import yaml
 
 from vlm_lora_plugin.errors import HardwareError
-from vlm_lora_plugin.planning.fitting import explain_fit, tier_of
 from vlm_lora_plugin.planning.memory import keeps_activations, means_by_component
 from vlm_lora_plugin.planning.plan import plan_hardware
 from vlm_lora_plugin.planning.resolve import resolve_recipe
@@ -57,7 +56,7 @@ def test_below_32_gib_everything_that_keeps_activations_is_checkpointed(family, 
 @pytest.mark.parametrize(("family", "machine", "preset"), CASES, ids=name_of)
 def test_checkpointing_is_off_only_where_that_is_predicted_to_fit(family, machine, preset):
     recipe = resolved(family, machine, preset=preset)
-    memory, means = tier_of(recipe, family).memory, means_by_component(recipe)
+    memory, means = recipe.fit.tier.memory, means_by_component(recipe)
     if not all(on for name, on in recipe.gradient_checkpointing.items() if keeps_activations(name, means)):
         assert memory.total <= 0.95 * recipe.hardware.gpu_memory
 
@@ -65,7 +64,7 @@ def test_checkpointing_is_off_only_where_that_is_predicted_to_fit(family, machin
 @pytest.mark.parametrize(("family", "machine", "preset"), CASES, ids=name_of)
 def test_every_setting_has_a_reason_and_is_in_the_recipe(family, machine, preset):
     recipe = resolved(family, machine, preset=preset)
-    settings = explain_fit(recipe, family)
+    settings = recipe.fit.settings
     assert all(setting.reason for setting in settings)
     assert not any(setting.by_user for setting in settings)
     for setting in settings:
@@ -119,7 +118,7 @@ def test_the_loss_is_answer_only_and_without_hardware_it_is_not(monkey):
 )
 def test_what_the_user_sets_wins_and_is_shown_beside_the_tiers(monkey, document, key, value):
     recipe = resolved(monkey, "3x24", **document)
-    found = {setting.key: setting for setting in explain_fit(recipe, monkey)}
+    found = {setting.key: setting for setting in recipe.fit.settings}
     assert found[key].value == value
     if key.split(".")[-1] not in ("gradient_accumulation_steps", "global_batch_size"):  # these make up the product
         assert found[key].by_user
@@ -134,7 +133,7 @@ def test_what_the_command_line_sets_wins_too(monkey):
 def test_a_stage_of_the_users_own_wins(monkey):
     recipe = resolved(monkey, {"gpus": 8, "gpu_memory": 80, "zero_stage": 3})
     assert recipe.hardware.zero_stage == 3
-    assert "else 0" in next(s.reason for s in explain_fit(recipe, monkey) if s.key == "hardware.zero_stage")
+    assert "else 0" in next(s.reason for s in recipe.fit.settings if s.key == "hardware.zero_stage")
 
 
 def test_a_stage_in_deepspeeds_own_words_counts(monkey):
@@ -143,7 +142,9 @@ def test_a_stage_in_deepspeeds_own_words_counts(monkey):
 
 
 def test_two_stages_are_refused_with_both(monkey):
-    with pytest.raises(HardwareError, match=r"zero_stage is 3, deepspeed.zero_optimization.stage is 2"):
+    with pytest.raises(
+        HardwareError, match=r"zero_stage is 3 \(the recipe\), deepspeed.zero_optimization.stage is 2 \(the recipe\)"
+    ):
         resolved(
             monkey,
             {"gpus": 3, "gpu_memory": 24, "zero_stage": 3},
@@ -152,18 +153,18 @@ def test_two_stages_are_refused_with_both(monkey):
 
 
 def test_a_global_batch_that_does_not_divide_is_refused_with_the_nearest(monkey):
-    with pytest.raises(HardwareError, match=r"16, which does not divide by 3 devices(.|\n)*15 or 18"):
+    with pytest.raises(HardwareError, match=r"16 \(the recipe\), which does not divide by 3 devices(.|\n)*15 or 18"):
         resolved(monkey, "3x24", training={"global_batch_size": 16})
 
 
 def test_batches_that_do_not_multiply_are_refused_with_the_product(monkey):
     training = {"global_batch_size": 24, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    with pytest.raises(HardwareError, match=r"is 24, but 3 devices x .* 1 x .* 4 are 12"):
+    with pytest.raises(HardwareError, match=r"is 24 \(the recipe\), but 3 devices x .* 1 .* x .* 4 .* are 12"):
         resolved(monkey, "3x24", training=training)
 
 
 def test_a_rounded_batch_is_explained_after_resolving_too(monkey):
-    reasons = {setting.key: setting.reason for setting in explain_fit(resolved(monkey, "3x24"), monkey)}
+    reasons = {setting.key: setting.reason for setting in resolved(monkey, "3x24").fit.settings}
     assert reasons["training.global_batch_size"].startswith("16 do not divide by 3 devices; 15")
 
 

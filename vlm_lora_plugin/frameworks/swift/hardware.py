@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from swift.arguments import SftArguments
 
     from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import Recipe
 
 
@@ -31,7 +32,7 @@ def apply_dtype(arguments: SftArguments, given: Mapping[str, Any], recipe: Recip
     wanted_dtype(next((name for name, dtype in DTYPES.items() if dtype == arguments.torch_dtype), None), recipe)
 
 
-def apply_hardware(arguments: SftArguments, given: Mapping[str, Any], recipe: Recipe, family: Family) -> None:
+def apply_hardware(arguments: SftArguments, given: Mapping[str, Any], recipe: ResolvedRecipe, family: Family) -> None:
     """Check this process against the recipe's hardware, and give Swift its DeepSpeed document.
 
     A recipe without hardware leaves ``--deepspeed`` to the user.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
 from vlm_lora_plugin.frameworks.trainer.in_place import prepare_in_place
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel, find_prepared
-from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.recipe import RecipeSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,9 +45,7 @@ class VlmLoraCallback(TrainerCallback):
         check_learning: False leaves the watching out.
     """
 
-    def __init__(
-        self, recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, check_learning: bool = True
-    ) -> None:
+    def __init__(self, recipe: RecipeSource | None = None, *, check_learning: bool = True) -> None:
         install_hooks()
         self._recipe = recipe
         self._check_learning = check_learning
@@ -142,7 +139,7 @@ class VlmLoraCallback(TrainerCallback):
             )
         own = prepared.vlm_lora
         if self._recipe is not None:
-            wanted = resolve_recipe(self._recipe, own.family)
+            self._recipe = wanted = resolve_recipe(self._recipe, own.family)
             found = differences(own.recipe.document(), wanted.document())
             if found:
                 raise TrainingError(

@@ -27,12 +27,10 @@ from vlm_lora_plugin.prepared.preparation import prepare_model
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.recipe import RecipeSource
 
 
-def prepare_in_place(
-    model: nn.Module | None, recipe: Recipe | Mapping[str, Any] | str | Path, args: TrainingArguments
-) -> VlmLoraPeftModel:
+def prepare_in_place(model: nn.Module | None, recipe: RecipeSource, args: TrainingArguments) -> VlmLoraPeftModel:
     """Prepare the model of a Trainer that is built already.
 
     Args:

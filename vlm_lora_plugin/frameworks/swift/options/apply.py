@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainingArguments
 
 from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.documents import nested, value_at
 from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type, template_of
 from vlm_lora_plugin.frameworks.swift.hardware import apply_dtype, apply_hardware
@@ -27,8 +28,9 @@ from vlm_lora_plugin.frameworks.swift.options.table import (
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe, keep_recipe
 from vlm_lora_plugin.frameworks.trainer import argument_values
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
-from vlm_lora_plugin.planning.resolve import resolve_recipe
-from vlm_lora_plugin.recipe import Recipe, parse_assignments, read_recipe
+from vlm_lora_plugin.planning.resolve import architecture_of, resolve
+from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+from vlm_lora_plugin.recipe import Recipe, RecipeDocument, RecipeSource
 
 if TYPE_CHECKING:
     import torch
@@ -69,24 +71,19 @@ def apply_recipe(arguments: SftArguments, given: Mapping[str, Any]) -> None:
     arguments.vlm_lora_recipe = recipe.document()  # for args.json
 
 
-def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Recipe:
+def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> ResolvedRecipe:
     """Return the run's recipe with everything laid over it that was given for keys it leaves open.
 
     Raises:
         SwiftError: Options contradict it; each is named with the recipe's key.
     """
     family = family_of_type(arguments.model_type)
-    source = given_recipe()
+    source: RecipeSource | None = given_recipe()
     checkpoint = arguments.resume_from_checkpoint or next(iter(arguments.adapters), None)
     if source is None and checkpoint:
         source = dict(read_manifest(checkpoint).recipe)
     problems = [problem for name, value in given.items() if (problem := _impossible(name, value, arguments, family))]
-    written = Recipe.parse({} if source is None else read_recipe(source))
-    laid: dict[str, Any] = {}
-    for name, value in given.items():
-        if isinstance(OPTIONS.get(name), LaidOver):
-            laid |= {key: new for key, new in (in_recipe(name, value) or {}).items() if not _says(written, key)}
-    recipe = resolve_recipe(source, family, parse_assignments(f"{key}={value}" for key, value in laid.items()))
+    recipe = _resolved(source, given, family)
     outline = None
     for name, value in given.items():
         treatment = OPTIONS.get(name)
@@ -107,6 +104,20 @@ def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def _resolved(source: RecipeSource | None, given: Mapping[str, Any], family: Family) -> ResolvedRecipe:
+    """Resolve the run's recipe with the options laid over it that say what it leaves open."""
+    if isinstance(source, ResolvedRecipe):
+        return source
+    written = RecipeDocument.read(source)
+    laid: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(OPTIONS.get(name), LaidOver):
+            laid |= {key: new for key, new in (in_recipe(name, value) or {}).items() if not written.says(key)}
+    if laid:
+        written = written.under(nested(laid), "the options of swift sft")
+    return resolve(written, family, architecture_of(family))
+
+
 def in_recipe(option: str, value: Any) -> dict[str, Any] | None:
     """Return the recipe's keys and values that say what an option says; None where none can."""
     if option == "truncation_strategy":
@@ -125,13 +136,8 @@ def value_of(recipe: Recipe, key: str) -> Any:
     """Return what a recipe says under a dotted key of :data:`OPTIONS`."""
     if key == "optimizer.weight_decay":
         return recipe.optimizer.decay(*ANY)
-    first, _, rest = key.partition(".")
-    if first == "gradient_checkpointing":
-        return recipe.gradient_checkpointing.get(rest, False)  # type: ignore[call-overload]
-    value: Any = recipe
-    for step in key.split("."):
-        value = getattr(value, step)
-    return value
+    missing = False if key.startswith("gradient_checkpointing.") else None
+    return value_at(recipe.model_dump(), key, missing)
 
 
 def shown(value: Any) -> str:
@@ -158,23 +164,13 @@ def _impossible(name: str, value: Any, arguments: SftArguments, family: Family) 
     return None if value in (treatment.values or (default,)) else f"--{name} {shown(value)}: {treatment.instead}"
 
 
-def _contradictions(name: str, value: Any, recipe: Recipe) -> list[str]:
+def _contradictions(name: str, value: Any, recipe: ResolvedRecipe) -> list[str]:
     wanted = in_recipe(name, value) or {}
     return [
-        f"--{name} {shown(value)}: the recipe's {key} is {shown(value_of(recipe, key))}"
+        f"--{name} {shown(value)}: the recipe's {key} is {shown(value_of(recipe, key))} ({recipe.source(key)})"
         for key, new in wanted.items()
         if value_of(recipe, key) != new
     ]
-
-
-def _says(recipe: Recipe, key: str) -> bool:
-    """Return whether a recipe sets a key itself, as opposed to a preset or the default."""
-    value: Any = recipe
-    for step in key.split("."):
-        if step not in value.model_fields_set:
-            return False
-        value = getattr(value, step)
-    return True
 
 
 def _recorded(recipe: Recipe) -> dict[str, Any]:
