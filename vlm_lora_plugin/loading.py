@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.contract import LoadRequest, Processor
+from vlm_lora_plugin.contract import LoadRequest, OptionValue, Processor
 from vlm_lora_plugin.errors import ModelError, nearest
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
@@ -46,7 +48,10 @@ def load(
     path = Path(folder)
     manager = get_manager()
     family = manager.family_of_folder(path)
-    settings = {} if recipe is None else resolve_recipe(recipe, family).data.processor
+    settings: Mapping[str, OptionValue] = {}
+    if recipe is not None:
+        find = partial(manager.architecture_of_folder, family, path)
+        settings = resolve_recipe(recipe, family, architecture=find).data.processor
     request = LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings)
     # First what takes no time: a broken vocabulary is found before gigabytes of weights are read.
     processor = manager.load_processor(family, request)

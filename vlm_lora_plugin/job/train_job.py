@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, lay_over, read_recipe
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.contract import Architecture, Family
     from vlm_lora_plugin.planning.dtypes import DtypeName
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import RecipeSource
@@ -102,7 +102,7 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
         OutputError: The folder holds no recipe.
         RecipeError: Another recipe is asked for.
     """
-    from vlm_lora_plugin.planning.resolve import architecture_of, resolve
+    from vlm_lora_plugin.planning.resolve import resolve
     from vlm_lora_plugin.plugins.manager import get_manager
 
     if not output.recipe.is_file():
@@ -116,7 +116,7 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
         asked = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
     else:
         asked = RecipeDocument.read(output.recipe, _still_to_say(job.overrides, kept), overridden_by=COMMAND_LINE)
-    resolved = resolve(asked, family, architecture_of(family))
+    resolved = resolve(asked, family, partial(get_manager().architecture_of_folder, family, job.model))
     found = differences(_decided(kept), _decided(resolved))
     if found:
         raise RecipeError(
@@ -140,24 +140,33 @@ def _decided(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in recipe.document().items() if key != "origin"}
 
 
-def recognise(folder: Path, recipe: RecipeSource | None, overrides: Mapping[str, Any]) -> tuple[Family, ResolvedRecipe]:
+def recognise(
+    folder: Path,
+    recipe: RecipeSource | None,
+    overrides: Mapping[str, Any],
+    architecture: Callable[[Family], Architecture] | None = None,
+) -> tuple[Family, ResolvedRecipe]:
     """Find out whose model a folder holds, and resolve a recipe for it.
 
     Args:
         folder: The model folder.
         recipe: A recipe in any form, or None for the family's default preset.
         overrides: A document laid over the recipe, what the command line says.
+        architecture: Finds out what the folder's model is made of; None builds it on the meta device.
 
     Raises:
         ModelError: The folder is of no known family.
         RecipeError: The recipe has an unknown key, value or preset.
     """
-    from vlm_lora_plugin.planning.resolve import architecture_of, resolve, resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve, resolve_recipe
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.plugins.manager import get_manager
 
-    family = get_manager().family_of_folder(folder)
+    manager = get_manager()
+    family = manager.family_of_folder(folder)
     if isinstance(recipe, ResolvedRecipe):
-        return family, resolve_recipe(recipe, family, overrides)
+        return family, resolve_recipe(recipe, family, overrides, recipe.architecture)
     written = RecipeDocument.read(recipe, overrides, overridden_by=COMMAND_LINE)
-    return family, resolve(written, family, architecture_of(family))
+    if architecture is None:
+        architecture = partial(manager.architecture_of_folder, folder=folder)
+    return family, resolve(written, family, partial(architecture, family))

@@ -194,13 +194,16 @@ def _recipes(folder: Path, expected: Mapping[str, Any]) -> Mapping[str, Sequence
 def _compare_recipes(
     model: torch.nn.Module, family: Family, case: GoldenCase, recipes: Mapping[str, Sequence[str]]
 ) -> Iterator[Finding]:
+    architecture = get_manager().architecture(family, model)
     for name, expected in recipes.items():
         what = f"recipe {name}"
         if name not in case.recipes:
             yield miss(what, f"{family.title} has no recipe for it")
             continue
         wanted = {canonical_name(parameter) for parameter in expected}
-        ours = resolve_selection(model, family, resolve_recipe(case.recipes[name], family)).names
+        ours = resolve_selection(
+            model, family, resolve_recipe(case.recipes[name], family, architecture=architecture)
+        ).names
         parts = {"missing": sorted(wanted - ours), "extra": sorted(ours - wanted)}
         if any(parts.values()):
             yield miss(what, "; ".join(f"{part}: {listed(names)}" for part, names in parts.items() if names))

@@ -7,6 +7,7 @@ subclass of it: everything goes through the family's ``load_model`` and ``load_p
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,15 +90,16 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
             ModelError: The folder is not of this family.
             WeightsError: Tensors are missing, extra or of another shape.
         """
+        manager = get_manager()
         family = family_of_type(self.model_info.model_type)
         folder = Path(self.model_info.model_dir)
         device = "meta" if self._on_meta else self._device
         request = LoadRequest(folder=folder, dtype=self.model_info.torch_dtype, device=device)
         source = given_recipe()
         if source is not None:
-            recipe = resolve_recipe(source, family)
+            find = partial(manager.architecture_of_folder, family, folder)
+            recipe = resolve_recipe(source, family, architecture=find)
             request = replace(request, seed=recipe.seed, processor=recipe.data.processor)
-        manager = get_manager()
         processor, model = manager.load_processor(family, request), manager.load_model(family, request)
         self.model_info.config = model.config
         vars(model).update(model_info=self.model_info, model_meta=self.model_meta, model_dir=str(folder))

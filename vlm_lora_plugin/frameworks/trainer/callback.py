@@ -139,7 +139,8 @@ class VlmLoraCallback(TrainerCallback):
             )
         own = prepared.vlm_lora
         if self._recipe is not None:
-            self._recipe = wanted = resolve_recipe(self._recipe, own.family)
+            architecture = own.trainable.architecture
+            self._recipe = wanted = resolve_recipe(self._recipe, own.family, architecture=architecture)
             found = differences(own.recipe.document(), wanted.document())
             if found:
                 raise TrainingError(
