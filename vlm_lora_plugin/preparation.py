@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 def prepare(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
     """Make a freshly loaded model train exactly what a recipe says, in a Trainer or any other loop.
 
-    The work is that of :func:`vlm_lora_plugin.prepared.preparation.prepare_model`, which knows no framework. On top,
+    The work is that of :func:`vlm_lora_plugin.prepare_model`, which knows no framework. On top,
     the methods of ``transformers.Trainer`` listed in :data:`vlm_lora_plugin.frameworks.trainer.hooks.HOOKS` are
     wrapped, once for the whole process; they act only on models that were prepared, so that learning-rate groups,
-    complete checkpoints and resuming need nothing more. For a loop of your own, ``prepare_model`` wraps nothing.
+    complete checkpoints and resuming need nothing more. For a loop of your own,
+    :func:`vlm_lora_plugin.prepare_model` does the same and wraps nothing.
 
     Args:
         model: The loaded model, before a Trainer or optimizer is built; or one that was prepared already.

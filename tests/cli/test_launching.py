@@ -99,8 +99,8 @@ def test_torchrun_understands_the_arguments():
 @pytest.mark.parametrize(
     ("recipe", "gpus", "nnodes", "message"),
     [
-        (THREE, 2, None, "--gpus is 2, the recipe's hardware has 3"),
-        (THREE, None, 2, "--nnodes is 2, the recipe's hardware has 1"),
+        (THREE, 2, None, "--gpus is 2, hardware.gpus is 3"),
+        (THREE, None, 2, "--nnodes is 2, hardware.nodes is 1"),
         (TWO_NODES, None, None, "nothing says how they find each other"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES
-from launching import torchrun, trained
+from launching import fork, trained
 from rows import examples
 from two_ranks import ROWS
 
@@ -25,7 +25,7 @@ def runs(request, tiny_model, tmp_path_factory):
     """The folder that ``two_ranks.py`` has trained into, with the model in it, and what it printed."""
     folder = tmp_path_factory.mktemp("two-ranks")
     model = tiny_model(request.param)
-    done = torchrun(folder, SCRIPT, [str(model), str(folder)])
+    done = fork(folder, SCRIPT, [str(model), str(folder)])
     (folder / "model").symlink_to(model)
     assert done.status != 0, "the last of its runs must be stopped"
     return folder, done.printed

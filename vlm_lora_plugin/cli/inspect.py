@@ -38,7 +38,7 @@ def inspect(
     as_json: JsonOption = False,
     traceback: TracebackOption = False,
 ) -> None:
-    """Show what a recipe would train: parameters, means, learning rates, predicted memory. Loads no weights."""
+    """Show what a recipe would train, predicted memory, and who set each value of the recipe. Loads no weights."""
     import json
 
     from vlm_lora_plugin.job.meta_model import MetaModel
@@ -74,7 +74,9 @@ def _document(look: Inspection, *, names: bool, rules: bool) -> dict[str, Any]:
     from vlm_lora_plugin.reporting.selection_tables import names_document, rules_document
 
     if not names and not rules:
-        whole = look.summary.document()
+        from vlm_lora_plugin.reporting.sources_tree import sources_document
+
+        whole = {**look.summary.document(), "sources": sources_document(look.recipe)}
         return whole if look.hardware is None else {**whole, "hardware": look.hardware.document()}
     document: dict[str, Any] = {"model": look.summary.model, "family": look.summary.family}
     if names:
@@ -95,8 +97,11 @@ def _shown(look: Inspection, *, names: bool, rules: bool) -> list[RenderableType
         shown.append(rules_tree(look.selection))
     if shown:
         return shown
-    if look.hardware is None:
-        return [component_tree(look.summary)]
-    from vlm_lora_plugin.reporting.hardware_table import hardware_tree
+    from vlm_lora_plugin.reporting.sources_tree import sources_tree
 
-    return [component_tree(look.summary), hardware_tree(look.hardware, look.hardware.problem())]
+    shown = [component_tree(look.summary), sources_tree(look.recipe)]
+    if look.hardware is not None:
+        from vlm_lora_plugin.reporting.hardware_table import hardware_tree
+
+        shown.append(hardware_tree(look.hardware, look.hardware.problem()))
+    return shown

@@ -137,13 +137,14 @@ class AdapterSpecs:
     def deepspeed_config(self, recipe: Recipe, hardware: Hardware) -> Mapping[str, Any]:  # type: ignore[empty-body]
         """Say what must differ in ZeRO's settings for this family on this hardware.
 
-        Called when a DeepSpeed configuration is made. The answer is merged over the core's own settings,
-        key by key; an adapter without this hook changes nothing.
+        Called once for a recipe and machine, when its ZeRO stage is to be decided. The answer is merged over the
+        core's own settings, key by key; an adapter without this hook changes nothing.
 
         Results: ``firstresult``; only the recipe's family is asked, policies see every call.
 
         Args:
-            recipe: The resolved recipe.
+            recipe: The recipe, its preset expanded; what the hardware fills in (batches, checkpointing) is
+                decided after this answer.
             hardware: The machine the job is meant for.
 
         Returns:

@@ -72,6 +72,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             elapsed=0.0 if plan.resumed is None else plan.resumed.seconds,
             metric=plan.recipe.evaluation.metric if plan.metric is not None else None,
             notes=str(notes),
+            check_images=plan.job.check_images,
         ).write(folder / "job.json")
         kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())
         progress = _Progress(console, plan.output.log, notes, kept)

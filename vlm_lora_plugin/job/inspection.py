@@ -24,11 +24,13 @@ class Inspection:
     Attributes:
         summary: In numbers.
         selection: By name, with what became of each rule.
+        recipe: The recipe, with who set each value.
         hardware: The recipe on its hardware; None where it names none.
     """
 
     summary: ModelSummary
     selection: SelectionTrace
+    recipe: ResolvedRecipe
     hardware: HardwarePlan | None = None
 
 
@@ -46,4 +48,4 @@ def inspect_model(model: nn.Module, name: str, family: Family, recipe: ResolvedR
     """
     selection = trace_selection(model, family, recipe)
     hardware = plan_hardware(recipe, family, model, selection.trainables) if recipe.hardware is not None else None
-    return Inspection(summarise(model, name, family, recipe, selection.trainables), selection, hardware)
+    return Inspection(summarise(model, name, family, recipe, selection.trainables), selection, recipe, hardware)

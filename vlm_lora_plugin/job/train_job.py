@@ -110,21 +110,24 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
             f"There is no job to go on with in {output.folder}: it has no {output.recipe.name}",
             fix="Give the output folder of an interrupted job, or leave --resume out.",
         )
+    manager = get_manager()
+    family = manager.family_of_folder(job.model)
+    find = partial(manager.architecture_of_folder, family, job.model)
     kept = Recipe.parse(read_recipe(output.recipe), source=str(output.recipe))
-    family = get_manager().family_of_folder(job.model)
-    if job.recipe is not None or job.overrides.get("preset") is not None:
-        asked = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
+    if job.recipe is None and job.overrides.get("preset") is None:
+        asked: Recipe = Recipe.parse(lay_over(kept, _still_to_say(job.overrides, kept)))
+        resolved = resolve(RecipeDocument.read(output.recipe), family, find)
     else:
-        asked = RecipeDocument.read(output.recipe, _still_to_say(job.overrides, kept), overridden_by=COMMAND_LINE)
-    resolved = resolve(asked, family, partial(get_manager().architecture_of_folder, family, job.model))
-    found = differences(_decided(kept), _decided(resolved))
+        written = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
+        asked = resolved = resolve(written, family, find)
+    found = differences(_decided(kept), _decided(asked))
     if found:
         raise RecipeError(
             f"The recipe is not that of the job in {output.folder} (job / given): {listed(found)}",
             why="Going on with another recipe would give a result that no recipe describes.",
             fix="Leave it out to go on with the job's own recipe, or start a new job in another folder.",
         )
-    return family, resolved
+    return family, resolved.model_copy(update={"origin": kept.origin})
 
 
 def _still_to_say(overrides: Mapping[str, Any], kept: Recipe) -> dict[str, Any]:

@@ -80,13 +80,13 @@ def wanted_launch(
         HardwareError: The numbers contradict the recipe's hardware.
     """
     hardware = recipe.hardware
-    for name, asked, known in (
-        ("gpus", gpus, hardware.gpus if hardware else None),
-        ("nnodes", nnodes, hardware.nodes if hardware else None),
+    for name, asked, key, known in (
+        ("gpus", gpus, "hardware.gpus", hardware.gpus if hardware else None),
+        ("nnodes", nnodes, "hardware.nodes", hardware.nodes if hardware else None),
     ):
         if asked is not None and known is not None and asked != known:
             raise HardwareError(
-                f"--{name} is {asked}, the recipe's hardware has {known}",
+                f"--{name} is {asked}, {recipe.said(key)}",
                 why="Its settings, global batch and sharding are made for that number.",
                 fix=f"Leave --{name} out, or change the recipe's hardware.",
             )
@@ -172,7 +172,7 @@ def check_started(recipe: Recipe) -> None:
 
     if hardware.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise HardwareError(
-            f"hardware.bf16 is true, and {torch.cuda.get_device_name()} does not compute in bf16",
+            f"{recipe.said('hardware.bf16')}, and {torch.cuda.get_device_name()} does not compute in bf16",
             fix="Set hardware.bf16: false, which trains in fp16.",
         )
     if hardware.zero_stage:

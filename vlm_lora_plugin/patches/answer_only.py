@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from vlm_lora_plugin.contract import Patch
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models.loss import IGNORED, next_tokens, token_loss
+from vlm_lora_plugin.patches.wrapping import wrap_method
 
 _NEEDED = ("labels", "num_items_in_batch", "return_dict")
 
@@ -38,8 +39,7 @@ def answer_only_logits(head: str = "lm_head") -> Patch:
 
 
 def _apply(head: str, model: nn.Module) -> Callable[[], None]:
-    plain: Callable[..., Any] = model.forward
-    signature = inspect.signature(plain)
+    signature = inspect.signature(model.forward)
     lacking = [name for name in _NEEDED if name not in signature.parameters]
     if head not in dict(model.named_modules()) or lacking:
         raise ModelError(
@@ -47,38 +47,29 @@ def _apply(head: str, model: nn.Module) -> Callable[[], None]:
             + (f"its forward takes no {', '.join(lacking)}" if lacking else f"it has no {head}"),
             fix="Load the model with vlm_lora_plugin.load.",
         )
-    module = model.get_submodule(head)
+    return wrap_method(model, "forward", partial(_leaner, head, signature))
 
-    @wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        labels = given.arguments.get("labels")
-        if labels is None or not model.training:
-            return plain(*args, **kwargs)
-        targets = next_tokens(labels)
-        supervised = targets != IGNORED
-        count, as_tuple = given.arguments.get("num_items_in_batch"), given.arguments.get("return_dict") is False
-        given.arguments.update(labels=None, num_items_in_batch=None, return_dict=True)
-        chosen = module.register_forward_pre_hook(partial(_choose, supervised))
-        try:
-            outputs = plain(*given.args, **given.kwargs)
-        finally:
-            chosen.remove()
-        loss = token_loss(outputs.logits, targets[supervised].to(outputs.logits.device), count)
-        rest = {name: value for name, value in outputs.items() if name not in ("loss", "logits")}
-        result = type(outputs)(loss=loss, logits=None, **rest)
-        return result.to_tuple() if as_tuple else result
 
-    # PEFT calls the model's forward directly, past the hooks of the model itself.
-    before = vars(model).get("forward")
-    model.forward = forward
-
-    def undo() -> None:
-        vars(model).pop("forward", None)
-        if before is not None:
-            model.forward = before
-
-    return undo
+def _leaner(
+    head: str, signature: inspect.Signature, model: nn.Module, plain: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    given = signature.bind(*args, **kwargs)
+    labels = given.arguments.get("labels")
+    if labels is None or not model.training:
+        return plain(*args, **kwargs)
+    targets = next_tokens(labels)
+    supervised = targets != IGNORED
+    count, as_tuple = given.arguments.get("num_items_in_batch"), given.arguments.get("return_dict") is False
+    given.arguments.update(labels=None, num_items_in_batch=None, return_dict=True)
+    chosen = model.get_submodule(head).register_forward_pre_hook(partial(_choose, supervised))
+    try:
+        outputs = plain(*given.args, **given.kwargs)
+    finally:
+        chosen.remove()
+    loss = token_loss(outputs.logits, targets[supervised].to(outputs.logits.device), count)
+    rest = {name: value for name, value in outputs.items() if name not in ("loss", "logits")}
+    result = type(outputs)(loss=loss, logits=None, **rest)
+    return result.to_tuple() if as_tuple else result
 
 
 def _choose(supervised: torch.Tensor, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -45,14 +45,14 @@ def _apply(component: Component, model: nn.Module) -> Callable[[], None]:
     before = [{key: vars(block)[key] for key in _ATTRIBUTES if key in vars(block)} for block in blocks]
     for block in blocks:
         _set(block, {"gradient_checkpointing": True, "_gradient_checkpointing_func": _checkpoint})
+    return partial(_restore, blocks, before)
 
-    def undo() -> None:
-        for block, attributes in zip(blocks, before, strict=True):
-            for key in _ATTRIBUTES:
-                vars(block).pop(key, None)
-            _set(block, attributes)
 
-    return undo
+def _restore(blocks: list[nn.Module], before: list[dict[str, Any]]) -> None:
+    for block, attributes in zip(blocks, before, strict=True):
+        for key in _ATTRIBUTES:
+            vars(block).pop(key, None)
+        _set(block, attributes)
 
 
 def _set(block: nn.Module, attributes: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def wanted_dtype(asked: DtypeName | None, recipe: Recipe) -> DtypeName:
         return asked or default_dtype()
     if asked == "bf16" and not recipe.hardware.bf16:
         raise HardwareError(
-            "The dtype is bf16, hardware.bf16 is false",
+            f"The dtype is bf16, {recipe.said('hardware.bf16')}",
             why="Without bf16 in the device every step is emulated.",
             fix="Leave the dtype out, which gives fp16, or set hardware.bf16 to true.",
         )

@@ -22,8 +22,8 @@ GIB = 2**30
 HALF = 2
 """Bytes of an element in bf16 or fp16."""
 
-PLAIN_TRAINABLE = 18
-"""fp32 weight, gradient and AdamW's two moments, and the 16-bit copy that autocast makes of the weight."""
+PLAIN_TRAINABLE = 16
+"""Bytes of an element that learns without ZeRO: fp32 weight, gradient and AdamW's two moments."""
 
 MASTER_AND_MOMENTS = 12
 LOGIT = 12
@@ -204,7 +204,7 @@ def predict(
     """
     weights: float = load.frozen * load.bytes_per_frozen
     if stage == 0:
-        state: float = load.trainable * PLAIN_TRAINABLE
+        state: float = load.trainable * bytes_per_trainable(load.bytes_per_frozen)
         gathered: float = load.trainable * 4 if ranks > 1 else 0  # DistributedDataParallel's buckets
     else:
         gradients = HALF if stage == 1 else HALF / ranks
@@ -226,6 +226,16 @@ def predict(
         logits=0.0 if size is None else logits(size, step),
         pinned_host=pinned / GIB,
     )
+
+
+def bytes_per_trainable(bytes_per_frozen: int) -> int:
+    """Return the bytes of each element that learns without ZeRO.
+
+    Args:
+        bytes_per_frozen: Of one frozen element. In 16 bit everything runs under autocast, which copies what it
+            computes with to 16 bit.
+    """
+    return PLAIN_TRAINABLE + (HALF if bytes_per_frozen <= HALF else 0)
 
 
 def offloads_optimizer(trainable: int) -> bool:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PrivateAttr
 
 from vlm_lora_plugin.contract import Architecture
-from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Source
 from vlm_lora_plugin.recipe.sources import DEFAULT
 
@@ -107,4 +106,4 @@ class ResolvedRecipe(Recipe):
 
     def said(self, key: str) -> str:
         """Return a key, its value and who set it, as one reads it in a message: ``seed is 3 (job.yaml)``."""
-        return f"{key} is {value_at(self.document(), key)} ({self.source(key)})"
+        return f"{super().said(key)} ({self.source(key)})"

@@ -7,10 +7,8 @@ it is one also when a recipe trains no PEFT LoRA at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -20,21 +18,19 @@ from vlm_lora_plugin.errors import CheckpointError, ModelError, TrainingError
 from vlm_lora_plugin.names import ADAPTER_NAME, canonical_name
 from vlm_lora_plugin.parallel.agreement import several_ranks
 from vlm_lora_plugin.parallel.sharding import full_tensors
+from vlm_lora_plugin.patches.autocast import HALF_DTYPES, autocast_calls
+from vlm_lora_plugin.patches.stack import PatchStack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
-    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.contract import Family, Patch
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.selection.manifest import Manifest
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
 PREPARED_ATTRIBUTE = "_vlm_lora_prepared"
 """Attribute of a base model that a Trainer trains by itself: the prepared model around it."""
-
-HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -47,8 +43,6 @@ class Preparation:
         trainable: What learns.
         manifest: The same, as it goes into checkpoints.
         dtype: Dtype the base was loaded in, which its frozen parameters keep.
-        patches: Names of the patches of the forward pass, in the order in which they were applied.
-        undo: Their undo functions, in the same order.
     """
 
     family: Family
@@ -56,14 +50,29 @@ class Preparation:
     trainable: TrainableSet
     manifest: Manifest
     dtype: torch.dtype
-    patches: tuple[str, ...] = ()
-    undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    _base: nn.Module = field(repr=False)
+    _stack: PatchStack = field(default_factory=PatchStack, repr=False)
 
-    def undo_patches(self) -> None:
-        """Take back every patch of the forward pass, the last one first. LoRA and selection stay."""
-        while self.undo:
-            self.undo.pop()()
-        self.patches = ()
+    @property
+    def patches(self) -> tuple[str, ...]:
+        """Names of the patches of the forward pass, in the order in which they were applied."""
+        return self._stack.names
+
+    def apply_patches(self, patches: Iterable[Patch]) -> None:
+        """Apply patches in order, and autocast around them where the base is 16 bit; or none of them."""
+        autocast = [autocast_calls(self.dtype)] if self.dtype in HALF_DTYPES else []
+        self._stack.apply(self._base, [*patches, *autocast])
+
+    def undo_patches(self, *, autocast: bool = False) -> None:
+        """Take back every patch of the forward pass, the last one first. LoRA and selection stay.
+
+        Args:
+            autocast: Also take back the autocast of a 16-bit base. It stays by default, because fp32 parameters
+                beside 16-bit weights need it; without it put one around your own calls.
+        """
+        self._stack.undo()
+        if not autocast:
+            self.apply_patches(())
 
 
 class LoadResult(NamedTuple):
@@ -80,16 +89,6 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
     """
 
     vlm_lora: Preparation
-
-    @wraps(PeftModelForCausalLM.forward)
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.autocast():
-            return super().forward(*args, **kwargs)
-
-    @wraps(PeftModelForCausalLM.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        with self.autocast():
-            return super().generate(*args, **kwargs)
 
     def named_trainables(self) -> dict[str, nn.Parameter]:
         """Return canonical name -> parameter of everything that the recipe trains, in the model's order."""
@@ -224,16 +223,6 @@ class VlmLoraPeftModel(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is u
             f"'{adapter_name}' cannot be added: a prepared model has exactly one adapter",
             fix="Prepare a second base model for it.",
         )
-
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Compute in the base's 16-bit dtype where no autocast is active; trained parameters are fp32."""
-        device = next(self.parameters()).device.type
-        if self.vlm_lora.dtype in HALF_DTYPES and not torch.is_autocast_enabled(device):
-            with torch.autocast(device, dtype=self.vlm_lora.dtype):
-                yield
-        else:
-            yield
 
 
 def find_prepared(model: nn.Module | None) -> VlmLoraPeftModel | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,6 @@ from vlm_lora_plugin.selection.resolve import resolve_selection
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.contract import Family
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
 _MARK = "_vlm_lora_base"
@@ -40,7 +38,12 @@ _MARK = "_vlm_lora_base"
 
 
 def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
-    """Make a freshly loaded model train exactly what a recipe says.
+    """Make a freshly loaded model train exactly what a recipe says, for a loop of your own: it wraps nothing.
+
+    No class of any library is changed; what is changed is this model. With ``transformers.Trainer`` call
+    :func:`vlm_lora_plugin.prepare`, which does the same and adds the Trainer's hooks. Here the loop's own part is:
+    an optimizer made of :func:`vlm_lora_plugin.parameter_groups`, ``num_items_in_batch`` where gradients accumulate,
+    ``save_pretrained`` and ``load_adapter`` of what this returns.
 
     Puts LoRA in through PEFT, draws it by key, sets ``requires_grad``, turns every trained parameter into
     fp32 and leaves every frozen one in its dtype, and applies the family's patches of the forward pass. The
@@ -84,9 +87,9 @@ def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | Non
         check_ranks_agree(manifest)
     prepared = inject(model, selection, resolved)
     _switch(prepared, selection)
-    prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)
+    prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype, model)
     vars(model)[_MARK] = True
-    _patch(prepared, family, resolved)
+    prepared.vlm_lora.apply_patches(get_manager().wrap_forward(family, model, resolved))
     return prepared
 
 
@@ -190,16 +193,3 @@ def _switch(model: VlmLoraPeftModel, selection: TrainableSet) -> None:
         parameter.requires_grad_(learns is not None)
     if expected:
         raise ModelError(f"PEFT did not make these parameters: {listed(sorted(expected))}")
-
-
-def _patch(model: VlmLoraPeftModel, family: Family, recipe: Recipe) -> None:
-    """Apply the adapter's patches, or none of them."""
-    base, state = model.get_base_model(), model.vlm_lora
-    undo: list[Callable[[], None]] = state.undo
-    try:
-        for patch in get_manager().wrap_forward(family, base, recipe):
-            undo.append(patch.apply(base))
-            state.patches = (*state.patches, patch.name)
-    except Exception:
-        state.undo_patches()
-        raise

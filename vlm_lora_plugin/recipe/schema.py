@@ -19,6 +19,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.errors import HardwareError, RecipeError
 from vlm_lora_plugin.hardware import check_hardware, parse_hardware
 from vlm_lora_plugin.recipe.explain import explain
@@ -359,6 +360,11 @@ class Recipe(_Strict):
     def document(self) -> dict[str, Any]:
         """Return the recipe as plain data, every default written out."""
         return self.model_dump(mode="json")
+
+    def said(self, key: str) -> str:
+        """Return a dotted key and its value as one reads them in a message: ``seed is 3``."""
+        value = value_at(self.document(), key)
+        return f"{key} is {str(value).lower() if isinstance(value, bool) else value}"
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`~vlm_lora_plugin.recipe.read_recipe` reads back to an equal recipe."""

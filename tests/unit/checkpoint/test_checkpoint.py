@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from toy_family import PRESETS, toy_batch, toy_config, toy_model
+from warm import warm
 
 import vlm_lora_plugin.checkpoint.save as saving
 from vlm_lora_plugin import load_adapter, prepare
@@ -96,7 +96,7 @@ with torch.no_grad():
 """
     paths = [str(tmp_path / name) for name in ("base", "adapter", "logits.pt")]
     path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-    subprocess.run([sys.executable, "-c", program, *paths], check=True, env={**os.environ, "PYTHONPATH": path})
+    warm("trainer").run([sys.executable, "-c", program, *paths], check=True, env={**os.environ, "PYTHONPATH": path})
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
 
 
@@ -361,8 +361,11 @@ def test_a_checkpoint_of_a_model_with_other_parts_is_an_error(saved):
 
 def test_other_targets_of_lora_in_a_newer_plugin_do_not_refuse_a_checkpoint(saved):
     _, folder = saved
+    expected = load_adapter(toy_model(), folder).named_trainables()
     edit_manifest(folder, lambda d: d["architecture"]["components"][2].update(target_modules=["o_proj"]))
-    load_adapter(toy_model(), folder)
+    found = load_adapter(toy_model(), folder).named_trainables()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])

@@ -32,6 +32,7 @@ def test_a_folder_with_any_result_is_refused(tmp_path, name):
 def test_other_files_are_no_results(tmp_path):
     (tmp_path / "notes.txt").touch()
     OutputFolder(tmp_path).check(overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):

@@ -236,7 +236,9 @@ def test_a_group_that_is_put_back_after_each_step_has_not_moved(toy, tmp_path):
 
 
 def test_a_rate_of_zero_proves_nothing_and_raises_no_alarm(toy, tmp_path):
-    trainer(prepared(learning_rate={"default": 1e-3, "aligner": 0.0}), tmp_path).train()
+    run = trainer(prepared(learning_rate={"default": 1e-3, "aligner": 0.0}), tmp_path)
+    run.train()
+    assert run.state.global_step == STEPS
 
 
 def window(model, probe, optimizer, *, skipped, factor=1.0):
@@ -334,6 +336,7 @@ def test_watching_can_be_left_out(toy, tmp_path, monkeypatch):
     run.callback_handler.pop_callback(VlmLoraCallback)
     run.add_callback(VlmLoraCallback(check_learning=False))
     run.train()
+    assert run.state.global_step == STEPS
 
 
 def test_an_engine_that_steps_before_its_callbacks_are_asked_raises_no_alarm(toy):

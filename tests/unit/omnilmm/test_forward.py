@@ -130,7 +130,7 @@ def test_the_patches_of_a_preset_leave_a_sixth_of_what_the_plain_forward_keeps(p
 
 
 def test_lora_on_the_fused_projection_of_the_tower_is_alive(prompts):
-    """timm's own attention goes past the layer, so that LoRA on it would never learn."""
+    """The attention of timm goes past the layer, so that LoRA on it would never learn."""
     model = prepare(tiny_model(), recipe("lora-text", components={"vision": "lora"})).train()
     _, gradients = step(model, prompts.training_batch())
 

@@ -8,12 +8,19 @@ from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.parallel import agreement
 
 
+class Others(list):
+    """The other ranks, and how often they were asked."""
+
+    asked = 0
+
+
 @pytest.fixture
 def ranks(monkeypatch):
     """Lets this process stand for rank 0, and others for the ranks whose statements are put in."""
-    others: list = []
+    others = Others()
 
     def everyone(value):
+        others.asked += 1
         return [value, *(other(value) for other in others)]
 
     monkeypatch.setattr(agreement, "several_ranks", lambda: True)
@@ -37,6 +44,8 @@ def test_equal_ranks_agree(ranks, manifest):
     ranks.append(as_rank(manifest))
 
     agreement.check_ranks_agree(manifest)
+
+    assert ranks.asked == 1, "digests suffice where they are equal"
 
 
 def test_a_difference_names_parameters_settings_and_ranks(ranks, manifest):
@@ -70,6 +79,8 @@ def test_where_a_recipe_came_from_makes_no_difference(ranks, manifest):
 
     agreement.check_ranks_agree(type(manifest)(**elsewhere))
 
+    assert ranks.asked == 1
+
 
 def test_ranks_that_see_different_checkpoints_are_refused(ranks):
     ranks.append(lambda value: None)
@@ -78,6 +89,10 @@ def test_ranks_that_see_different_checkpoints_are_refused(ranks):
         agreement.check_same_checkpoint("out/checkpoint-4")
 
 
-def test_a_process_alone_asks_nobody(manifest):
+def test_a_process_alone_asks_nobody(ranks, manifest, monkeypatch):
+    monkeypatch.setattr(agreement, "several_ranks", lambda: False)
+
     agreement.check_ranks_agree(manifest)
     agreement.check_same_checkpoint(None)
+
+    assert ranks.asked == 0

@@ -83,7 +83,8 @@ def test_offloading_the_optimizer_of_a_whole_language_model_is_not(monkey):
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_quantised_base_may_be_held_whole(stage):
-    check_base({"quantization_config": {"quant_method": "bitsandbytes"}}, stage, None, Hardware(3, 24))
+    base = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    assert check_base(base, stage, None, Hardware(3, 24)) is None
 
 
 def test_zero_3_with_a_quantised_base_is_refused_with_the_arithmetic():

@@ -108,7 +108,13 @@ def with_system_prompt(processor: Processor, text: str) -> Processor:
 
 
 def read_datasets(
-    files: Sequence[str], processor: Processor, settings: DataSettings, family: Family, *, seed: int = 42
+    files: Sequence[str],
+    processor: Processor,
+    settings: DataSettings,
+    family: Family,
+    *,
+    seed: int = 42,
+    decode: bool = True,
 ) -> Dataset[dict[str, torch.Tensor]] | None:
     """Open data files one after another and check every row and image of them.
 
@@ -118,6 +124,7 @@ def read_datasets(
         settings: The recipe's.
         family: Whose own row format is read too.
         seed: Of the draw of rows from a mixture.
+        decode: Decode every image; if not, only headers are read.
 
     Returns:
         The rows in the files' order, or None for no files.
@@ -135,7 +142,7 @@ def read_datasets(
     sets = []
     for name in files:
         data = ConversationDataset(_local(name, family), processor, settings, family, seed=seed)
-        found = data.check(decode=True)
+        found = data.check(decode=decode)
         _logger.info("%s: %d rows, %d images, %d tokens", name, found.rows, found.images, found.tokens)
         for problem in data.skipped:
             _logger.warning("left out: %s", problem.what)

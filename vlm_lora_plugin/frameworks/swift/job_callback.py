@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from vlm_lora_plugin.answering.metrics import load_metric
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.errors import TrainingError
-from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
+from vlm_lora_plugin.frameworks.swift.job import Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric
 from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
@@ -39,13 +38,13 @@ class JobCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Any) -> None:
-        file = os.environ.get(JOB_VARIABLE)
-        if file is None:
+        job = SwiftJob.of_process()
+        if job is None:
             raise TrainingError(
                 f"--callbacks {JOB_CALLBACK} works in a run that `vlm-lora train --framework swift` started",
                 fix="Leave it out.",
             )
-        self._job = SwiftJob.read(Path(file))
+        self._job = job
         self._output = OutputFolder(Path(self._job.output))
         self._trainer = trainer
         self._monitor = ResourceMonitor()

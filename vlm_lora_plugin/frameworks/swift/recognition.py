@@ -13,20 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type, own_types
-from vlm_lora_plugin.frameworks.swift.wrapping import wrap
 from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from swift.model import ModelInfo
 
     from vlm_lora_plugin.contract import Family
-
-
-def install_recognition() -> None:
-    """Wrap what Swift reads a model folder with; a second call changes nothing."""
-    from swift.model import model_meta
-
-    wrap(model_meta, "_get_model_info", _reading)
 
 
 def family_of(folder: str | Path) -> Family | None:
@@ -68,7 +60,9 @@ def _config(folder: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _reading(original: Callable[..., ModelInfo]) -> Callable[..., ModelInfo]:
+def reading_folders(original: Callable[..., ModelInfo]) -> Callable[..., ModelInfo]:
+    """Return what reads a model folder for Swift; our families' without running their code."""
+
     def _get_model_info(
         model_dir: str, model_type: str | None, quantization_config: Any = None, *args: Any, **kwargs: Any
     ) -> ModelInfo:

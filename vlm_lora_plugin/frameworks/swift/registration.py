@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlm_lora_plugin.frameworks.swift.hooks import install_hooks
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK, RECORDER, TUNER
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.plugins.manager import get_manager
@@ -19,10 +20,7 @@ def register() -> None:
     from swift.callbacks import callbacks_map
     from swift.tuner_plugin import tuners_map
 
-    from vlm_lora_plugin.frameworks.swift.command_line import install_arguments
     from vlm_lora_plugin.frameworks.swift.model_types import register_family
-    from vlm_lora_plugin.frameworks.swift.pipeline import install_trainer
-    from vlm_lora_plugin.frameworks.swift.recognition import install_recognition
     from vlm_lora_plugin.frameworks.swift.tuner import VlmLoraTuner
 
     for family in get_manager().working_families().values():
@@ -31,9 +29,7 @@ def register() -> None:
     tuners_map[TUNER] = VlmLoraTuner
     callbacks_map[JOB_CALLBACK] = _job
     callbacks_map[RECORDER] = _recorder
-    install_recognition()
-    install_arguments()
-    install_trainer()
+    install_hooks("registering")
 
 
 def _job(args: object, trainer: object) -> object:

@@ -2,14 +2,13 @@
 
 ``prepare`` changes its base in place and returns a wrapper around it. Here the wrapper stays beside the base:
 it knows the selection, saves and loads, while the Trainer goes on with the base itself. What the Trainer asks
-of the base (saving, loading, checkpointing, 16 bit) is passed on to the wrapper.
+of the base (saving, loading, checkpointing) is passed on to the wrapper.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import wraps
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 from vlm_lora_plugin.checkpoint.files import CHECKPOINT_NAME, TRAINER_WEIGHTS, write_tensors
 from vlm_lora_plugin.errors import CheckpointError, TrainingError, listed
 from vlm_lora_plugin.names import canonical_name, is_injected
-from vlm_lora_plugin.prepared.model import HALF_DTYPES, PREPARED_ATTRIBUTE, LoadResult, VlmLoraPeftModel
+from vlm_lora_plugin.prepared.model import PREPARED_ATTRIBUTE, LoadResult, VlmLoraPeftModel
 from vlm_lora_plugin.prepared.preparation import prepare_model
 
 if TYPE_CHECKING:
@@ -57,8 +56,6 @@ def prepare_in_place(model: nn.Module | None, recipe: RecipeSource, args: Traini
     vars(model)[PREPARED_ATTRIBUTE] = prepared  # past nn.Module, which would make it a part of the model
     for method in (save_pretrained, load_state_dict, gradient_checkpointing_enable, gradient_checkpointing_disable):
         vars(model)[method.__name__] = MethodType(method, model)
-    if prepared.vlm_lora.dtype in HALF_DTYPES:
-        _autocast_forward(model, prepared)
     return prepared
 
 
@@ -131,14 +128,3 @@ def _trainables(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Return the names in memory -> parameter of everything that is trained."""
     wanted = _prepared(model).vlm_lora.trainable.names
     return {name: parameter for name, parameter in model.named_parameters() if canonical_name(name) in wanted}
-
-
-def _autocast_forward(model: PreTrainedModel, prepared: VlmLoraPeftModel) -> None:
-    inner = model.forward
-
-    @wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with prepared.autocast():
-            return inner(*args, **kwargs)
-
-    vars(model)["forward"] = forward

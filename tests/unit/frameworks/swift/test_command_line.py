@@ -146,6 +146,36 @@ def test_what_the_recipe_says_is_not_laid_over(sft_arguments, tmp_path):
         sft_arguments("--max_steps", 4, recipe=str(recipe))
 
 
+def test_a_contradiction_names_who_said_what(sft_arguments, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: lora\ntraining: {max_steps: 3}\n")
+    with pytest.raises(SwiftError) as caught:
+        sft_arguments("--max_steps", 4, "--lora_rank", 8, recipe=str(recipe))
+    assert f"--max_steps 4: the recipe's training.max_steps is 3 ({recipe})" in caught.value.what
+    assert "--lora_rank 8: the recipe's lora.r is 16 (default)" in caught.value.what
+
+
+def test_arguments_loader_and_tuner_share_one_resolved_recipe(sft_arguments, monkeypatch):
+    from vlm_lora_plugin.frameworks.swift.tuner import VlmLoraTuner
+    from vlm_lora_plugin.planning import resolve as resolving
+
+    seen, original = [], resolving.Stacked.of
+
+    class Counting(resolving.Stacked):
+        @classmethod
+        def of(cls, layers):
+            seen.append(layers)
+            return original(layers)
+
+    monkeypatch.setattr(resolving, "Stacked", Counting)
+    arguments = sft_arguments("--max_steps", 4, recipe={"preset": "lora", "seed": 3})
+    model, _ = arguments.get_model_processor()
+    recipe = VlmLoraTuner.prepare_model(arguments, model).vlm_lora.recipe
+    assert (recipe.seed, recipe.training.max_steps) == (3, 4)
+    assert str(recipe.source("training.max_steps")) == "the options of swift sft"
+    assert len(seen) == 1
+
+
 def test_the_recipe_may_be_a_document(sft_arguments):
     assert sft_arguments(recipe={"preset": "lora", "training": {"max_steps": 5}}).max_steps == 5
     assert sft_arguments(recipe='{"preset": "lora", "training": {"max_steps": 6}}').max_steps == 6

@@ -208,7 +208,9 @@ def test_another_recipe_in_the_callback_stops_the_run_and_shows_the_difference(t
 
 def test_the_same_recipe_in_the_callback_is_fine(toy, tmp_path):
     model = prepare(toy_model(), recipe(WITHOUT_PEFT))
-    trainer(model, tmp_path, callbacks=[VlmLoraCallback(recipe(WITHOUT_PEFT))], max_steps=1).train()
+    run = trainer(model, tmp_path, callbacks=[VlmLoraCallback(recipe(WITHOUT_PEFT))], max_steps=1)
+    run.train()
+    assert run.state.global_step == 1
 
 
 @pytest.mark.parametrize(
@@ -262,6 +264,7 @@ def test_an_optimizer_of_the_users_own_with_the_right_groups_is_fine(toy, tmp_pa
         callbacks=[VlmLoraCallback],
     )
     run.train()
+    assert run.state.global_step == 1
 
 
 @pytest.mark.parametrize(
@@ -289,7 +292,9 @@ def test_checkpointing_against_the_recipe_stops_the_run(toy, tmp_path):
 
 def test_checkpointing_that_agrees_with_the_recipe_runs(toy, tmp_path):
     document = recipe(WITHOUT_PEFT, gradient_checkpointing={"language": True})
-    trainer(prepare(toy_model(), document), tmp_path, gradient_checkpointing=True, max_steps=1).train()
+    run = trainer(prepare(toy_model(), document), tmp_path, gradient_checkpointing=True, max_steps=1)
+    run.train()
+    assert run.state.global_step == 1
 
 
 def test_a_loss_of_the_arguments_that_is_not_the_recipes_stops_the_run(toy, tmp_path):

@@ -90,4 +90,6 @@ def test_an_option_that_contradicts_the_recipe_stops_the_run_and_shows_both(toy,
 
 def test_options_that_agree_with_the_recipe_are_fine(toy, tmp_path):
     options = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
-    trainer(tmp_path, optimizer_cls_and_kwargs=(torch.optim.AdamW, options)).train()
+    run = trainer(tmp_path, optimizer_cls_and_kwargs=(torch.optim.AdamW, options))
+    run.train()
+    assert run.state.global_step == run.args.max_steps > 0
