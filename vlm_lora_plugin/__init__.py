@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.merging.merge import merge_adapter
     from vlm_lora_plugin.models.auto import register_auto_classes
     from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.plugins.manager import get_manager
     from vlm_lora_plugin.preparation import load_adapter, prepare
     from vlm_lora_plugin.prepared.preparation import prepare_model
@@ -39,6 +40,7 @@ _LAZY = {
     "merge_adapter": "vlm_lora_plugin.merging.merge",
     "parameter_groups": "vlm_lora_plugin.frameworks.trainer.groups",
     "Recipe": "vlm_lora_plugin.recipe",
+    "ResolvedRecipe": "vlm_lora_plugin.planning.resolved",
     "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
     "VlmLoraError": "vlm_lora_plugin.errors",
     "get_manager": "vlm_lora_plugin.plugins.manager",
@@ -53,6 +55,7 @@ _LAZY = {
 __all__ = [
     "ConversationDataset",
     "Recipe",
+    "ResolvedRecipe",
     "ResourceMonitor",
     "TrainJob",
     "VlmLoraCallback",

@@ -12,12 +12,10 @@ from vlm_lora_plugin.contract import Patch
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.parallel.agreement import several_ranks
 from vlm_lora_plugin.parallel.sharding import is_sharded
-from vlm_lora_plugin.patches.from_recipe import recipe_patches, refuse_unknown_model
+from vlm_lora_plugin.patches.from_recipe import refuse_unknown_model
 from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.names import (
-    COMPONENTS,
-    HEAD_PREFIX,
     PLORA_NAME,
     PROJECTOR_PREFIX,
     SEPARATOR_NAME,
@@ -51,7 +49,6 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
         Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
         keep_text_only_trainable("model", imageless, images="image_mask", look=_look_at_grey, splicer=""),
         Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
-        *recipe_patches(recipe, COMPONENTS, head=HEAD_PREFIX),
     )
 
 

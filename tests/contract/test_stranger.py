@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 from warm import PROGRAM, warm
 
+from vlm_lora_plugin.testing.contract import PROMISES
+
 ROOT = Path(__file__).parents[2]
 STRANGER = ROOT / "tests/stranger"
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20)}
@@ -153,6 +155,31 @@ def test_its_adapter_is_reloaded(python, model, trained):
         "print(float((tuned(**batch).logits - before).abs().max()) > 1e-3)"
     )
     assert python(code, model, trained / "adapter") == "True"
+
+
+@pytest.fixture(scope="module")
+def own_tests(run):
+    """Its author's own tests, run as its author runs them; returns each outcome by promise."""
+
+    def call(*arguments):
+        options = ("-q", "-rA", "-p", "no:cacheprovider", "--rootdir", STRANGER, "-c", STRANGER / "pyproject.toml")
+        done = run(sys.executable, "-m", "pytest", *options, *arguments, STRANGER / "tests")
+        found = re.findall(r"^(PASSED|FAILED|SKIPPED|ERROR) \S*test_sketch_keeps\[(\S+)\]", done.stdout, re.MULTILINE)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {promise: outcome for outcome, promise in found}
+
+    return call
+
+
+def test_it_keeps_the_contract(own_tests):
+    quick = {promise.name for promise in PROMISES if not promise.slow}
+    assert own_tests("-m", "not slow") == dict.fromkeys(quick, "PASSED")
+
+
+@pytest.mark.slow
+def test_it_keeps_the_promises_that_start_other_processes(own_tests):
+    slow = {promise.name for promise in PROMISES if promise.slow}
+    assert own_tests("-m", "slow") == dict.fromkeys(slow, "PASSED")
 
 
 def public_modules():

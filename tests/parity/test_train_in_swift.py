@@ -95,7 +95,7 @@ def test_it_is_resumed_by_either(trained, model, rows, program, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_fails_before_its_first_step_changes_nothing(model, rows, program, tmp_path):
     output = tmp_path / "out"
-    arguments = ("--data", rows[0], "-o", output, *SETTINGS, "--set", "evaluation.metric=null")
+    arguments = ("--data", rows[0], "--val-data", rows[1], "-o", output, *SETTINGS)
     done = program("train", model, *arguments, "--framework", "swift", CUDA_VISIBLE_DEVICES="", NPROC_PER_NODE="none")
     assert done.returncode == 3
     assert "swift sft failed with exit code" in done.stderr

@@ -30,8 +30,11 @@ class Patch:
         name: Short and unique within the model: ``checkpoint vision``.
         reason: What it saves, in a few words, for the table that the user sees.
         apply: Changes the model and returns the function that undoes exactly that.
+        serves: The recipe's key that it carries out, ``gradient_checkpointing.vision`` or ``answer_only_loss``;
+            the core's own patch for that key then stays out. Empty for one that no key asks for.
     """
 
     name: str
     reason: str
     apply: Callable[[nn.Module], Callable[[], None]]
+    serves: str = ""

@@ -9,6 +9,9 @@ from typing import Any
 
 from vlm_lora_plugin.vocabulary import Component, ComponentName
 
+PIXELS = "pixel_values"
+"""Key of a batch, and keyword argument of ``forward``, that holds the pixels unless an architecture names others."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -32,7 +35,7 @@ class Architecture:
     head: str = "lm_head"
     fixed_tables: tuple[str, ...] = ()
     image_only: tuple[str, ...] = ()
-    image_keys: tuple[str, ...] = ("pixel_values",)
+    image_keys: tuple[str, ...] = (PIXELS,)
     image_counter: Callable[[Mapping[str, Any]], int] | None = None
 
     def component(self, name: ComponentName) -> Component | None:

@@ -96,15 +96,19 @@ class AdapterSpecs:
 
     @hookspec(firstresult=True)
     def wrap_forward(self, model: nn.Module, recipe: Recipe) -> Sequence[Patch]:  # type: ignore[empty-body]
-        """Say which reversible changes make the forward pass leaner with the same result.
+        """Say which reversible changes make the forward pass leaner with the same result, beside the core's own.
 
-        Called by ``prepare`` after selection and injection. Applying and undoing is the core's work.
+        Called by ``prepare`` after selection and injection; and with a model on the meta device, by ``inspect`` and
+        ``train``, where the recipe asks for checkpointing or answer-only loss that the core itself cannot do in it.
+        Applying and undoing is the core's work. The core adds checkpointing of blocks that are transformers'
+        ``GradientCheckpointingLayer``, and answer-only logits, for each key of the recipe that no patch here names
+        in ``Patch.serves``.
 
         Results: ``firstresult``; only the adapter that owns the model is asked, policies see every call.
-        An adapter without this hook has no patches.
+        An adapter without this hook has the core's patches alone.
 
         Args:
-            model: The prepared model's base, with ``requires_grad`` set.
+            model: The base model; the prepared one's, with ``requires_grad`` set, or one without weights.
             recipe: The resolved recipe.
 
         Returns:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class ConversationDataset(Dataset["dict[str, Any]"]):
     """The rows of a data file, read from disk and encoded when they are fetched.
 
-    Items hold ``input_ids`` [T], ``labels`` [T] and, with images, ``pixel_values``; batch them with the
+    Items hold ``input_ids`` [T], ``labels`` [T] and, with images, what the processor makes of them; batch them with the
     processor's ``collate``. Neither rows nor images are kept, so that memory stays flat over rows and epochs.
 
     Rows that cannot be used are an error or, with ``settings.on_bad_sample`` ``skip``, left out when the dataset

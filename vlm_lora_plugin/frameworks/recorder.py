@@ -39,8 +39,8 @@ class Recorder(TrainerCallback):
     Events, each with the number of optimizer steps done before it:
 
     - ``start``: what is trained (name and shape, in order), digests of the first values, the groups of the optimizer.
-    - ``batch``: of each forward pass, digests of every row's ids and labels and of all pixels, the state of the random
-      generator, and the loss.
+    - ``batch``: of each forward pass, digests of every row's ids and labels and of what all images became (every one
+      of the architecture's ``image_keys``), the state of the random generator, and the loss.
     - ``step``: at each optimizer step, every group's settings, the gradients after clipping, and the weights it led to.
     - ``log``: the loss, gradient norm and evaluation loss that the framework reports.
 
@@ -121,13 +121,13 @@ class Recorder(TrainerCallback):
         self._hooks = []
 
     def _before_forward(self, module: torch.nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
-        ids, labels, pixels = named.get("input_ids"), named.get("labels"), named.get("pixel_values")
-        mask = named.get("attention_mask")
+        ids, labels, mask = (named.get(key) for key in ("input_ids", "labels", "attention_mask"))
+        keys = () if self._model is None else self._model.vlm_lora.trainable.architecture.image_keys
         self._pending = {
             "mode": "train" if module.training else "eval",
             "ids": _row_digests(ids, mask),
             "labels": _row_digests(labels, mask),
-            "pixels": text_digest(_pixel_digests(pixels)),
+            "pixels": text_digest(_image_digests(named, keys)),
             "random": tensor_digest(torch.get_rng_state()),
         }
 
@@ -170,10 +170,14 @@ def _row_digests(rows: torch.Tensor | None, mask: torch.Tensor | None) -> list[s
     return [tensor_digest(row[keep]) for row, keep in zip(rows, real, strict=True)]
 
 
-def _pixel_digests(pixels: Any) -> list[str]:
-    if pixels is None:
-        return []
-    return [tensor_digest(image) for image in pixels]
+def _image_digests(batch: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """Return a digest of each item of the first key, the pixels, and behind them those of the other keys by name."""
+    digests = []
+    for number, key in enumerate(keys):
+        items = batch.get(key)
+        name = f"{key}=" if number else ""  # so that records of models with pixels alone stay comparable
+        digests += [] if items is None else [name + tensor_digest(item) for item in items]
+    return digests
 
 
 def recorder_of_environment() -> Recorder:

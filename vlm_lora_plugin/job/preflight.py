@@ -26,6 +26,7 @@ from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_plugin.parallel.launcher import is_rank
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
+from vlm_lora_plugin.planning.effect import check_evaluation
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -92,6 +93,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         VlmLoraError: The first thing found wrong.
     """
     family, recipe = job.check()
+    check_evaluation(recipe, validates=job.val_data is not None)
     output = OutputFolder(job.output)
     dtype = wanted_dtype(job.dtype, recipe)
     name = str(DTYPES[dtype]).removeprefix("torch.")

@@ -40,7 +40,7 @@ class TrainJob:
             and fp32 on a CPU.
         overwrite: Replace the results that ``output`` holds already.
         resume: Go on with the job in ``output`` from its newest complete checkpoint. The recipe must be that
-            job's; without a recipe and overrides it is.
+            job's; without a recipe or preset, ``overrides`` are laid over it, and must change nothing.
         check_images: Decode every image once before training, so that a broken one cannot stop it half-way.
         framework: What trains: transformers' Trainer in this process, or ``swift sft`` in another.
     """

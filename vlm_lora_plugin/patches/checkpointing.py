@@ -27,21 +27,58 @@ def checkpoint_blocks(component: Component) -> Patch:
         name=f"checkpoint {component.name}",
         reason="keeps one block's activations at a time",
         apply=partial(_apply, component),
+        serves=f"gradient_checkpointing.{component.name}",
     )
 
 
-def _apply(component: Component, model: nn.Module) -> Callable[[], None]:
+def blocks_of(component: Component, model: nn.Module) -> list[nn.Module]:
+    """Return a component's repeating blocks.
+
+    They are the modules that ``component.blocks`` matches; where the component has no such pattern, the outermost
+    ``GradientCheckpointingLayer`` below its prefixes.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    blocks = [
-        module for name, module in model.named_modules() if component.blocks and re.fullmatch(component.blocks, name)
-    ]
-    if not blocks or not all(isinstance(block, GradientCheckpointingLayer) for block in blocks):
+    if component.blocks:
+        return [module for name, module in model.named_modules() if re.fullmatch(component.blocks, name)]
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(f"{name}.".startswith(f"{prefix}.") for prefix in component.prefixes)
+        nested = any(name.startswith(f"{outer}.") for outer in found)
+        if inside and not nested and isinstance(module, GradientCheckpointingLayer):
+            found[name] = module
+    return list(found.values())
+
+
+def why_not_checkpointed(component: Component, model: nn.Module) -> str | None:
+    """Return why :func:`checkpoint_blocks` cannot work in a model, the end of a sentence; or None where it can."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks = blocks_of(component, model)
+    if component.blocks and not blocks:
+        return f"the pattern of its blocks, '{component.blocks}', matches no module: the family's plugin is wrong there"
+    if not blocks:
+        return f"the {component.name} of this {type(model).__name__} has no repeating blocks"
+    others = sorted({type(block).__name__ for block in blocks if not isinstance(block, GradientCheckpointingLayer)})
+    if others:
+        return f"its blocks ({', '.join(others)}) are not transformers' GradientCheckpointingLayer"
+    return None
+
+
+def is_checkpointed(component: Component, model: nn.Module) -> bool:
+    """Return whether at least one of a component's blocks is recomputed."""
+    return any(getattr(block, "gradient_checkpointing", False) for block in blocks_of(component, model))
+
+
+def _apply(component: Component, model: nn.Module) -> Callable[[], None]:
+    why = why_not_checkpointed(component, model)
+    if why is not None:
         raise ModelError(
             f"The {component.name} blocks of this {type(model).__name__} cannot be checkpointed",
-            why="They are not this package's own, or were replaced.",
-            fix=f"Load the model with vlm_lora_plugin.load, or set gradient_checkpointing.{component.name}: false.",
+            why=f"{why[0].upper()}{why[1:]}.",
+            fix=f"Set gradient_checkpointing: {{{component.name}: false}}.",
         )
+    blocks = blocks_of(component, model)
     before = [{key: vars(block)[key] for key in _ATTRIBUTES if key in vars(block)} for block in blocks]
     for block in blocks:
         _set(block, {"gradient_checkpointing": True, "_gradient_checkpointing_func": _checkpoint})

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vlm_lora_plugin.contract import Patch
+from vlm_lora_plugin.contract.architecture import PIXELS
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.parallel.agreement import several_ranks
@@ -35,7 +36,7 @@ has no image, at the place where it would put them, and goes on with what it ret
 def keep_text_only_trainable(
     trunk: str,
     unused: Sequence[str],
-    images: str = "pixel_values",
+    images: str = PIXELS,
     *,
     look: Look | None = None,
     splicer: str | None = None,

@@ -88,12 +88,18 @@ def fit(recipe: ResolvedRecipe, family: Family, architecture: Architecture, usua
     tier = choose_tier(recipe, family, architecture, machine, offload=settings.offload, stage=stage)
     batches = {choice.key: choice for choice in _batches(recipe, tier)}
     chosen = [batches.get(choice.key, choice) for choice in tier.choices]
-    ours = [choice for choice in chosen if choice.key != BF16 and not recipe.by_user(choice.key)]
+    ours = [choice for choice in chosen if choice.key != BF16 and not _is_set(recipe, choice.key)]
     sources = {choice.key: Source("hardware", str(machine), choice.reason) for choice in ours}
     if given is not None and STAGE in sources:
         sources[STAGE] = given[1]
-    changed = any(recipe.by_user(choice.key) for choice in chosen) or (given is not None and given[1].kind == "user")
-    alone = _left_alone(recipe, family, architecture, usual) if changed else tier
+    by_user = given is not None and given[1].kind == "user"
+    changed = by_user or any(recipe.by_user(choice.key) for choice in chosen)
+    batch = usual.model_dump(include={key.partition(".")[2] for key in (ROWS, STEPS, TOTAL)})
+    open_recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=batch)})
+    open_stage = None if by_user else stage
+    alone = tier
+    if changed:
+        alone = choose_tier(open_recipe, family, architecture, machine, offload=settings.offload, stage=open_stage)
     return Fit(
         hardware=machine,
         stage=tier.stage,
@@ -104,19 +110,9 @@ def fit(recipe: ResolvedRecipe, family: Family, architecture: Architecture, usua
     )
 
 
-def _left_alone(recipe: ResolvedRecipe, family: Family, architecture: Architecture, usual: TrainingSettings) -> Tier:
-    """Return what the machine would set, had the user set nothing that it sets."""
-    if recipe.hardware is None:
-        raise HardwareError("The recipe names no hardware")
-    hardware, offload = recipe.hardware.machine(), recipe.hardware.offload
-    training = recipe.training.model_copy(
-        update={
-            key.partition(".")[2]: value_at(usual.model_dump(), key.partition(".")[2]) for key in (ROWS, STEPS, TOTAL)
-        }
-    )
-    return choose_tier(
-        recipe.model_copy(update={"training": training}), family, architecture, hardware, offload=offload
-    )
+def _is_set(recipe: ResolvedRecipe, key: str) -> bool:
+    """Return whether the user set a value; a null leaves it open."""
+    return recipe.by_user(key) and value_at(recipe.document(), key) is not None
 
 
 def _shown(choice: Choice, recipe: ResolvedRecipe, source: Source | None, alone: Tier) -> Fitted:
@@ -138,7 +134,7 @@ def _batches(recipe: ResolvedRecipe, tier: Tier) -> Iterable[Choice]:
         HardwareError: They cannot.
     """
     ranks, training = tier.hardware.ranks, recipe.training
-    wanted = training.global_batch_size if recipe.by_user(TOTAL) else None
+    wanted = training.global_batch_size if _is_set(recipe, TOTAL) else None
     if wanted is not None and wanted % ranks:
         below = wanted // ranks * ranks
         raise HardwareError(

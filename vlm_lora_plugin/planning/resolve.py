@@ -46,6 +46,7 @@ def resolve_recipe(
         if not overrides:
             return source
         written = source.written.under(overrides, "the settings laid over it")
+        architecture = architecture or source.architecture
     else:
         written = RecipeDocument.read(source, overrides)
     return resolve(written, family, architecture)

@@ -66,6 +66,25 @@ class ResolvedRecipe(Recipe):
 
     __hash__ = None  # type: ignore[assignment]  # it holds dicts
 
+    def without(self, idle: Mapping[str, str]) -> ResolvedRecipe:
+        """Return the recipe with some of its switches off.
+
+        Args:
+            idle: Why each would have no effect, by dotted key.
+        """
+        document = self.model_dump(exclude_unset=True)
+        for key in idle:
+            *tables, name = key.split(".")
+            place = document
+            for table in tables:
+                place = place[table]
+            place[name] = False
+        off = {key: Source("default", why=f"off, it would have no effect: {why}") for key, why in idle.items()}
+        sources = {**self._sources, **off}
+        return ResolvedRecipe.of(
+            document, sources, self._written, self._architecture, self._fit, self._adapter_settings
+        )
+
     @property
     def sources(self) -> Mapping[str, Source]:
         """Who set each value that is not a default, by dotted key; rules by number, ``rules.0``."""

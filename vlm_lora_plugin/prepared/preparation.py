@@ -19,6 +19,8 @@ from vlm_lora_plugin.names import canonical_name, is_injected
 from vlm_lora_plugin.parallel.agreement import check_ranks_agree
 from vlm_lora_plugin.parallel.sharding import full_numel, full_shape, is_sharded
 from vlm_lora_plugin.parallel.zero3 import refuse_engine
+from vlm_lora_plugin.patches.from_recipe import check_applied, with_core_patches
+from vlm_lora_plugin.planning.effect import check_tables, effective_recipe
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.prepared.injection import inject
@@ -46,8 +48,8 @@ def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | Non
     ``save_pretrained`` and ``load_adapter`` of what this returns.
 
     Puts LoRA in through PEFT, draws it by key, sets ``requires_grad``, turns every trained parameter into
-    fp32 and leaves every frozen one in its dtype, and applies the family's patches of the forward pass. The
-    base model is changed in place. On a 16-bit base, ``forward`` and ``generate`` enter autocast by
+    fp32 and leaves every frozen one in its dtype, and applies the patches of the forward pass, the family's and
+    the core's. The base model is changed in place. On a 16-bit base, ``forward`` and ``generate`` enter autocast by
     themselves where none is active. Training or evaluation mode stays as it is.
 
     Args:
@@ -60,12 +62,18 @@ def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | Non
 
     Raises:
         ModelError: No family owns the model, it is not freshly loaded, or an engine trains it already.
-        RecipeError: The recipe cannot be read.
+        RecipeError: The recipe cannot be read, or a key of the user's would have no effect.
         SelectionError: The recipe does not fit the model.
         TrainingError: Under ZeRO-3, another rank prepares its model differently.
     """
     if isinstance(model, VlmLoraPeftModel):
         return model if recipe is None else _prepared_before(model, recipe)
+    return _prepare(model, recipe)
+
+
+def _prepare(
+    model: PreTrainedModel | PeftModel, recipe: RecipeSource | None, *, strict: bool = True
+) -> VlmLoraPeftModel:
     _check_is_model(model)
     if isinstance(model, PeftModel) or is_injected(model):
         raise ModelError(
@@ -78,10 +86,14 @@ def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | Non
     resolved = resolve_recipe(recipe, family, architecture=partial(manager.architecture, family, model))
     _check_loaded(model, resolved)
     selection = resolve_selection(model, family, resolved)
+    architecture = selection.architecture
+    resolved = effective_recipe(resolved, model, family, architecture, strict=strict)
+    if strict:
+        check_tables(resolved, selection)
     dtype = _load_dtype(model)
     name = str(dtype).removeprefix("torch.")
     own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
-    weights = base_digests(model, selection.architecture.components, own, name)
+    weights = base_digests(model, architecture.components, own, name)
     manifest = make_manifest(selection, resolved, model.config, name, weights)
     if any(is_sharded(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
         check_ranks_agree(manifest)
@@ -89,7 +101,9 @@ def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | Non
     _switch(prepared, selection)
     prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype, model)
     vars(model)[_MARK] = True
-    prepared.vlm_lora.apply_patches(get_manager().wrap_forward(family, model, resolved))
+    patches = with_core_patches(get_manager().wrap_forward(family, model, resolved), resolved, architecture)
+    prepared.vlm_lora.apply_patches(patches)
+    check_applied(model, patches, architecture)
     return prepared
 
 
@@ -118,7 +132,7 @@ def load_trained(
     if family != manifest.family:
         raise CheckpointError(f"{folder} belongs to the family {manifest.family}, the base model is {family}")
     check_base(manifest, model.config, folder)
-    prepared = prepare_model(model, dict(manifest.recipe))
+    prepared = _prepare(model, dict(manifest.recipe), strict=False)
     prepared.load_adapter(folder, is_trainable=is_trainable)
     if not is_trainable:
         prepared.requires_grad_(False)
@@ -127,7 +141,7 @@ def load_trained(
 
 def _prepared_before(model: VlmLoraPeftModel, recipe: RecipeSource | None) -> VlmLoraPeftModel:
     state = model.vlm_lora
-    wanted = resolve_recipe(recipe, state.family, architecture=state.trainable.architecture)
+    wanted = state.effective(resolve_recipe(recipe, state.family, architecture=state.trainable.architecture))
     found = differences(state.recipe.document(), wanted.document())
     if found:
         raise ModelError(

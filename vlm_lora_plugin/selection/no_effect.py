@@ -1,4 +1,4 @@
-"""The refusal of settings that would have no effect in a model: rates, LoRA targets and checkpointing of nothing."""
+"""The refusal of settings that would have no effect in a model: rates and LoRA targets of nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from vlm_lora_plugin.recipe.schema import COMMON_RATE_KEYS, RATE_KEYS
 from vlm_lora_plugin.vocabulary import MEANS
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.contract import Architecture
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.selection.layout import Layout
     from vlm_lora_plugin.selection.matching import Match
@@ -68,19 +67,4 @@ def check_targets(recipe: Recipe, layout: Layout, matches: Sequence[Match]) -> N
                 f"lora.target_modules.{component} names layers, but no rule gives the component {component} lora",
                 why=_WHY,
                 fix=f"Add components: {{{component}: lora}}, or remove the targets.",
-            )
-
-
-def check_checkpointing(recipe: Recipe, architecture: Architecture) -> None:
-    """Refuse gradient checkpointing of a component without repeating blocks.
-
-    Raises:
-        RecipeError: Names the component, and those that can be checkpointed.
-    """
-    able = architecture.repeating
-    for name, wanted in recipe.gradient_checkpointing.items():
-        if wanted and name not in able:
-            raise RecipeError(
-                f"gradient_checkpointing.{name} is on, but the {name} of this model has no repeating blocks",
-                fix=f"Remove it. Components that can be checkpointed: {', '.join(able) or 'none'}.",
             )

@@ -16,7 +16,7 @@ from vlm_lora_plugin.parallel.sharding import full_numel, full_shape
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.matching import Match, describe, match_rule
-from vlm_lora_plugin.selection.no_effect import check_checkpointing, check_rates, check_targets
+from vlm_lora_plugin.selection.no_effect import check_rates, check_targets
 from vlm_lora_plugin.selection.trace import RuleTrace, SelectionTrace
 from vlm_lora_plugin.selection.trainables import Trainable, TrainableSet
 from vlm_lora_plugin.vocabulary import Component, Kind
@@ -52,7 +52,7 @@ def trace_selection(model: nn.Module, family: Family, recipe: Recipe) -> Selecti
     Raises:
         AdapterError: A function of the family plugin failed, or answered what does not describe the model.
         ModelError: The model already has PEFT layers.
-        RecipeError: A rate, decay or switch for checkpointing has no effect.
+        RecipeError: A rate or decay has no effect.
         SelectionError: A condition, rule or target matches nothing or nothing that can learn that way, a
             parameter belongs to no component, or nothing learns at all.
     """
@@ -76,7 +76,6 @@ class _Resolution:
         self._matches = [self._match(rule) for rule in rules]
         check_targets(recipe, layout, self._matches)
         check_rates(recipe, layout, self._matches)
-        check_checkpointing(recipe, architecture)
         self._winners = {
             name: index for index, match in enumerate(self._matches) for name in match.parameters
         }  # later rules overwrite earlier ones

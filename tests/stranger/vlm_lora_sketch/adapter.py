@@ -52,8 +52,10 @@ def select_trainable(model, recipe):
 @hookimpl
 def wrap_forward(model, recipe):
     from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks
+    from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
 
-    return [checkpoint_blocks(part) for part in COMPONENTS if recipe.gradient_checkpointing.get(part.name)]
+    checkpointed = [checkpoint_blocks(part) for part in COMPONENTS if recipe.gradient_checkpointing.get(part.name)]
+    return [keep_text_only_trainable("model", ("eyes", "bridge")), *checkpointed]
 
 
 def recognises(folder):

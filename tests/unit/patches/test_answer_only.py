@@ -136,5 +136,5 @@ def test_an_error_inside_leaves_the_head_as_it_was(model, batch):
 def test_a_model_of_another_structure_is_refused(model):
     with pytest.raises(ModelError, match="it has no output_layer"):
         answer_only_logits("output_layer").apply(model)
-    with pytest.raises(ModelError, match="takes no labels, num_items_in_batch, return_dict"):
+    with pytest.raises(ModelError, match="its forward takes no labels"):
         answer_only_logits("0").apply(nn.Sequential(nn.Linear(2, 2)))

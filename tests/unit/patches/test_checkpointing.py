@@ -10,6 +10,7 @@ from vlm_lora_monkey.adapter import COMPONENTS
 from vlm_lora_monkey.tiny import tiny_model
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks
+from vlm_lora_plugin.vocabulary import Component
 
 PARTS = {component.name: component for component in COMPONENTS if component.blocks}
 
@@ -116,6 +117,12 @@ def test_undo_restores_exactly_what_was(model, enabled_before):
 def test_blocks_that_are_not_ours_are_refused(model):
     model.transformer.h[1] = nn.Identity()
 
-    with pytest.raises(ModelError, match=r"language blocks .* cannot be checkpointed"):
+    with pytest.raises(ModelError, match=r"language blocks .* cannot be checkpointed\n.*Identity"):
         checkpoint_blocks(PARTS["language"]).apply(model)
     assert not model.is_gradient_checkpointing
+
+
+def test_a_pattern_that_matches_nothing_is_blamed_on_the_pattern(model):
+    component = Component("language", ("transformer",), blocks=r"transformer\.layers\.\d+")
+    with pytest.raises(ModelError, match="matches no module: the family's plugin is wrong"):
+        checkpoint_blocks(component).apply(model)

@@ -1,14 +1,17 @@
 """Who set each value of a resolved recipe, and that it is resolved once."""
 
+from dataclasses import asdict
+
 import pytest
 import yaml
 
 from vlm_lora_plugin.documents import leaves
 from vlm_lora_plugin.errors import RecipeError
-from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.planning.resolve import architecture_of, resolve, resolve_recipe
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 from vlm_lora_plugin.plugins.manager import get_manager
-from vlm_lora_plugin.recipe import Recipe, Source, parse_assignments
+from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Source, parse_assignments
+from vlm_lora_plugin.vocabulary import Hardware
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,27 @@ def test_a_contradiction_names_who_said_what(monkey, written):
         resolve_recipe(written, monkey, {"deepspeed": {"zero_optimization": {"stage": 2}}})
     assert f"hardware.zero_stage is 3 ({written})" in caught.value.what
     assert "stage is 2 (the settings laid over it)" in caught.value.what
+
+
+def test_a_machine_may_be_given_beside_the_document(monkey):
+    three = Hardware(3, 24)
+    recipe = resolve(RecipeDocument.read("lora"), monkey, architecture_of(monkey), three)
+    assert recipe == resolve_recipe({"preset": "lora", "hardware": {**asdict(three)}}, monkey)
+    own = resolve(RecipeDocument.read({"hardware": "1x40"}), monkey, architecture_of(monkey), three)
+    assert own.hardware.machine() == Hardware(1, 40)
+
+
+def test_a_null_leaves_to_the_hardware_what_it_sets(monkey):
+    machine = {"gpus": 3, "gpu_memory": 24, "zero_stage": None}
+    recipe = resolve_recipe({"preset": "lora", "hardware": machine, "training": {"global_batch_size": None}}, monkey)
+    assert (recipe.hardware.zero_stage, recipe.training.global_batch_size) == (3, 15)
+    assert recipe.source("hardware.zero_stage").kind == "hardware"
+
+
+def test_a_recipe_that_a_job_wrote_without_hardware_can_be_given_some(monkey):
+    plain = yaml.safe_load(resolve_recipe("lora", monkey).to_yaml())
+    training = resolve_recipe(plain, monkey, {"hardware": "3x24"}).training
+    assert (training.gradient_accumulation_steps, training.global_batch_size) == (16, 48)
 
 
 def test_a_number_of_processes_that_contradicts_the_hardware_names_who_gave_that(monkey, written):

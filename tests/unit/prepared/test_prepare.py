@@ -282,8 +282,10 @@ def test_checkpointing_asked_for_against_the_recipe_is_an_error(toy):
 
 def test_checkpointing_that_agrees_with_the_recipe_changes_nothing(toy):
     model = prepare(toy_model(), {"preset": "lora", "gradient_checkpointing": {"language": True}})
+    before = [dict(vars(module)) for module in model.modules()]
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert not model.get_base_model().is_gradient_checkpointing
+    assert [dict(vars(module)) for module in model.modules()] == before
+    assert all(layer.gradient_checkpointing for layer in model.get_base_model().model.layers)
     with pytest.raises(TrainingError, match="language"):
         model.gradient_checkpointing_disable()
 

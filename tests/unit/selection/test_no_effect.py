@@ -67,9 +67,3 @@ def test_targets_of_a_component_without_lora_are_refused(toy):
 def test_targets_may_stay_when_a_later_rule_freezes_their_component(toy):
     rules = [{"component": "language", "means": "lora"}, {"component": "language", "means": "frozen"}]
     assert select(toy, {"rules": rules, "lora": {"target_modules": {"language": "q_proj"}}}).parameters
-
-
-def test_checkpointing_of_a_component_without_blocks_is_refused(toy):
-    with pytest.raises(RecipeError, match=r"the head of this model has no repeating blocks\n.*: language"):
-        select(toy, {"gradient_checkpointing": {"head": True}})
-    assert select(toy, {"gradient_checkpointing": {"head": False, "language": True}}).parameters

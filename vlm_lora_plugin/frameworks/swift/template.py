@@ -77,7 +77,7 @@ class VlmLoraTemplate(Template):  # type: ignore[misc]  # Swift is untyped
         return dict(self.inner.collate(rows))
 
     def register_post_encode_hook(self, models: Sequence[nn.Module]) -> None:
-        """Do nothing: the models take ``input_ids`` and ``pixel_values`` as the processor gives them."""
+        """Do nothing: the models take what the processor gives as it is."""
 
     def prepare_generate_kwargs(self, generate_kwargs: dict[str, Any], *, model: Any = None) -> dict[str, Any]:
         """Return them unchanged: the generation ends at the model's own end token."""

@@ -102,7 +102,7 @@ def argument_values(
         "logging_nan_inf_filter": False,  # it would show the last finite loss in place of one that is not
         "save_strategy": "steps",
         "prediction_loss_only": True,
-        "remove_unused_columns": False,  # the collator needs pixel_values
+        "remove_unused_columns": False,  # the collator needs whatever the processor returns
         "report_to": "none",
     }
     if evaluate:

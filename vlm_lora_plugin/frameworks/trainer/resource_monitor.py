@@ -34,7 +34,9 @@ class ResourceMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin to measure."""
-        self.summary, self.meter = None, ResourceMeter(args.device)
+        prepared = find_prepared(kwargs["model"])
+        counting = () if prepared is None else (prepared.vlm_lora.trainable.architecture.count_images,)
+        self.summary, self.meter = None, ResourceMeter(args.device, *counting)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note the end of a step."""
