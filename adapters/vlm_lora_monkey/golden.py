@@ -19,7 +19,7 @@ from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.models import read_config
 
 DEFAULT_VARIANT = "default"  # the other one has LoRA in the language model
 

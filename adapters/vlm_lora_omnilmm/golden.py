@@ -19,8 +19,7 @@ from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel, passes_by_size
 from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.config_folder import read_config
-from vlm_lora_plugin.models.splicing import Blocks
+from vlm_lora_plugin.models import Blocks, read_config
 
 MODEL_CLASS = "OmniLMMForCausalLM"
 ATOL = 2e-6  # what the references' README states for transformers 5

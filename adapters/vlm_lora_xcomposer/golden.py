@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from vlm_lora_plugin.contract import GoldenCase
-from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.models import read_config
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.golden_stages import run_stages
 from vlm_lora_xcomposer.images import load_pixels

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.documents import differences
@@ -26,17 +24,6 @@ class DataRecord:
     rows: int
     size: int
     sha256: str
-
-
-def record_of(files: Sequence[Path], rows: int) -> DataRecord:
-    """Read data files through and return their record."""
-    digest, size = hashlib.sha256(), 0
-    for path in files:
-        with path.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-                size += len(block)
-    return DataRecord(rows, size, digest.hexdigest())
 
 
 def to_json(records: Mapping[str, DataRecord]) -> str:

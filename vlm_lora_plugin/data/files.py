@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -158,6 +159,17 @@ def read_examples(path: str | Path, family: Family, *, allow_outside_images: boo
     rows = list(_each(file))
     raise_for_rows([row for row in rows if isinstance(row, DataError)], len(rows))
     return [row for row in rows if isinstance(row, Example)]
+
+
+def fingerprint(files: Iterable[Path]) -> tuple[int, str]:
+    """Read files through and return their bytes in all, and the SHA-256 of one file after the other."""
+    digest, size = hashlib.sha256(), 0
+    for path in files:
+        with path.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+                size += len(block)
+    return size, digest.hexdigest()
 
 
 def unreadable_rows(file: Sequence[Example]) -> dict[int, DataError]:

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from vlm_lora_plugin.answering.metrics import Metric, load_metric
-from vlm_lora_plugin.checkpoint.data_record import DataRecord, check_same_data, record_of
+from vlm_lora_plugin.checkpoint.data_record import DataRecord, check_same_data
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.checkpoint.resume import ResumePoint, find_resume_point
 from vlm_lora_plugin.data.dataset import ConversationDataset
@@ -114,8 +114,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     statistics = {}
     for name, data in sets.items():
         with checking(name, len(data)) as progress:
-            statistics[name] = data.check(decode=job.check_images, progress=progress)
-    records = {name: record_of(data.examples.files, len(data)) for name, data in sets.items()}
+            statistics[name] = data.check(decode=job.check_images, progress=progress, share=True)
+    records = {name: DataRecord(len(data), *data.fingerprint) for name, data in sets.items()}
     if resumed is not None:
         check_same_data(output, records)
     return Plan(

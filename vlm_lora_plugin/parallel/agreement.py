@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,6 +86,26 @@ def check_same_checkpoint(checkpoint: str | None) -> None:
             why="They would train from different weights and steps.",
             fix="Let all machines see the same output folder, or copy the checkpoint to each of them.",
         )
+
+
+def ranks_of_this_node() -> tuple[int, int]:
+    """Return this process's number among those of its machine that train together, and how many they are.
+
+    A launcher says so by ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``; without it all ranks count as one machine's.
+    """
+    if not several_ranks():
+        return 0, 1
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", torch.distributed.get_world_size()))
+    return torch.distributed.get_rank() % size, size
+
+
+def gathered_on_node(value: Any) -> list[Any]:
+    """Return the values of this machine's ranks, in their order; every rank of the job must come here."""
+    if not several_ranks():
+        return [value]
+    own, size = ranks_of_this_node()
+    first = torch.distributed.get_rank() - own
+    return _everyone(value)[first : first + size]
 
 
 def _statement(manifest: Manifest) -> dict[str, Any]:

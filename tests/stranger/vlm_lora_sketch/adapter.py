@@ -51,8 +51,7 @@ def select_trainable(model, recipe):
 
 @hookimpl
 def wrap_forward(model, recipe):
-    from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks
-    from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
+    from vlm_lora_plugin.patches import checkpoint_blocks, keep_text_only_trainable
 
     checkpointed = [checkpoint_blocks(part) for part in COMPONENTS if recipe.gradient_checkpointing.get(part.name)]
     return [keep_text_only_trainable("model", ("eyes", "bridge")), *checkpointed]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import ConcatDataset
 from transformers import TrainingArguments
 
-from vlm_lora_plugin.checkpoint.data_record import record_of
+from vlm_lora_plugin.checkpoint.data_record import DataRecord
 from vlm_lora_plugin.data.dataset import ConversationDataset
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _plain(value: object) -> Any:
 
 def _described(data: Any) -> dict[str, Any]:
     if isinstance(data, ConversationDataset):
-        return asdict(record_of(data.examples.files, len(data)))
+        return asdict(DataRecord(len(data), *data.fingerprint))
     if isinstance(data, dict):
         return {str(name): _described(part) for name, part in data.items()}
     if isinstance(data, ConcatDataset):
