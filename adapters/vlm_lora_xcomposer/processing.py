@@ -17,8 +17,8 @@ from vlm_lora_xcomposer.encoding import Encoded, Encoder
 from vlm_lora_xcomposer.fitting import refuse_unfit
 from vlm_lora_xcomposer.images import load_pixels, number_of_image_tokens, refuse_elongated, transformed_size
 from vlm_lora_xcomposer.prompt import TURN_END, TURN_START
+from vlm_lora_xcomposer.shapes import load_config
 from vlm_lora_xcomposer.tokenization import Vocabulary, load_vocabulary
-from vlm_lora_xcomposer.weights import load_config
 
 if TYPE_CHECKING:
     from vlm_lora_xcomposer.configuration import XComposerConfig
