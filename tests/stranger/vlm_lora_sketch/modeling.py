@@ -64,6 +64,15 @@ class SketchForCausalLM(LlamaForCausalLM):
         return {**super().prepare_inputs_for_generation(input_ids, **kwargs), "pixel_values": pixel_values}
 
 
+def load_model(request):
+    if request.device == "meta":
+        with torch.device("meta"):
+            config = SketchConfig.from_pretrained(request.folder)
+            return SketchForCausalLM(config).to(request.dtype or torch.float32).eval()
+    model = SketchForCausalLM.from_pretrained(request.folder, dtype=request.dtype or torch.float32)
+    return model.to(request.device).eval()
+
+
 def write_tiny(folder):
     """Write a model folder with random weights."""
     torch.manual_seed(0)

@@ -306,8 +306,9 @@ def test_recognising_imports_neither_torch_nor_transformers(folder):
 
 
 def test_the_demo_writes_a_loadable_folder(tmp_path):
-    family = vlm_lora_plugin.get_manager().family("monkey")
-    family.demo(tmp_path / "demo")
+    manager = vlm_lora_plugin.get_manager()
+    family = manager.family("monkey")
+    manager.function(family, family.test_support.write_tiny_model)(tmp_path / "demo")
 
     assert recognises(Path(tmp_path / "demo"))
 

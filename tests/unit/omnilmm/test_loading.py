@@ -126,7 +126,7 @@ def test_no_buffer_is_left_without_values(folder):
 def test_meta_model_needs_the_config_alone(folder):
     for file in [f for f in folder.iterdir() if f.name != "config.json"]:
         file.unlink()
-    model = load_model(LoadRequest(folder, dtype=torch.bfloat16, device="meta", with_processor=False))
+    model = load_model(LoadRequest(folder, dtype=torch.bfloat16, device="meta"))
 
     assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in model.parameters())
 

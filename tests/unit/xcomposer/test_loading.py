@@ -68,7 +68,7 @@ def test_a_published_config_is_completed_from_the_headers(folder, variant, size,
     small = {"image_size": size, "patch_size": 14, "hidden_size": 8, "intermediate_size": 24}
     path = folder(variant, published=True, vision=small, plora={"wqkv": [3, 3], "other": [5, 5]}, post_layernorm=True)
     if loader == "ours":
-        config = load_model(LoadRequest(path, with_processor=False)).config
+        config = load_model(LoadRequest(path)).config
     else:
         config = XComposerForCausalLM.from_pretrained(path).config
 
@@ -92,7 +92,7 @@ def test_crops_of_no_published_size_need_a_named_variant(folder):
 def test_a_config_alone_makes_a_model_without_weights(folder):
     path = folder()
     (path / "model.safetensors").unlink()
-    model = load_model(LoadRequest(path, device="meta", with_processor=False))
+    model = load_model(LoadRequest(path, device="meta"))
 
     assert all(parameter.is_meta for parameter in model.parameters())
 
@@ -101,12 +101,12 @@ def test_a_variant_can_be_named_for_a_config_alone(folder):
     path = folder()
     (path / "model.safetensors").unlink()
     edit_config(path, **dict.fromkeys(OWN_KEYS))
-    model = load_model(LoadRequest(path, device="meta", variant="xcomposer2_5", with_processor=False))
+    model = load_model(LoadRequest(path, device="meta", variant="xcomposer2_5"))
     assert model.config.image_size == 560
 
     edit_config(path, img_size=224)
     with pytest.raises(ModelError, match="holds the variant xcomposer2"):
-        load_model(LoadRequest(path, device="meta", variant="xcomposer2_5", with_processor=False))
+        load_model(LoadRequest(path, device="meta", variant="xcomposer2_5"))
 
 
 def test_upstreams_buffers_are_dropped_and_a_missing_tensor_is_an_error(folder):
