@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from vlm_lora_monkey.special_tokens import END_OF_TEXT, IMAGE_END, IMAGE_PAD, IMAGE_START
 from vlm_lora_monkey.tokenization import load_tokenizer, save_vocabulary, token_ids
-from vlm_lora_plugin.contract import IMAGE_MARK, Example, Message
+from vlm_lora_monkey.weights import load_config
+from vlm_lora_plugin.contract import IMAGE_MARK, Example, LoadRequest, Message
 from vlm_lora_plugin.data.encoding import (
     Encoded,
     EncodingProcessor,
@@ -145,3 +146,13 @@ class MonkeyProcessor(EncodingProcessor):
                 fix="Remove it, or write the row with `messages`, where such text is read as plain text.",
             )
         return ids
+
+
+def load_processor(request: LoadRequest) -> MonkeyProcessor:
+    """Build the processor of a folder.
+
+    Raises:
+        ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
+    """
+    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
+    return MonkeyProcessor.from_pretrained(request.folder, config)

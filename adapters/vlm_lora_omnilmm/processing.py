@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from vlm_lora_omnilmm.names import IMAGE_END, IMAGE_PATCH, IMAGE_START, IMAGE_TOKENS
 from vlm_lora_omnilmm.prompt import render
 from vlm_lora_omnilmm.tokenization import image_ids, load_tokenizer
-from vlm_lora_plugin.contract import IMAGE_MARK, Example, Message
+from vlm_lora_omnilmm.weights import load_config
+from vlm_lora_plugin.contract import IMAGE_MARK, Example, LoadRequest, Message
 from vlm_lora_plugin.data.encoding import IGNORE_INDEX, Encoded, EncodingProcessor, check_image_marks, load_pixels
 from vlm_lora_plugin.errors import DataError, ModelError
 
@@ -141,3 +142,13 @@ class OmniLMMProcessor(EncodingProcessor):
                 labels[position] = ids[position]
         starts = [position for position, token in enumerate(ids) if token == self.image_start_id]
         return Encoded(ids, labels, [(start, start + self.image_span) for start in starts])
+
+
+def load_processor(request: LoadRequest) -> OmniLMMProcessor:
+    """Build the processor of a folder.
+
+    Raises:
+        ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
+    """
+    config = load_config(request.folder)
+    return OmniLMMProcessor.from_pretrained(request.folder, config)

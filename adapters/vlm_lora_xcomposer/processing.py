@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.contract import Example
+from vlm_lora_plugin.contract import Example, LoadRequest
 from vlm_lora_plugin.data.encoding import Encoded, EncodingProcessor, image_size
 from vlm_lora_plugin.errors import ModelError, RecipeError
 from vlm_lora_xcomposer.encoding import Encoder
 from vlm_lora_xcomposer.fitting import refuse_unfit
 from vlm_lora_xcomposer.images import load_pixels, number_of_image_tokens, refuse_elongated, transformed_size
 from vlm_lora_xcomposer.prompt import TURN_END, TURN_START
+from vlm_lora_xcomposer.shapes import load_config
 from vlm_lora_xcomposer.tokenization import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -136,3 +137,14 @@ class XComposerProcessor(EncodingProcessor):
         refuse_elongated(width, height, self.config, hd_num, origin)
         width, height = transformed_size(width, height, self.config, hd_num)
         return number_of_image_tokens(height, width, self.config)
+
+
+def load_processor(request: LoadRequest) -> XComposerProcessor:
+    """Build the processor of a folder.
+
+    Raises:
+        ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
+        RecipeError: An option does not fit the model.
+    """
+    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
+    return XComposerProcessor.from_pretrained(request.folder, config, request.processor)
