@@ -1,4 +1,4 @@
-"""The tutorial's code, written out as its reader would: installed, tested through the kit, trained in both frameworks."""
+"""The tutorial's code as its reader writes it: installed, tested by the kit, trained in both frameworks."""
 
 import json
 import os
