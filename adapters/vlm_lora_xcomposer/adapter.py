@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.contract import DataFormats, Family, ProcessorOption, TestSupport
-from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.contract import DataFormats, Family, ProcessorOption, TestSupport, hookimpl
 from vlm_lora_xcomposer.advice import advise
 from vlm_lora_xcomposer.folder import MODEL_TYPE, recognises
 from vlm_lora_xcomposer.presets import DEFAULT_PRESET, PRESETS

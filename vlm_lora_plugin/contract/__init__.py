@@ -5,7 +5,7 @@ Nothing here imports torch, transformers or pydantic, so that listing families s
 
 from vlm_lora_plugin.contract.answers import Patch, TrainableSelection
 from vlm_lora_plugin.contract.architecture import Architecture
-from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
+from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.contract.family import DataFormats, Family, LoadRequest, MixturePart, TestSupport
 from vlm_lora_plugin.contract.golden import GoldenCase
 from vlm_lora_plugin.contract.hookspecs import AdapterSpecs, hookimpl
@@ -39,6 +39,7 @@ __all__ = [
     "Patch",
     "Processor",
     "ProcessorOption",
+    "Role",
     "TestSupport",
     "TrainableSelection",
     "hookimpl",
