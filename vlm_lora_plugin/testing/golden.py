@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,7 +47,7 @@ from vlm_lora_plugin.testing.comparison import (
 )
 from vlm_lora_plugin.testing.golden_comparison import compare_narrowing, compare_single, compare_stages
 from vlm_lora_plugin.testing.golden_lora import CASE_KEY, compare_lora
-from vlm_lora_plugin.testing.golden_passes import Passes
+from vlm_lora_plugin.testing.golden_passes import Passes, dot_with_cosines
 from vlm_lora_plugin.types import Family, GoldenCase
 
 CASE_FILES = ("config.json", "expected.json")
@@ -194,11 +193,9 @@ def _compare_digest(
         yield "absence", agreement(name, "") if not flat.any() else miss(name, "has a gradient, the reference none")
         return
     norm, size = flat.norm().item(), digest["l2"]
-    dot = (flat * torch.arange(len(flat), dtype=torch.float64).cos()).sum().item()
+    dot = dot_with_cosines(gradient).item()
     yield "norms", compare_number(name, norm, size, size, tolerance, lambda: passes.norm_spread(name))
-    # An error e of the gradient moves its dot product with cosines, whose mean square is a half, by |e| / sqrt(2).
-    moved = lambda: passes.norm_spread(name) / math.sqrt(2)  # noqa: E731
-    yield "dot products", compare_number(name, dot, digest["dot_cos"], size, tolerance, moved)
+    yield "dot products", compare_number(name, dot, digest["dot_cos"], size, tolerance, lambda: passes.dot_spread(name))
 
 
 def _recipes(folder: Path, expected: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from vlm_lora_plugin.testing.precision import RandomRounding, double_precision, in_double
 
-SAMPLES = 2
+SAMPLES = 8
+"""Passes with random rounding; with fewer, a value whose errors come from one place may be measured small by chance."""
 
 Stages = Callable[[PreTrainedModel, Mapping[str, Any], Sequence[str]], tuple[Any, Mapping[str, torch.Tensor]]]
 
@@ -44,12 +45,14 @@ class Spread:
         stages: Of each floating-point stage, by vector of its last dimension (kept with size 1).
         gradients: The same of each gradient.
         norms: Of the Euclidean distance between the gradients.
+        dots: Of each gradient's :func:`dot_with_cosines`.
     """
 
     loss: float
     stages: Mapping[str, torch.Tensor]
     gradients: Mapping[str, torch.Tensor]
     norms: Mapping[str, float]
+    dots: Mapping[str, float]
 
 
 @dataclass
@@ -85,7 +88,7 @@ class Passes:
 
     @cached_property
     def spread(self) -> Spread:
-        """What rounding in fp32 explains; takes two more passes."""
+        """What rounding in fp32 explains; takes :data:`SAMPLES` more passes."""
         exact = self.double
         runs = [self.in_double(RandomRounding(seed)) for seed in range(self.samples)]
         stages = {
@@ -98,6 +101,7 @@ class Passes:
             for name, gradient in exact.gradients.items()
             if gradient is not None
         }
+        dots = {name: torch.stack([dot_with_cosines(c) for c in change]) for name, change in changes.items()}
         return Spread(
             loss=_root_mean_square(torch.stack([run.loss - exact.loss for run in runs])),
             stages=stages,
@@ -105,6 +109,7 @@ class Passes:
             norms={
                 name: _root_mean_square(torch.stack([c.norm() for c in change])) for name, change in changes.items()
             },
+            dots={name: _root_mean_square(values) for name, values in dots.items()},
         )
 
     def stage_spread(self, name: str) -> torch.Tensor:
@@ -118,6 +123,10 @@ class Passes:
     def norm_spread(self, name: str) -> float:
         """Return how far rounding carries a gradient as a whole."""
         return self.spread.norms.get(name, 0.0)
+
+    def dot_spread(self, name: str) -> float:
+        """Return how far rounding carries a gradient's dot product with cosines."""
+        return self.spread.dots.get(name, 0.0)
 
     def in_double(self, rounding: RandomRounding | None = None) -> Results:
         """Make a pass in fp64, with random rounding or exact."""
@@ -140,6 +149,12 @@ class Passes:
         gradients = {name: parameter.grad for name, parameter in self.parameters.items()}
         self.model.zero_grad(set_to_none=True)
         return Results(output.loss.detach(), {name: tensor.detach() for name, tensor in stages.items()}, gradients)
+
+
+def dot_with_cosines(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the flattened gradient times cos(0), cos(1), ... as an fp64 scalar, as references hold it."""
+    flat = gradient.double().flatten()
+    return (flat * torch.arange(len(flat), dtype=torch.float64).cos()).sum()
 
 
 def _dense(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
