@@ -130,7 +130,7 @@ class Passes:
 
     def in_double(self, rounding: RandomRounding | None = None) -> Results:
         """Make a pass in fp64, with random rounding or exact."""
-        self.model.double()  # type: ignore[no-untyped-call]
+        self.model.double()
         try:
             with ExitStack() as stack:
                 mode = stack.enter_context(double_precision())
@@ -139,7 +139,7 @@ class Passes:
                 results = self._run(in_double(self.inputs))
         finally:
             self.model.zero_grad(set_to_none=True)
-            self.model.float()  # type: ignore[no-untyped-call]  # to the last bit what it was
+            self.model.float()  # to the last bit what it was
         return Results(results.loss, results.stages, results.gradients, frozenset(mode.narrowed))
 
     def _run(self, inputs: Mapping[str, Any] | None = None) -> Results:

@@ -32,7 +32,7 @@ class DoublePrecision(TorchFunctionMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.narrowed: set[str] = set()
 
     def __torch_function__(
@@ -69,7 +69,7 @@ def in_double(value: Any) -> Any:
     return type(value)(map(in_double, value)) if isinstance(value, (list, tuple)) else value
 
 
-class RandomRounding(TorchDispatchMode):
+class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """While entered, fp64 arithmetic errs at random as fp32's does, forward and backward (Monte Carlo arithmetic).
 
     The result of each operation is off by up to :data:`UNIT_ROUNDOFF`, the summands of a product of matrices by up
@@ -81,7 +81,7 @@ class RandomRounding(TorchDispatchMode):
     """
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
         self._noise = torch.rand(2 * _PERIOD, generator=self._generator, dtype=torch.float64) * 2 - 1
 
