@@ -18,8 +18,12 @@ MORE_CASES = ("khd_bias_dynamic_rope", "khd_wide_gqa", "v2_two_images", "x25_bat
 
 
 @pytest.fixture
-def copied(tmp_path):
-    """A copy of the smallest case with an image and LoRA, whose files may be changed."""
+def copied(tmp_path, monkeypatch):
+    """A copy of the smallest case with an image and LoRA, whose files may be changed.
+
+    What is wrong with it is a hundred times more than rounding explains, which one random pass tells.
+    """
+    monkeypatch.setattr("vlm_lora_plugin.testing.golden_passes.SAMPLES", 1)
     shutil.copytree(FOLDER / "khd_base", tmp_path / "khd_base")
     return tmp_path / "khd_base"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -74,7 +74,6 @@ class Passes:
     inputs: Mapping[str, Any]
     stages: Stages
     names: Sequence[str]
-    samples: int = field(default=SAMPLES)
 
     @cached_property
     def single(self) -> Results:
@@ -90,7 +89,7 @@ class Passes:
     def spread(self) -> Spread:
         """What rounding in fp32 explains; takes :data:`SAMPLES` more passes."""
         exact = self.double
-        runs = [self.in_double(RandomRounding(seed)) for seed in range(self.samples)]
+        runs = [self.in_double(RandomRounding(seed)) for seed in range(SAMPLES)]
         stages = {
             name: _vectors([run.stages[name] - tensor for run in runs])
             for name, tensor in exact.stages.items()
