@@ -23,7 +23,9 @@ from vlm_lora_plugin.testing.golden_passes import Passes, Results
 
 def compare_narrowing(results: Results) -> Finding:
     """Find a miss where an fp64 pass left fp64 on the way, as it would then say little about the model."""
-    kept = {name for name, tensor in results.stages.items() if tensor.dtype in (torch.float32, torch.float16)}
+    kept = {
+        name for name, tensor in results.stages.items() if tensor.is_floating_point() and tensor.dtype != torch.float64
+    }
     narrowed = sorted({*results.narrowed, *kept})
     return miss("fp64", f"narrowed by {listed(narrowed)}") if narrowed else agreement("fp64", "to the end")
 
