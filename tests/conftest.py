@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from durations import pytest_addoption, pytest_collection_modifyitems, pytest_configure  # noqa: F401  # hooks
+from warm import pytest_sessionfinish  # noqa: F401
 
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.types import Family
+from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.plugins.manager import get_manager
 
 collect_ignore = ["stranger"]  # a package of its own, which its test installs
 

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlm_lora_plugin import hookimpl
-from vlm_lora_plugin.types import Component, Family, LoadRequest, Patch, TrainableSelection
+from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, Patch, TrainableSelection
+from vlm_lora_plugin.vocabulary import Component
 
 QUERIES = 3
 PATCHES = 4
@@ -126,6 +127,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+ARCHITECTURE = Architecture(
+    components=(
+        Component("vision", ("tower",), target_modules=("fc",), builtin_lora=r"tower\..*_lora\..*"),
+        Component("aligner", ("aligner",), target_modules=("kv_proj",)),
+        Component("language", ("model",), target_modules=("q_proj", "v_proj"), blocks=r"model\.layers\.\d+"),
+        Component("embeddings", ("model.embed_tokens",)),
+        Component("head", ("lm_head",), target_modules=("lm_head",)),
+    ),
+    fixed_tables=(r"aligner\.table",),
+)
+
+
+def architecture(model: nn.Module) -> Architecture:
+    return ARCHITECTURE
+
+
 def _count_calls(model: nn.Module) -> Any:
     handle = model.model.register_forward_pre_hook(lambda *_: setattr(model, "calls", model.calls + 1))
     model.calls = 0
@@ -137,7 +154,10 @@ def _count_calls(model: nn.Module) -> Any:
     return undo
 
 
-def _load(request: LoadRequest) -> tuple[ToyForCausalLM, Any]:
+def load(request: LoadRequest) -> tuple[ToyForCausalLM, Any]:
+    if request.device == "meta":
+        with torch.device("meta"):
+            return ToyForCausalLM(ToyConfig.from_pretrained(request.folder)).to(request.dtype).eval(), None
     return ToyForCausalLM.from_pretrained(request.folder, dtype=request.dtype).eval(), None
 
 
@@ -157,18 +177,13 @@ class ToyAdapter:
             name="toy",
             title="Toy",
             model_types=("toy_vlm",),
-            components=(
-                Component("vision", ("tower",), target_modules=("fc",), builtin_lora=r"tower\..*_lora\..*"),
-                Component("aligner", ("aligner",), target_modules=("kv_proj",)),
-                Component("language", ("model",), target_modules=("q_proj", "v_proj"), blocks=r"model\.layers\.\d+"),
-                Component("embeddings", ("model.embed_tokens",)),
-                Component("head", ("lm_head",), target_modules=("lm_head",)),
-            ),
+            components=ARCHITECTURE.components,
             presets=self.presets,
             default_preset="lora",
             recognises=_recognises,
-            load=_load,
-            fixed_tables=(r"aligner\.table",),
+            load=load,
+            architecture=architecture,
+            fixed_tables=ARCHITECTURE.fixed_tables,
         )
 
     @hookimpl

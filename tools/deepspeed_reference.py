@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.errors import HardwareError
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.types import Family
-from vlm_lora_plugin.zero.arithmetic import RESERVE_GIB
-from vlm_lora_plugin.zero.plan import plan_hardware
-from vlm_lora_plugin.zero.reasons import REASONS
+from vlm_lora_plugin.planning.deepspeed_reasons import REASONS
+from vlm_lora_plugin.planning.memory import RESERVE_GIB
+from vlm_lora_plugin.planning.plan import plan_hardware
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 PAGE = Path(__file__).parents[1] / "docs/reference/deepspeed.md"
 MACHINES = ("1x24", "1x32", "1x40", "3x24", "8x80")
@@ -37,9 +37,9 @@ $ vlm-lora deepspeed --family monkey --gpus 3 --gpu-memory 24 --host-memory 128 
 
 prints the DeepSpeed document alone, for those who start training in another way:
 `TrainingArguments(deepspeed="ds.json")`, or ms-swift's `--deepspeed ds.json`. Both fill in the `auto` values from their
-own arguments. In Python it is `deepspeed_settings(recipe, family, hardware)` of `vlm_lora_plugin.zero.settings`, which
-returns None where no DeepSpeed is needed. With `--model` in place of `--family` the parameters are counted in that
-model.
+own arguments. In Python it is `deepspeed_settings(recipe, family, hardware)` of
+`vlm_lora_plugin.planning.deepspeed`, which returns None where no DeepSpeed is needed. With `--model` in
+place of `--family` the parameters are counted in that model.
 
 ## How it is decided
 
@@ -57,8 +57,9 @@ model.
 
 ## What is refused
 
-- Text that is no hardware; memory in MiB; more processes than devices, or another number than the hardware has.
-- An `optimizer` or `scheduler` block (it would replace the learning-rate groups), and bucket sizes that are no numbers.
+- Text that is not a hardware description; memory in MiB; more processes than devices, or another number than the
+  hardware has.
+- An `optimizer` or `scheduler` block (it would replace the learning-rate groups); bucket sizes that are not numbers.
 - Values that contradict the recipe or the TrainingArguments, each shown beside the other.
 - Weights and training state that alone exceed the device (predicted); less is a warning with the addition.
 - Offloading that pins more host memory than there is; ZeRO-3 with a quantised base.

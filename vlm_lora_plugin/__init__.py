@@ -1,8 +1,9 @@
 """LoRA fine-tuning of vision-language models, the same in every framework.
 
 ``load`` reads a model folder, ``prepare`` makes a model train what a recipe says, ``load_adapter`` brings
-back what was trained. Nothing here imports torch until one of them is used. Importing this package also lets
-transformers' ``AutoModelForCausalLM`` find the families' models.
+back what was trained. ``prepare_model`` is ``prepare`` for a loop of your own: it wraps nothing of any library.
+Nothing here imports torch until one of them is used. Importing this package also lets transformers'
+``AutoModelForCausalLM`` find the families' models; ``register_auto_classes`` does it at once.
 """
 
 from __future__ import annotations
@@ -11,42 +12,65 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
-from vlm_lora_plugin.hookspecs import hookimpl
-from vlm_lora_plugin.models.auto import install as _install_auto_classes
+from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.models.auto_finder import install as _install_auto_classes
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.checkpoint import load_adapter
     from vlm_lora_plugin.data.dataset import ConversationDataset
     from vlm_lora_plugin.errors import VlmLoraError
     from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback, training_arguments
+    from vlm_lora_plugin.frameworks.trainer.groups import parameter_groups
+    from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
+    from vlm_lora_plugin.job.train_job import TrainJob
     from vlm_lora_plugin.loading import load
-    from vlm_lora_plugin.manager import get_manager
-    from vlm_lora_plugin.preparation import prepare
+    from vlm_lora_plugin.merging.merge import merge_adapter
+    from vlm_lora_plugin.models.auto import register_auto_classes
+    from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+    from vlm_lora_plugin.plugins.manager import get_manager
+    from vlm_lora_plugin.preparation import load_adapter, prepare
+    from vlm_lora_plugin.prepared.preparation import prepare_model
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
     "ConversationDataset": "vlm_lora_plugin.data.dataset",
+    "ResourceMonitor": "vlm_lora_plugin.frameworks.trainer.resource_monitor",
+    "TrainJob": "vlm_lora_plugin.job.train_job",
+    "deepspeed_settings": "vlm_lora_plugin.planning.deepspeed",
+    "merge_adapter": "vlm_lora_plugin.merging.merge",
+    "parameter_groups": "vlm_lora_plugin.frameworks.trainer.groups",
     "Recipe": "vlm_lora_plugin.recipe",
+    "ResolvedRecipe": "vlm_lora_plugin.planning.resolved",
     "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
     "VlmLoraError": "vlm_lora_plugin.errors",
-    "get_manager": "vlm_lora_plugin.manager",
+    "get_manager": "vlm_lora_plugin.plugins.manager",
     "load": "vlm_lora_plugin.loading",
-    "load_adapter": "vlm_lora_plugin.checkpoint",
+    "load_adapter": "vlm_lora_plugin.preparation",
     "prepare": "vlm_lora_plugin.preparation",
+    "prepare_model": "vlm_lora_plugin.prepared.preparation",
+    "register_auto_classes": "vlm_lora_plugin.models.auto",
     "training_arguments": "vlm_lora_plugin.frameworks.trainer",
 }
 
 __all__ = [
     "ConversationDataset",
     "Recipe",
+    "ResolvedRecipe",
+    "ResourceMonitor",
+    "TrainJob",
     "VlmLoraCallback",
     "VlmLoraError",
     "__version__",
+    "deepspeed_settings",
     "get_manager",
     "hookimpl",
     "load",
     "load_adapter",
+    "merge_adapter",
+    "parameter_groups",
     "prepare",
+    "prepare_model",
+    "register_auto_classes",
     "training_arguments",
 ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class VlmLoraError(Exception):
@@ -22,6 +23,16 @@ class VlmLoraError(Exception):
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         self.what, self.why, self.fix = what, why, fix
         super().__init__("\n".join(part for part in (what, why, fix) if part))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how it is made again in another process: constructors here take keywords, which pickle drops."""
+        return _remade, (type(self), self.args, self.__dict__)
+
+
+def _remade(kind: type[VlmLoraError], arguments: tuple[Any, ...], state: dict[str, Any]) -> VlmLoraError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 
 class AdapterError(VlmLoraError):
@@ -88,6 +99,10 @@ class OutputError(VlmLoraError):
 
 class TrainingError(VlmLoraError):
     """The training loop does not do what the recipe says."""
+
+
+class SwiftError(VlmLoraError):
+    """Swift cannot do what a recipe says, or is asked for something else than the recipe."""
 
 
 def listed(names: Iterable[str], *, most: int = 5) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vlm_lora_plugin.contract import LoadRequest, Processor
 from vlm_lora_plugin.errors import AdapterError, ModelError, nearest
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import Recipe, resolve_recipe
-from vlm_lora_plugin.types import LoadRequest, Processor
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
+from vlm_lora_plugin.recipe import RecipeSource
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from vlm_lora_plugin.contract import Family
+
 
 def load(
     folder: str | Path,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: RecipeSource | None = None,
     *,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -48,6 +50,17 @@ def load(
     family = manager.family_of_folder(path)
     settings = {} if recipe is None else resolve_recipe(recipe, family).data.processor
     request = LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings)
+    return load_both(family, request)
+
+
+def load_both(family: Family, request: LoadRequest) -> tuple[PreTrainedModel, Processor]:
+    """Let a family load a model folder, with its processor: for those who know the family.
+
+    Raises:
+        AdapterError: The family's own loader raised something unexpected, or loaded no processor.
+        WeightsError: Tensors are missing, extra or of another shape.
+    """
+    manager = get_manager()
     model, processor = manager.load(family, request)
     if processor is None:
         raise AdapterError(

@@ -1,50 +1,34 @@
-"""``prepare``: the one function that every framework calls before its training loop is built."""
+"""``prepare`` and ``load_adapter`` as the frameworks' users call them: the core's work, and what the Trainer needs."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
-from torch import nn
 
-from vlm_lora_plugin.errors import ModelError, listed
-from vlm_lora_plugin.frameworks.checkpoints import install_checkpoints
-from vlm_lora_plugin.frameworks.groups import install_groups
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.prepared_model import Preparation, VlmLoraPeftModel
-from vlm_lora_plugin.recipe import Recipe, resolve_recipe
-from vlm_lora_plugin.selection.base_weights import base_digests
-from vlm_lora_plugin.selection.injection import FRESH_LORA_ATTRIBUTE, inject
-from vlm_lora_plugin.selection.manifest import differences, make_manifest
-from vlm_lora_plugin.selection.names import canonical_name, is_injected
-from vlm_lora_plugin.selection.resolve import resolve_selection
-from vlm_lora_plugin.zero.agreement import check_ranks_agree
-from vlm_lora_plugin.zero.order import refuse_engine
-from vlm_lora_plugin.zero.partition import is_partitioned, whole_numel, whole_shape
+from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
+from vlm_lora_plugin.loading import load_model
+from vlm_lora_plugin.prepared.preparation import load_trained, prepare_model
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.selection.trainables import TrainableSet
-    from vlm_lora_plugin.types import Family
-
-_MARK = "_vlm_lora_base"
-"""Attribute of a base model that prepare has changed."""
+    from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
+    from vlm_lora_plugin.recipe import RecipeSource
 
 
-def prepare(
-    model: PreTrainedModel | PeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None = None
-) -> VlmLoraPeftModel:
-    """Make a freshly loaded model train exactly what a recipe says.
+def prepare(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
+    """Make a freshly loaded model train exactly what a recipe says, in a Trainer or any other loop.
 
-    Puts LoRA in through PEFT, draws it by key, sets ``requires_grad``, turns every trained parameter into
-    fp32 and leaves every frozen one in its dtype, and applies the family's patches of the forward pass. The
-    base model is changed in place. On a 16-bit base, ``forward`` and ``generate`` enter autocast by
-    themselves where none is active. Training or evaluation mode stays as it is.
+    The work is that of :func:`vlm_lora_plugin.prepare_model`, which knows no framework. On top,
+    the methods of ``transformers.Trainer`` listed in :data:`vlm_lora_plugin.frameworks.trainer.hooks.HOOKS` are
+    wrapped, once for the whole process; they act only on models that were prepared, so that learning-rate groups,
+    complete checkpoints and resuming need nothing more. For a loop of your own,
+    :func:`vlm_lora_plugin.prepare_model` does the same and wraps nothing.
 
     Args:
         model: The loaded model, before a Trainer or optimizer is built; or one that was prepared already.
@@ -60,116 +44,31 @@ def prepare(
         SelectionError: The recipe does not fit the model.
         TrainingError: Under ZeRO-3, another rank prepares its model differently.
     """
-    if isinstance(model, VlmLoraPeftModel):
-        return model if recipe is None else _prepared_before(model, recipe)
-    _check_is_model(model)
-    if isinstance(model, PeftModel) or is_injected(model):
-        raise ModelError(
-            "The model already has PEFT layers",
-            why="Layers that this recipe does not know of would be trained, saved and loaded wrongly.",
-            fix="Give the freshly loaded model, or the one that prepare returned.",
-        )
-    family = get_manager().family_of_model(model)
-    resolved = resolve_recipe(recipe, family)
-    _check_loaded(model, resolved)
-    selection = resolve_selection(model, family, resolved)
-    dtype = _load_dtype(model)
-    name = str(dtype).removeprefix("torch.")
-    own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
-    weights = base_digests(model, family.components, own, name)
-    manifest = make_manifest(selection, resolved, model.config, name, weights)
-    if any(is_partitioned(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
-        check_ranks_agree(manifest)
-    prepared = inject(model, selection, resolved)
-    _switch(prepared, selection)
-    prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype)
-    vars(model)[_MARK] = True
-    _patch(prepared, family, resolved)
-    install_groups()
-    install_checkpoints()
+    prepared = prepare_model(model, recipe)
+    install_hooks()
     return prepared
 
 
-def _prepared_before(
-    model: VlmLoraPeftModel, recipe: Recipe | Mapping[str, Any] | str | Path | None
+def load_adapter(
+    base: PreTrainedModel | str | os.PathLike[str], folder: str | os.PathLike[str], is_trainable: bool = False
 ) -> VlmLoraPeftModel:
-    state = model.vlm_lora
-    wanted = resolve_recipe(recipe, state.family)
-    found = differences(state.recipe.document(), wanted.document())
-    if found:
-        raise ModelError(
-            f"The model was prepared with another recipe (before / now): {listed(found)}",
-            fix="Load the base model again to prepare it differently.",
-        )
-    return model
+    """Bring back a trained model: prepare its base by the manifest's recipe, then load every tensor.
 
+    Args:
+        base: The freshly loaded base model, or its folder.
+        folder: A folder that ``save_pretrained`` or the Trainer wrote.
+        is_trainable: False gives a frozen model in evaluation mode; True one that goes on learning, in the
+            mode of the base.
 
-def _check_is_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"prepare takes a loaded model, not a {type(model).__name__}",
-            fix="model, processor = vlm_lora_plugin.load(folder), then prepare(model, recipe).",
-        )
-    refuse_engine(model)
-    if vars(model).get(_MARK, False):
-        raise ModelError(
-            f"This {type(model).__name__} was prepared before; prepare returned another object around it",
-            why="Prepared a second time, its forward pass would be patched twice.",
-            fix="Go on with what prepare returned; or load the base model again to prepare it differently.",
-        )
-    inner = getattr(model, "module", getattr(model, "_orig_mod", None))
-    if isinstance(inner, nn.Module):
-        raise ModelError(
-            f"The model is wrapped in a {type(model).__name__}",
-            why="What learns must be decided before anything is wrapped around the model.",
-            fix="Call prepare with the model itself, and give what it returns to torch.compile, DataParallel, ...",
-        )
+    Returns:
+        The prepared model; its logits equal those of the model that was saved.
 
-
-def _check_loaded(model: nn.Module, recipe: Recipe) -> None:
-    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if empty:
-        raise ModelError(
-            f"These parameters have no values, they are on the meta device: {listed(empty)}",
-            fix="Load the model with its weights: vlm_lora_plugin.load(folder).",
-        )
-    if getattr(model, "is_gradient_checkpointing", False):
-        raise ModelError(
-            "Gradient checkpointing was switched on before prepare; the recipe says "
-            f"{dict(recipe.gradient_checkpointing) or 'off'}",
-            fix="Leave it to the recipe: gradient_checkpointing: {language: true}.",
-        )
-
-
-def _load_dtype(model: nn.Module) -> torch.dtype:
-    """Return the floating dtype that most elements of a model have."""
-    sizes: Counter[torch.dtype] = Counter()
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            sizes[parameter.dtype] += whole_numel(parameter)
-    return sizes.most_common(1)[0][0]
-
-
-def _switch(model: VlmLoraPeftModel, selection: TrainableSet) -> None:
-    """Let exactly the selection learn."""
-    expected = {parameter.name: parameter.shape for parameter in selection.parameters}
-    for name, parameter in ((canonical_name(name), parameter) for name, parameter in model.named_parameters()):
-        learns = expected.pop(name, None)
-        if learns is not None and whole_shape(parameter) != learns:
-            raise ModelError(f"{name} has the shape {whole_shape(parameter)}, {learns} was expected")
-        parameter.requires_grad_(learns is not None)
-    if expected:
-        raise ModelError(f"PEFT did not make these parameters: {listed(sorted(expected))}")
-
-
-def _patch(model: VlmLoraPeftModel, family: Family, recipe: Recipe) -> None:
-    """Apply the adapter's patches, or none of them."""
-    base, state = model.get_base_model(), model.vlm_lora
-    undo: list[Callable[[], None]] = state.undo
-    try:
-        for patch in get_manager().wrap_forward(family, base, recipe):
-            undo.append(patch.apply(base))
-            state.patches = (*state.patches, patch.name)
-    except Exception:
-        state.undo_patches()
-        raise
+    Raises:
+        CheckpointError: The folder is incomplete, broken, or belongs to another base model.
+        ModelError: The base is not freshly loaded.
+    """
+    if isinstance(base, (str, os.PathLike)):
+        base = load_model(Path(base), dtype=getattr(torch, read_manifest(folder).dtype))
+    prepared = load_trained(base, folder, is_trainable=is_trainable)
+    install_hooks()
+    return prepared

@@ -1,4 +1,4 @@
-"""Monkey's answers to the questions of :mod:`vlm_lora_plugin.hookspecs`."""
+"""Monkey's answers to the questions of :mod:`vlm_lora_plugin.contract.hookspecs`."""
 
 from __future__ import annotations
 
@@ -7,39 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_monkey.folder import MODEL_TYPE, VARIANTS, recognises
-from vlm_lora_monkey.names import FIXED_TABLE_NAME, LANGUAGE_LORA_NAME, VISION_LORA_NAME
+from vlm_lora_monkey.names import COMPONENTS, FIXED_TABLE_NAME
 from vlm_lora_monkey.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_monkey.size import SIZE
-from vlm_lora_plugin.hookspecs import hookimpl
-from vlm_lora_plugin.types import Component, Family, LoadRequest
+from vlm_lora_plugin.contract import Family, LoadRequest
+from vlm_lora_plugin.contract.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import GoldenCase, Hardware, Patch, Processor
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import GoldenCase, Hardware, Patch, Processor
-
-COMPONENTS = (
-    Component(
-        "vision",
-        ("transformer.visual",),
-        builtin_lora=VISION_LORA_NAME,
-        blocks=r"transformer\.visual\.transformer\.resblocks\.\d+",
-    ),
-    Component("aligner", ("transformer.visual.attn_pool",), target_modules=("kv_proj", "attn.out_proj")),
-    Component(
-        "language",
-        ("transformer.h", "transformer.ln_f"),
-        # The layers that upstream's 3090 variant adapts.
-        target_modules=("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2"),
-        builtin_lora=LANGUAGE_LORA_NAME,
-        blocks=r"transformer\.h\.\d+",
-    ),
-    Component("embeddings", ("transformer.wte",)),
-    Component("head", ("lm_head",), target_modules=("lm_head",)),
-)
 
 # The tower has 576 LoRA adapters, each called once an image: gathering their 1152 matrices one by one would cost more
 # time than holding them whole costs memory, which is 0.1 GiB.
@@ -58,6 +38,7 @@ def describe_family() -> Family:
         default_preset=DEFAULT_PRESET,
         recognises=recognises,
         load=_load,
+        architecture="vlm_lora_monkey.names:architecture",
         variants=VARIANTS,
         fixed_tables=(FIXED_TABLE_NAME,),
         auto_modules=("vlm_lora_monkey.modeling",),

@@ -106,8 +106,8 @@ class VisionSettings:
             problem = f"output_dim {self.output_dim} is below {POOL_HEAD_DIM} or does not divide by its heads"
         elif round(self.n_queries**0.5) ** 2 != self.n_queries:
             problem = (
-                f"n_queries {self.n_queries} is no square number, and queries stand on a square grid (published: 256; "
-                "upstream would round the grid's side down and fail later)"
+                f"n_queries {self.n_queries} is not a square number, and queries stand on a square grid "
+                "(published: 256; upstream would round the grid's side down and fail later)"
             )
         if problem:
             raise ModelError(f"The config's `visual` is impossible: {problem}")

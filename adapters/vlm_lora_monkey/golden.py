@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from vlm_lora_monkey.adapter import describe_family
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
-from vlm_lora_plugin.config_folder import read_config
+from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.types import GoldenCase
+from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 DEFAULT_VARIANT = "default"  # the other one has LoRA in the language model
 
@@ -98,10 +98,10 @@ def _model_inputs(folder: Path, inputs: Mapping[str, Any], config: MonkeyConfig)
 def run_stages(
     model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Run the model once, in the form of :class:`~vlm_lora_plugin.types.GoldenCase`'s ``stages``.
+    """Run the model once, in the form of :class:`~vlm_lora_plugin.contract.GoldenCase`'s ``stages``.
 
     ``view{k}`` is the k-th view that the tower sees. Stages of the language model hold the positions that
-    are no padding, row by row.
+    are not padding, row by row.
 
     Raises:
         ModelError: A stage has an unknown name.

@@ -1,6 +1,13 @@
-"""Names of Monkey's parameters that rules and loaders speak about. Nothing here imports torch."""
+"""Names of Monkey's parameters that rules and loaders speak about, and its architecture. Nothing here imports torch."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlm_lora_plugin.contract import Architecture, Component
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _PARTS = r"(lora_scale|lora_a\.weight|lora_b\.weight)"
 
@@ -11,3 +18,35 @@ VISION_LORA_NAME = (
 LANGUAGE_LORA_NAME = r"transformer\.h\.\d+\.(attn\.c_attn_lora|attn\.c_proj_lora|mlp\.w1_lora|mlp\.w2_lora)\." + _PARTS
 LORA_NAME = f"({VISION_LORA_NAME})|({LANGUAGE_LORA_NAME})"
 FIXED_TABLE_NAME = r"transformer\.visual\.attn_pool\.pos_embed"
+
+COMPONENTS = (
+    Component(
+        "vision",
+        ("transformer.visual",),
+        builtin_lora=VISION_LORA_NAME,
+        blocks=r"transformer\.visual\.transformer\.resblocks\.\d+",
+    ),
+    Component("aligner", ("transformer.visual.attn_pool",), target_modules=("kv_proj", "attn.out_proj")),
+    Component(
+        "language",
+        ("transformer.h", "transformer.ln_f"),
+        # The layers that upstream's 3090 variant adapts.
+        target_modules=("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2"),
+        builtin_lora=LANGUAGE_LORA_NAME,
+        blocks=r"transformer\.h\.\d+",
+    ),
+    Component("embeddings", ("transformer.wte",)),
+    Component("head", ("lm_head",), target_modules=("lm_head",)),
+)
+
+ARCHITECTURE = Architecture(
+    COMPONENTS,
+    trunk="transformer",
+    fixed_tables=(FIXED_TABLE_NAME,),
+    image_only=(r"transformer\.visual",),
+)
+
+
+def architecture(model: nn.Module) -> Architecture:
+    """Return the one architecture of every Monkey."""
+    return ARCHITECTURE

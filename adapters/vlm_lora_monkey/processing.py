@@ -17,8 +17,8 @@ import torch
 
 from vlm_lora_monkey.special_tokens import END_OF_TEXT, IMAGE_END, IMAGE_PAD, IMAGE_START
 from vlm_lora_monkey.tokenization import load_tokenizer, save_vocabulary, token_ids
+from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.data.collation import IGNORE_INDEX, collate_rows
-from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import DataError, ModelError
 
@@ -48,7 +48,7 @@ class _Encoded:
 
 
 class MonkeyProcessor:
-    """Implements :class:`vlm_lora_plugin.types.Processor` for Monkey.
+    """Implements :class:`vlm_lora_plugin.contract.Processor` for Monkey.
 
     Args:
         tokenizer: From :func:`vlm_lora_monkey.tokenization.load_tokenizer`.

@@ -7,7 +7,7 @@ storage once, without parameters and their 16-bit copies. Tests count all of the
 
 from __future__ import annotations
 
-from vlm_lora_plugin.types import ComponentSize, ModelSize
+from vlm_lora_plugin.contract import ComponentSize, ModelSize
 
 SIZE = ModelSize(
     name="echo840/Monkey",

@@ -131,7 +131,9 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
-            raise ModelError(f"{path}:{number} is no line of a tiktoken vocabulary: {line[:60]!r}", fix=fix) from None
+            raise ModelError(
+                f"{path}:{number} is not a line of a tiktoken vocabulary: {line[:60]!r}", fix=fix
+            ) from None
     if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
         raise ModelError(
             f"{path} is incomplete: {len(ranks)} ranks, which are not 0..{len(ranks) - 1} with all single bytes",

@@ -1,4 +1,4 @@
-"""OmniLMM's answers to the questions of :mod:`vlm_lora_plugin.hookspecs`."""
+"""OmniLMM's answers to the questions of :mod:`vlm_lora_plugin.contract.hookspecs`."""
 
 from __future__ import annotations
 
@@ -7,38 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_omnilmm.folder import MODEL_TYPE, recognises
-from vlm_lora_omnilmm.names import FIXED_TABLE_NAME
+from vlm_lora_omnilmm.names import COMPONENTS, FIXED_TABLE_NAME
 from vlm_lora_omnilmm.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_omnilmm.size import SIZE
-from vlm_lora_plugin.hookspecs import hookimpl
-from vlm_lora_plugin.types import Component, Family, LoadRequest
+from vlm_lora_plugin.contract import Family, LoadRequest
+from vlm_lora_plugin.contract.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import GoldenCase, Patch, Processor
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import GoldenCase, Patch, Processor
-
-COMPONENTS = (
-    Component(
-        "vision",
-        ("model.vision_tower",),
-        target_modules=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
-        blocks=r"model\.vision_tower\.blocks\.\d+",
-    ),
-    Component("aligner", ("model.resampler",), target_modules=("kv_proj", "attn.out_proj")),
-    Component(
-        "language",
-        ("model.layers", "model.norm"),
-        # The default of upstream's LoraArguments.
-        target_modules=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        blocks=r"model\.layers\.\d+",
-    ),
-    Component("embeddings", ("model.embed_tokens",)),
-    Component("head", ("lm_head",), target_modules=("lm_head",)),
-)
 
 
 @hookimpl
@@ -53,6 +34,7 @@ def describe_family() -> Family:
         default_preset=DEFAULT_PRESET,
         recognises=recognises,
         load=_load,
+        architecture="vlm_lora_omnilmm.names:architecture",
         fixed_tables=(FIXED_TABLE_NAME,),
         auto_modules=("vlm_lora_omnilmm.modeling",),
         parse_record=_parse_record,

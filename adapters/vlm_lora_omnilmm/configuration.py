@@ -95,7 +95,7 @@ class OmniLMMConfig(MistralConfig):
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         problem = None
         if round(self.num_query**0.5) ** 2 != self.num_query:
-            problem = f"num_query {self.num_query} is no square number"
+            problem = f"num_query {self.num_query} is not a square number"
         elif self.resampler_heads < 1 or self.hidden_size % self.resampler_heads:
             problem = f"hidden_size {self.hidden_size} is below {RESAMPLER_HEAD_DIM} or does not divide by its heads"
         elif not self.mm_use_im_start_end:

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vlm_lora_omnilmm.adapter import COMPONENTS
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel
-from vlm_lora_plugin.forward.of_recipe import recipe_patches, refuse_unknown_model
-from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
+from vlm_lora_plugin.patches.from_recipe import refuse_unknown_model
+from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from vlm_lora_plugin.contract import Patch
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import Patch
 
 
 def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
@@ -29,7 +28,7 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
     """
     refuse_unknown_model(model, OmniLMMForCausalLM)
     text_only = keep_text_only_trainable("model", ["model.vision_tower", "model.resampler"], look=_look_at_grey)
-    return (text_only, *recipe_patches(recipe, COMPONENTS))
+    return (text_only,)
 
 
 def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from vlm_lora_omnilmm.adapter import describe_family
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel, passes_by_size
-from vlm_lora_plugin.config_folder import read_config
+from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_plugin.models.splicing import Blocks
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.types import GoldenCase
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 MODEL_CLASS = "OmniLMMForCausalLM"
 ATOL = 2e-6  # what the references' README states for transformers 5
@@ -102,7 +102,7 @@ def _model_inputs(folder: Path) -> dict[str, Any]:
 def run_stages(
     model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Run the model once, in the form of :class:`~vlm_lora_plugin.types.GoldenCase`'s ``stages``.
+    """Run the model once, in the form of :class:`~vlm_lora_plugin.contract.GoldenCase`'s ``stages``.
 
     Upstream keeps only the last of several images in one row; its numbers are compared with a run that does so
     too. Stages of ``variant_all_images`` come from a run of the model as it is, those of ``text_only_row`` from

@@ -24,8 +24,8 @@ from vlm_lora_plugin.models.generation import ImagesInPrompt
 from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
 from vlm_lora_plugin.models.resampling import init_resampler
 from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
-from vlm_lora_plugin.zero.agreement import several_ranks
-from vlm_lora_plugin.zero.partition import is_partitioned
+from vlm_lora_plugin.parallel.agreement import several_ranks
+from vlm_lora_plugin.parallel.sharding import is_sharded
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 
@@ -110,7 +110,7 @@ class OmniLMMModel(OmniLMMPreTrainedModel, MistralModel):
         return tokens[torch.tensor([i for images in passes for i in images], device=tokens.device).argsort()]
 
     def _refuse_ranks(self, sizes: Sequence[tuple[int, ...]]) -> None:
-        if several_ranks() and (self.training or any(map(is_partitioned, self.parameters()))):
+        if several_ranks() and (self.training or any(map(is_sharded, self.parameters()))):
             raise ModelError(
                 f"The images of this batch have several sizes: {listed([str(list(size)) for size in sizes])}",
                 why="They would take several passes through the tower, and other ranks would wait for as many.",

@@ -12,8 +12,8 @@ import torch
 from vlm_lora_omnilmm.names import IMAGE_END, IMAGE_PATCH, IMAGE_START, IMAGE_TOKENS
 from vlm_lora_omnilmm.prompt import render
 from vlm_lora_omnilmm.tokenization import image_ids, load_tokenizer
+from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.data.collation import IGNORE_INDEX, pad_rows
-from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import DataError, ModelError
 
@@ -36,7 +36,7 @@ class _Encoded:
 
 
 class OmniLMMProcessor:
-    """Implements :class:`vlm_lora_plugin.types.Processor` for OmniLMM.
+    """Implements :class:`vlm_lora_plugin.contract.Processor` for OmniLMM.
 
     Args:
         tokenizer: From :func:`vlm_lora_omnilmm.tokenization.load_tokenizer`.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message, Role
+from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.data.reading import resolve_image_path, turns_of
 from vlm_lora_plugin.errors import DataError
 
@@ -58,7 +58,7 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
 
 def _message(turn: object, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where} is no object", fix=_LIKE_THIS)
+        raise DataError(f"{where} is not an object", fix=_LIKE_THIS)
     speaker = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     if not isinstance(speaker, str) or not isinstance(content, str):

@@ -9,7 +9,7 @@ count all of them again.
 
 from __future__ import annotations
 
-from vlm_lora_plugin.types import ComponentSize, ModelSize
+from vlm_lora_plugin.contract import ComponentSize, ModelSize
 
 SIZE = ModelSize(
     name="openbmb/OmniLMM-12B",

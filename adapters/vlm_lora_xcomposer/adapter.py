@@ -1,4 +1,4 @@
-"""XComposer's answers to the questions of :mod:`vlm_lora_plugin.hookspecs`."""
+"""XComposer's answers to the questions of :mod:`vlm_lora_plugin.contract.hookspecs`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.hookspecs import hookimpl
-from vlm_lora_plugin.types import Component, Family, LoadRequest, ProcessorOption
+from vlm_lora_plugin.contract import Family, LoadRequest, ProcessorOption
+from vlm_lora_plugin.contract.hookspecs import hookimpl
 from vlm_lora_xcomposer import names
 from vlm_lora_xcomposer.advice import advise
 from vlm_lora_xcomposer.folder import MODEL_TYPE, recognises
@@ -19,17 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import GoldenCase, MixturePart, Patch, Processor, TrainableSelection
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import GoldenCase, MixturePart, Patch, Processor, TrainableSelection
-
-COMPONENTS = (
-    Component("vision", (names.VISION_PREFIX,), blocks=names.VISION_BLOCKS),
-    Component("aligner", (names.PROJECTOR_PREFIX, *names.SEPARATOR_PREFIXES, names.VIDEO_PREFIX)),
-    Component("language", names.LANGUAGE_PREFIXES, target_modules=names.LORA_TARGETS, blocks=names.LANGUAGE_BLOCKS),
-    Component("embeddings", (names.EMBEDDINGS_PREFIX,)),
-    Component("head", (names.HEAD_PREFIX,), target_modules=("output",)),
-)
 
 PROCESSOR_OPTIONS = (ProcessorOption("hd_num", "Most crops that one image is cut into, at least 1 (4KHD and 2.5)."),)
 
@@ -41,11 +33,12 @@ def describe_family() -> Family:
         name="xcomposer",
         title="InternLM-XComposer",
         model_types=(MODEL_TYPE,),
-        components=COMPONENTS,
+        components=names.COMPONENTS,
         presets=PRESETS,
         default_preset=DEFAULT_PRESET,
         recognises=recognises,
         load=_load,
+        architecture="vlm_lora_xcomposer.names:architecture",
         variants=tuple(VARIANTS),
         fixed_tables=(names.POST_NORM_NAME, names.VIDEO_NAME),
         auto_modules=("vlm_lora_xcomposer.modeling",),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
-from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.prompt import ANSWER_HEADER, BEGIN, END, TURN_START, upstream_labels, upstream_text
 from vlm_lora_xcomposer.records import UPSTREAM_MARK

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.config_folder import read_config
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_xcomposer.names import PLORA_NAME
 
 MODEL_TYPE = "internlmxcomposer2"

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from vlm_lora_plugin.forward.of_recipe import recipe_patches, refuse_unknown_model
-from vlm_lora_plugin.forward.text_only import keep_text_only_trainable
-from vlm_lora_plugin.selection.names import canonical_name
-from vlm_lora_plugin.types import Patch
-from vlm_lora_plugin.zero.agreement import several_ranks
-from vlm_lora_plugin.zero.partition import is_partitioned
-from vlm_lora_xcomposer.adapter import COMPONENTS
+from vlm_lora_plugin.contract import Patch
+from vlm_lora_plugin.names import canonical_name
+from vlm_lora_plugin.parallel.agreement import several_ranks
+from vlm_lora_plugin.parallel.sharding import is_sharded
+from vlm_lora_plugin.patches.from_recipe import refuse_unknown_model
+from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
-from vlm_lora_xcomposer.names import HEAD_PREFIX, PLORA_NAME, PROJECTOR_PREFIX, SEPARATOR_NAME, VISION_PREFIX
+from vlm_lora_xcomposer.names import (
+    PLORA_NAME,
+    PROJECTOR_PREFIX,
+    SEPARATOR_NAME,
+    VISION_PREFIX,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +49,6 @@ def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
         Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
         keep_text_only_trainable("model", imageless, images="image_mask", look=_look_at_grey, splicer=""),
         Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
-        *recipe_patches(recipe, COMPONENTS, head=HEAD_PREFIX),
     )
 
 
@@ -64,7 +67,7 @@ def _mask_nothing(model: nn.Module) -> Callable[[], None]:
 
     def mask(trunk: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         learns = any(parameter.requires_grad for parameter in partial_lora)
-        in_parts, several = any(map(is_partitioned, partial_lora)), several_ranks()
+        in_parts, several = any(map(is_sharded, partial_lora)), several_ranks()
         waits = (learns and (several or in_parts)) or (several and in_parts)
         if kwargs.get("image_mask") is not None or not waits:
             return None
@@ -103,7 +106,7 @@ def _chunk(model: nn.Module) -> Callable[[], None]:
         if any(parameter.requires_grad for parameter in tower.parameters()):
             return plain(views)
         with torch.no_grad():
-            if any(map(is_partitioned, tower.parameters())):  # ranks must call it equally often
+            if any(map(is_sharded, tower.parameters())):  # ranks must call it equally often
                 return plain(views)
             return torch.cat([plain(some) for some in torch.split(views, VIEWS_AT_A_TIME)])
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from vlm_lora_plugin.config_folder import read_config
-from vlm_lora_plugin.recipe import Recipe, resolve_recipe
-from vlm_lora_plugin.types import GoldenCase
+from vlm_lora_plugin.contract import GoldenCase
+from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.recipe import Recipe
 from vlm_lora_xcomposer.adapter import describe_family
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.golden_stages import run_stages
@@ -60,7 +61,8 @@ def upstream_recipes(*, has_video: bool) -> dict[str, Recipe]:
     norm out of the model; in full training it also lets the projector of the video memory learn, which no image
     or text reaches.
     """
-    family, recipes = describe_family(), {}
+    family = describe_family()
+    recipes: dict[str, Recipe] = {}
     accident = {"pattern": VIDEO_PREFIX, "means": "full"}
     removed = {"pattern": POST_NORM_NAME, "means": "frozen"}
     for fix_vit in (True, False):

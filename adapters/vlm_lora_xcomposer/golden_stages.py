@@ -22,7 +22,7 @@ _IGNORED = -100
 def run_stages(
     model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str], *, stored: Mapping[str, str]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Run the model once, in the form of :class:`~vlm_lora_plugin.types.GoldenCase`'s ``stages``.
+    """Run the model once, in the form of :class:`~vlm_lora_plugin.contract.GoldenCase`'s ``stages``.
 
     Args:
         model: The model.

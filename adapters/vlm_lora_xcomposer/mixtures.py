@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from vlm_lora_plugin.contract import MixturePart
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.types import MixturePart
 
 SUFFIX = ".txt"
 UNIT = 1000
@@ -47,7 +47,7 @@ def _part(line: str, path: Path, origin: str) -> MixturePart:
     try:
         thousands = float(words[1])
     except (IndexError, ValueError):
-        raise DataError(f"{origin}: {line.strip()!r} is no path and number", fix=_LIKE_THIS) from None
+        raise DataError(f"{origin}: {line.strip()!r} is not a path and number", fix=_LIKE_THIS) from None
     if not math.isfinite(thousands) or int(thousands * UNIT) < 1:
         raise DataError(
             f"{origin}: {words[1]} thousand samples are none at all", fix="Write 0.001 or more, or remove the line."

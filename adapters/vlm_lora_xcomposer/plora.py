@@ -1,6 +1,6 @@
 """Partial LoRA: low-rank weights of the published model that act on image tokens alone.
 
-They are no adapter in PEFT's sense: they came with the checkpoint, and PEFT's LoRA goes on top of them.
+They are not adapters in PEFT's sense: they came with the checkpoint, and PEFT's LoRA goes on top of them.
 """
 
 from __future__ import annotations

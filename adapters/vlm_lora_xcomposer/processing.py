@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.collation import collate_rows
-from vlm_lora_plugin.data.example import Example
 from vlm_lora_plugin.data.images import image_size
 from vlm_lora_plugin.errors import ModelError, RecipeError
 from vlm_lora_xcomposer.encoding import Encoded, Encoder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class XComposerProcessor:
-    """Implements :class:`vlm_lora_plugin.types.Processor` and ``MeasuringProcessor`` for XComposer.
+    """Implements :class:`vlm_lora_plugin.contract.Processor` and ``MeasuringProcessor`` for XComposer.
 
     Rows with ``messages`` are put into upstream's prompt, roles deciding what is learnt: each answer with the end
     of its turn, and at the very end the new line and ``</s>`` that upstream supervises. The spelling of a control
@@ -76,7 +76,7 @@ class XComposerProcessor:
         wanted = {TURN_END: config.turn_end_id, TURN_START: config.turn_end_id + 1}
         wrong = [f"{text} is {ids.get(text)}, not {token}" for text, token in wanted.items() if ids.get(text) != token]
         if config.image_token_id not in vocabulary.special_ids:
-            wrong.append(f"the image token {config.image_token_id} is no reserved token")
+            wrong.append(f"the image token {config.image_token_id} is not a reserved token")
         if wrong:
             raise ModelError(
                 f"In {folder} the vocabulary does not fit config.json: {'; '.join(wrong)}",

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import torch
 
+from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
-from vlm_lora_plugin.data.example import Message
 
 TURN_START = "[UNUSED_TOKEN_146]"
 TURN_END = "[UNUSED_TOKEN_145]"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vlm_lora_plugin.contract import TrainableSelection
 from vlm_lora_plugin.errors import SelectionError
-from vlm_lora_plugin.types import TrainableSelection
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe

@@ -69,7 +69,7 @@ def parse_pieces(content: bytes) -> list[Piece]:
     if not pieces:
         raise ValueError("it holds no pieces")
     if trainer.get(_MODEL_TYPE) != _BPE or not trainer.get(_BYTE_FALLBACK):
-        raise ValueError("it is no byte-pair model with byte fallback")
+        raise ValueError("it is not a byte-pair model with byte fallback")
     if normalizer.get(_CHARSMAP) or normalizer.get(_DUMMY_PREFIX, 1) or normalizer.get(_REMOVE_SPACES, 1):
         raise ValueError("it changes the text before splitting it, which InternLM2's does not")
     return pieces
@@ -111,7 +111,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif wire in (_FIXED32, _FIXED64):
             size = 4 if wire == _FIXED32 else 8
         else:
-            raise ValueError("it is no protobuf message")
+            raise ValueError("it is not a protobuf message")
         if at + size > len(content):
             raise ValueError("it is cut short")
         yield field, content[at : at + size]

@@ -13,7 +13,7 @@ all of them again.
 
 from __future__ import annotations
 
-from vlm_lora_plugin.types import ComponentSize, ModelSize
+from vlm_lora_plugin.contract import ComponentSize, ModelSize
 
 SIZE = ModelSize(
     name="internlm/internlm-xcomposer2-4khd-7b",

@@ -152,7 +152,7 @@ def _backend(pieces: list[Piece], ids: dict[str, int]) -> Tokenizer:
 
 
 def _is_special(piece: Piece) -> bool:
-    """Return whether a piece is no text; some user-defined ones are, such as a dash of two characters."""
+    """Return whether a piece is not text; some user-defined ones are, such as a dash of two characters."""
     return piece.kind in (Kind.UNKNOWN, Kind.CONTROL) or _RESERVED.fullmatch(piece.text) is not None
 
 

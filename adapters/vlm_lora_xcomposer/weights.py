@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.models.building import build_empty, stored_dtype
 from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_shapes
-from vlm_lora_plugin.types import LoadRequest
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.folder import xcomposer_document
 from vlm_lora_xcomposer.generation import stop_at_turn_end
@@ -30,7 +30,7 @@ def load_model(request: LoadRequest) -> XComposerForCausalLM:
     """Build the model of a folder, in eval mode; with device ``"meta"`` no weight is read.
 
     Raises:
-        ModelError: The config is impossible, or is no match for ``request.variant``.
+        ModelError: The config is impossible, or is not a match for ``request.variant``.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
     config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)

@@ -64,7 +64,7 @@ def test_headers_alone_do_not_tell_a_cut_image(vlm_lora, model, data, tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_refused_first(vlm_lora, model, data, tmp_path):
-    for name, message in (("a.txt", "no PNG"), ("nowhere/a.png", "no folder")):
+    for name, message in (("a.txt", "not a PNG"), ("nowhere/a.png", "no folder")):
         outcome = vlm_lora("data-check", model, "--data", data, "-o", tmp_path / name)
         assert outcome.code == 2
         assert message in outcome.err
@@ -171,12 +171,12 @@ def test_a_metric_that_fails_is_named_before_the_first_step(vlm_lora, model, wri
 def test_a_model_that_cannot_generate_is_named_before_the_first_step(
     vlm_lora, model, write_data, tmp_path, monkeypatch
 ):
-    import vlm_lora_plugin.frameworks.answers
+    import vlm_lora_plugin.frameworks.trainer.answer_metric
 
     def failing(*arguments, **options):
         raise ValueError("no cache")
 
-    monkeypatch.setattr(vlm_lora_plugin.frameworks.answers, "generate_answers", failing)
+    monkeypatch.setattr(vlm_lora_plugin.frameworks.trainer.answer_metric, "generate_answers", failing)
     outcome, log = evaluated(vlm_lora, model, write_data, tmp_path)
     assert outcome.code == 3
     assert "cannot answer validation data: ValueError: no cache" in outcome.err

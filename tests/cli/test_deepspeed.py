@@ -87,7 +87,7 @@ def test_a_quantised_base_is_refused_under_zero_3(vlm_lora, model, tmp_path):
         (("--family", "monkey", "--model", "somewhere", *SMALL), "give one of them"),
         (("--family", "monkey"), "needed, unless the recipe names its hardware"),
         (("--family", "monkeys", *SMALL), "No adapter for the family 'monkeys'"),
-        (("--family", "monkey", "--hardware", "3y24"), "'3y24' is no hardware"),
+        (("--family", "monkey", "--hardware", "3y24"), "'3y24' is not a hardware description"),
         (("--family", "monkey", "--gpus", 3), "hardware.gpu_memory is needed"),
         (("--family", "monkey", "--hardware", "3x24", "--gpus", 2), "contradicts it"),
         (("--family", "monkey", "--gpus", 3, "--gpu-memory", 24576), "24576 MiB are 24 GiB"),

@@ -65,9 +65,16 @@ def test_memory_is_predicted_from_dtypes(vlm_lora, model):
     in_fp32 = inspected(vlm_lora, model, "--dtype", "fp32")
     in_bf16 = inspected(vlm_lora, model, "--dtype", "bf16")
     assert in_bf16["memory_gib"]["source"] == "predicted"
-    assert in_bf16["memory_gib"]["training_state"] == in_fp32["memory_gib"]["training_state"]
     assert in_bf16["memory_gib"]["frozen_weights"] < 0.6 * in_fp32["memory_gib"]["frozen_weights"]
     assert in_fp32["memory_gib"]["training_state"] * 2**30 == pytest.approx(16 * in_fp32["trainable"])
+    assert in_bf16["memory_gib"]["training_state"] * 2**30 == pytest.approx(18 * in_bf16["trainable"])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_both_memory_figures_of_one_screen_count_what_learns_alike(vlm_lora, model, dtype):
+    document = inspected(vlm_lora, model, "--dtype", dtype, "--set", "hardware={gpus: 1, gpu_memory: 24}")
+    alone = document["memory_gib"]["training_state"]
+    assert document["hardware"]["memory_gib"]["training_state"] == pytest.approx(alone)
 
 
 def test_the_rules_that_led_to_it_are_part_of_the_json(vlm_lora, model):
@@ -81,7 +88,7 @@ def test_the_rules_that_led_to_it_are_part_of_the_json(vlm_lora, model):
         (["--preset", "lorra"], "Did you mean lora"),
         (["--set", "lora.rank=3"], "unknown key"),
         (["--set", "components.vison=lora"], "vison"),
-        (["--set", "nothing"], "no assignment"),
+        (["--set", "nothing"], "not an assignment"),
         (["--recipe", "missing.yaml"], "no recipe file missing.yaml"),
         (["--set", "rules=[{pattern: 'no[.]such', means: full}]"], "no[.]such"),
     ],
@@ -136,8 +143,8 @@ def test_rules_lists_what_each_matched_and_lost(vlm_lora, model):
 
 def test_a_rule_that_a_policy_adds_is_told_apart(vlm_lora, model):
     from vlm_lora_plugin import get_manager, hookimpl
+    from vlm_lora_plugin.contract import TrainableSelection
     from vlm_lora_plugin.recipe import Rule
-    from vlm_lora_plugin.types import TrainableSelection
 
     class NoPool:
         @hookimpl(wrapper=True)

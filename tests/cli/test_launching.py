@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vlm_lora_plugin.errors import HardwareError
-from vlm_lora_plugin.job import launching
-from vlm_lora_plugin.job.launching import Launch, check_started, swift_processes, wanted_launch
+from vlm_lora_plugin.parallel import launcher as launching
+from vlm_lora_plugin.parallel.launcher import Launch, check_started, swift_processes, wanted_launch
 from vlm_lora_plugin.recipe import Recipe
 
 ON_CPU = {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -35,7 +35,7 @@ def launcher(folder, body):
     """The program of a launch whose processes run ``body`` in place of ``vlm-lora``."""
     (folder / "stub.py").write_text(STUB.format(body=textwrap.dedent(body)))
     code = (
-        "import sys; from vlm_lora_plugin.job import launching\n"
+        "import sys; from vlm_lora_plugin.parallel import launcher as launching\n"
         "launching.PROGRAM = 'stub'\n"
         "sys.exit(launching.launch(launching.Launch(2), [sys.argv[1]]))"
     )
@@ -99,8 +99,8 @@ def test_torchrun_understands_the_arguments():
 @pytest.mark.parametrize(
     ("recipe", "gpus", "nnodes", "message"),
     [
-        (THREE, 2, None, "--gpus is 2, the recipe's hardware has 3"),
-        (THREE, None, 2, "--nnodes is 2, the recipe's hardware has 1"),
+        (THREE, 2, None, "--gpus is 2, hardware.gpus is 3"),
+        (THREE, None, 2, "--nnodes is 2, hardware.nodes is 1"),
         (TWO_NODES, None, None, "nothing says how they find each other"),
     ],
 )

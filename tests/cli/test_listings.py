@@ -4,6 +4,7 @@ import json
 
 import pytest
 import typer.main
+from warm import warm
 
 from vlm_lora_plugin.cli.app import app
 
@@ -116,7 +117,8 @@ def test_every_command_that_lists_is_tried_with_json_below():
 @pytest.mark.parametrize(
     ("name", "options"), [(name, options) for name, variants in LISTINGS.items() for options in variants]
 )
-def test_json_is_all_that_a_listing_prints_with_json(vlm_lora, model, data, name, options):
+def test_json_is_all_that_a_listing_prints_with_json(vlm_lora, model, data, name, options, monkeypatch):
+    monkeypatch.setattr("vlm_lora_plugin.parity.defaults.subprocess", warm("swift").subprocess)
     needed = {"inspect": (model,), "data-check": (model, "--data", data)}.get(name, ())
     outcome = vlm_lora(name, *needed, *options, "--json")
     assert outcome.code == 0, outcome.err

@@ -100,3 +100,26 @@ def test_on_a_terminal_an_error_is_a_red_panel_with_its_three_parts(capsys):
     assert "Recipe error" in shown
     for part in ("No [preset] 'x'", "It is needed.", "Did you mean y?"):
         assert part in shown
+
+
+def test_inspect_reads_the_installed_entry_points_a_few_times_however_many_imports_follow(model):
+    code = (
+        "import importlib.metadata as metadata, sys\n"
+        "asked, original = [], metadata.entry_points\n"
+        "def counting(**which): asked.append(which); return original(**which)\n"
+        "metadata.entry_points = counting\n"
+        f"sys.argv = ['vlm-lora', 'inspect', {str(model / 'config.json')!r}]\n"
+        "from vlm_lora_plugin.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sum('vlm_lora' in which.get('group', '') for which in asked), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "trainable" in done.stdout
+    assert 0 < int(done.stderr.splitlines()[-1]) <= 4  # adapters and policies, and once more each at the most
+
+
+def test_inspect_imports_neither_peft_nor_the_trainer_nor_what_draws(model):
+    found = imported_by("inspect", str(model / "config.json"))
+    assert "torch" in found
+    assert found & {"peft", "transformers.trainer", "matplotlib", "deepspeed", "datasets", "timm", "numba"} == set()

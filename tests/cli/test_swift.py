@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments, shell_words
 from vlm_lora_plugin.frameworks.swift.launch import PLUGINS, swift_command, with_plugin
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 
 OURS = str(plugin_file())
 

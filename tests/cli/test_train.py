@@ -2,13 +2,13 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from warm import warm
 
 QUICK = ("--max-steps", 3, "--set", "training.gradient_accumulation_steps=2", "--set", "data.max_length=256")
 
@@ -122,7 +122,7 @@ def test_the_printed_lines_reload_the_adapter_in_a_fresh_process(finished, model
     lines = "\n".join(re.findall(r"^    (.+)$", outcome.out.partition("Reload it:")[2], flags=re.MULTILINE))
     assert "load_adapter" in lines
     code = lines + "\nimport torch\nprint(float(sum(p.detach().double().abs().sum() for p in model.parameters())))"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = warm("trainer").run([sys.executable, "-c", code], check=True).stdout
     from vlm_lora_plugin import load, load_adapter
 
     reloaded = load_adapter(load(model)[0], output / "adapter")

@@ -110,7 +110,7 @@ def test_presets_lists_the_processors_settings(vlm_lora):
 def test_another_processor_than_the_recipes_is_refused(base, rows):
     from vlm_lora_plugin import ConversationDataset, get_manager, load
     from vlm_lora_plugin.errors import RecipeError
-    from vlm_lora_plugin.recipe import resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
 
     family = get_manager().family("xcomposer")
     recipe = resolve_recipe({"data": {"processor": {"hd_num": 3}}}, family)

@@ -7,14 +7,16 @@ import pytest
 from torch import nn
 
 from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.contract import Family, LoadRequest
 from vlm_lora_plugin.errors import AdapterError, ModelError, SelectionError
-from vlm_lora_plugin.manager import AdapterManager
+from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_plugin.types import Component, Family, Hardware, LoadRequest
+from vlm_lora_plugin.vocabulary import Component, Hardware
 
 ADAPTER = """
     from vlm_lora_plugin import hookimpl
-    from vlm_lora_plugin.types import Component, Family, Patch
+    from vlm_lora_plugin.contract import Family, Patch
+    from vlm_lora_plugin.vocabulary import Component
 
     @hookimpl
     def describe_family():
@@ -27,6 +29,7 @@ ADAPTER = """
             default_preset="lora",
             recognises=lambda folder: (folder / "{name}").exists(),
             load=lambda request: None,
+            architecture="toy_family:architecture",
         )
 """
 RECIPE = Recipe(rules=[{"component": "language", "means": "lora"}])
@@ -105,7 +108,9 @@ def test_an_adapter_that_fails_to_look_at_a_folder_does_not_stop_the_one_that_kn
     site.install("afailing", "afailing", failing)
     site.install("tiny-adapter", "tiny", adapter("tiny"))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="afailing \\(ZeroDivisionError"):
+    with pytest.raises(
+        ModelError, match=r"afailing \(recognises of the adapter afailing of afailing 1\.0 raised ZeroDivisionError"
+    ):
         AdapterManager().family_of_folder(tmp_path)
     (tmp_path / "tiny").touch()
     assert AdapterManager().family_of_folder(tmp_path).name == "tiny"
@@ -116,7 +121,9 @@ def test_a_folder_that_two_families_recognise_is_refused_naming_both(site, tmp_p
     site.install("two", "two", adapter("two"))
     for name in ("config.json", "one", "two"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(ModelError, match=r"recognised by one, two \(2 in all\)"):
+    with pytest.raises(
+        ModelError, match=r"recognised by the adapter one of one 1\.0, the adapter two of two 1\.0 \(2 in all\)"
+    ):
         AdapterManager().family_of_folder(tmp_path)
 
 
@@ -203,6 +210,7 @@ def family_of(name):
         default_preset="lora",
         recognises=lambda folder: False,
         load=lambda request: None,
+        architecture="toy_family:architecture",
     )
 
 

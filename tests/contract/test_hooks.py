@@ -4,9 +4,10 @@ import pytest
 from toy_family import ToyAdapter, toy_model
 
 from vlm_lora_plugin import get_manager, hookimpl, prepare
-from vlm_lora_plugin.manager import AdapterManager
+from vlm_lora_plugin.contract import Family, Patch, TrainableSelection
+from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe, Rule
-from vlm_lora_plugin.types import Component, Family, Hardware, Patch, TrainableSelection
+from vlm_lora_plugin.vocabulary import Component, Hardware
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def test_describe_family_decides_name_model_types_and_whose_model_it_is():
                 default_preset="",
                 recognises=lambda folder: (folder / "sketch").exists(),
                 load=lambda request: None,
+                architecture="toy_family:architecture",
             )
 
     manager = AdapterManager(discover=False)

@@ -4,16 +4,17 @@ import pytest
 from torch import nn
 
 from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.errors import AdapterError
-from vlm_lora_plugin.manager import AdapterManager
+from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_plugin.types import Component, Family, Hardware
+from vlm_lora_plugin.vocabulary import Component, Hardware
 
 GROUP = "vlm_lora_plugin.policies"
 NO_EMBEDDINGS = """
     from vlm_lora_plugin import hookimpl
     from vlm_lora_plugin.recipe import Rule
-    from vlm_lora_plugin.types import TrainableSelection
+    from vlm_lora_plugin.contract import TrainableSelection
 
     seen = []
 
@@ -61,6 +62,7 @@ class Bare:
             default_preset="lora",
             recognises=lambda folder: False,
             load=lambda request: None,
+            architecture="toy_family:architecture",
         )
 
 
@@ -142,12 +144,13 @@ def test_a_policy_registered_as_an_adapter_is_told_its_group(site):
 def test_an_adapter_registered_as_a_policy_is_told_its_group(site):
     source = """
         from vlm_lora_plugin import hookimpl
-        from vlm_lora_plugin.types import Component, Family
+        from vlm_lora_plugin.contract import Family
+        from vlm_lora_plugin.vocabulary import Component
 
         @hookimpl
         def describe_family():
             parts = (Component("head", ("h",)),)
-            return Family("x", "X", ("x",), parts, {"a": {}}, "a", lambda folder: False, lambda request: None)
+            return Family("x", "X", ("x",), parts, {"a": {}}, "a", lambda folder: False, lambda request: None, print)
     """
     site.install("house-rules", "misplaced", source, group=GROUP)
     with pytest.raises(AdapterError, match=r"entry-point group vlm_lora_plugin\.adapters"):

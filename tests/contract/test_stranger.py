@@ -1,6 +1,7 @@
 """Somebody else's package: installed by pip, found, listed, selected by its model type, trained, reloaded.
 
-It is installed into a folder of its own, which only the processes of these tests see.
+It is installed into a folder of its own, which only the processes of these tests see. They are forks that import this
+package and the stranger's anew; the first starts as a user's does.
 """
 
 import ast
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from warm import PROGRAM, warm
+
+from vlm_lora_plugin.testing.contract import PROMISES
 
 ROOT = Path(__file__).parents[2]
 STRANGER = ROOT / "tests/stranger"
@@ -36,7 +40,7 @@ def run(site):
     def call(*arguments, **environment):
         variables = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         variables |= {"COLUMNS": "160", **environment}
-        return subprocess.run(list(map(str, arguments)), capture_output=True, text=True, env=variables)
+        return warm("trainer").run(arguments, env=variables)
 
     return call
 
@@ -53,8 +57,7 @@ def python(run):
 
 @pytest.fixture(scope="module")
 def vlm_lora(run):
-    program = Path(sys.executable).with_name("vlm-lora")
-    return lambda *arguments, **environment: run(program, *arguments, **environment)
+    return lambda *arguments, **environment: run(PROGRAM, *arguments, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +96,11 @@ def test_the_developers_environment_stays_clean(site):
     assert (site / "vlm_lora_sketch" / "adapter.py").is_file()
 
 
-def test_it_is_listed_beside_the_own_families(vlm_lora):
-    entries = {entry["name"]: entry for entry in json.loads(vlm_lora("adapters", "--json").stdout)}
+def test_it_is_listed_beside_the_own_families(vlm_lora, site):
+    line = [str(PROGRAM), "adapters", "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(site)})
+    assert vlm_lora("adapters", "--json").stdout == done.stdout
+    entries = {entry["name"]: entry for entry in json.loads(done.stdout)}
     assert entries["monkey"]["error"] is None
     sketch = entries["sketch"]
     assert (sketch["distribution"], sketch["builtin"], sketch["error"]) == ("vlm-lora-sketch 0.1.0", False, None)
@@ -149,6 +155,31 @@ def test_its_adapter_is_reloaded(python, model, trained):
         "print(float((tuned(**batch).logits - before).abs().max()) > 1e-3)"
     )
     assert python(code, model, trained / "adapter") == "True"
+
+
+@pytest.fixture(scope="module")
+def own_tests(run):
+    """Its author's own tests, run as its author runs them; returns each outcome by promise."""
+
+    def call(*arguments):
+        options = ("-q", "-rA", "-p", "no:cacheprovider", "--rootdir", STRANGER, "-c", STRANGER / "pyproject.toml")
+        done = run(sys.executable, "-m", "pytest", *options, *arguments, STRANGER / "tests")
+        found = re.findall(r"^(PASSED|FAILED|SKIPPED|ERROR) \S*test_sketch_keeps\[(\S+)\]", done.stdout, re.MULTILINE)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {promise: outcome for outcome, promise in found}
+
+    return call
+
+
+def test_it_keeps_the_contract(own_tests):
+    quick = {promise.name for promise in PROMISES if not promise.slow}
+    assert own_tests("-m", "not slow") == dict.fromkeys(quick, "PASSED")
+
+
+@pytest.mark.slow
+def test_it_keeps_the_promises_that_start_other_processes(own_tests):
+    slow = {promise.name for promise in PROMISES if promise.slow}
+    assert own_tests("-m", "slow") == dict.fromkeys(slow, "PASSED")
 
 
 def public_modules():

@@ -46,13 +46,4 @@ def write_rows(tmp_path_factory):
 @pytest.fixture(scope="session")
 def forked():
     """Return what runs jobs of a framework on forked processes."""
-    running = {}
-
-    def get(framework):
-        if framework not in running:
-            running[framework] = ForkedRanks(framework)
-        return running[framework]
-
-    yield get
-    for one in running.values():
-        one.close()
+    return ForkedRanks

@@ -1,23 +1,19 @@
-"""Training jobs on any number of CPU processes, with the Trainer or with ms-swift, that are killed wherever asked.
+"""One rank of a training job, with the Trainer or with ms-swift, that is killed wherever asked.
 
-    python forked_ranks.py trainer|swift
+    python forked_ranks.py trainer|swift JOB.json
 
-Imports everything once, then reads a job a line from standard input and answers with a line: each rank is a fork,
-which saves the half minute that imports take. ms-swift changes transformers when it is imported, so each framework
-has a program of its own. A job, in JSON:
+Every rank is a fork of a process that has the libraries imported (``tests/warm_server.py``). A job:
 
 ``model``, ``data``, ``output`` (the folder of checkpoints), ``recipe``, and
-if wanted ``recipes`` and ``sets`` (rank -> recipe laid over that, data file), ``processes``, ``deepspeed``, ``dtype``,
+if wanted ``recipes`` and ``sets`` (rank -> recipe laid over that, data file), ``deepspeed``, ``dtype``,
 ``val``, ``resume`` (a checkpoint), ``arguments`` (further TrainingArguments, or options of ``swift sft``), ``module``
 (Python that every rank runs first) and ``kill`` (see :class:`Moments`).
 
-The answer has, for each rank, ``status`` (exit code, or minus the signal), ``seconds``, and what it left: ``error`` and
-``message``, ``events`` (what it did to the files of its checkpoints).
+Each rank leaves ``error`` and ``message``, ``seconds`` and ``events`` (what it did to the files of its checkpoints).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -25,9 +21,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-
-PATIENCE = 60.0
-"""Seconds that ranks have to end by themselves after the first one failed with an error of its own."""
 
 
 class Moments:
@@ -98,7 +91,7 @@ def train_in_trainer(job, recipe, data):
     from transformers import Trainer
 
     from vlm_lora_plugin import ConversationDataset, VlmLoraCallback, get_manager, load, prepare, training_arguments
-    from vlm_lora_plugin.recipe import resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
 
     recipe = resolve_recipe(recipe, get_manager().family_of_folder(Path(job["model"])))
     dtype = getattr(torch, job.get("dtype", "float32"))
@@ -154,104 +147,37 @@ def train_in_swift(job, recipe, data):
 def run_rank(train, job, rank, left):
     """Train as one rank; never returns."""
     begun, status, said, moments = time.monotonic(), 0, {}, None
-    (left / f"printed-{rank}.log").unlink(missing_ok=True)
-    with (left / f"printed-{rank}.log").open("w") as printed:
-        os.dup2(printed.fileno(), 1)
-        os.dup2(printed.fileno(), 2)
-        try:
-            kill = job.get("kill")
-            moments = Moments(job["output"], kill if kill and kill["rank"] == rank else None)
-            if job.get("module"):
-                exec(job["module"], {})
-            recipe = merged(job["recipe"], job.get("recipes", {}).get(str(rank), {}))
-            data = job.get("sets", {}).get(str(rank), job["data"])
-            train(job, recipe, data)
-        except BaseException as error:  # also what asks the interpreter to end
-            traceback.print_exc()
-            said, status = {"error": type(error).__name__, "message": str(error)}, 3
-        said |= {"seconds": time.monotonic() - begun, "events": moments.events if moments else []}
-        (left / f"partial-{rank}").write_text(json.dumps(said))
-        (left / f"partial-{rank}").rename(left / f"result-{rank}.json")  # whole, or not at all
-        sys.stdout.flush()
-        sys.stderr.flush()
+    try:
+        kill = job.get("kill")
+        moments = Moments(job["output"], kill if kill and kill["rank"] == rank else None)
+        if job.get("module"):
+            exec(job["module"], {})
+        recipe = merged(job["recipe"], job.get("recipes", {}).get(str(rank), {}))
+        data = job.get("sets", {}).get(str(rank), job["data"])
+        train(job, recipe, data)
+    except BaseException as error:  # also what asks the interpreter to end
+        traceback.print_exc()
+        said, status = {"error": type(error).__name__, "message": str(error)}, 3
+    said |= {"seconds": time.monotonic() - begun, "events": moments.events if moments else []}
+    (left / f"partial-{rank}").write_text(json.dumps(said))
+    (left / f"partial-{rank}").rename(left / f"result-{rank}.json")  # whole, or not at all
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)  # the interpreter's own end sometimes aborts on a CPU
 
 
-def start(train, job, rank, world, port, left):
-    child = os.fork()
-    if child == 0:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(world),
-            LOCAL_WORLD_SIZE=str(world),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        run_rank(train, job, rank, left)
-    return child
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
-
-
-def run_job(train, job):
-    """Run a job's ranks. When one is killed the launcher ends the others at once, as torchrun does."""
-    world, left = job.get("processes", 2), Path(job["output"] + ".ranks")
-    left.mkdir(parents=True, exist_ok=True)
-    for file in left.iterdir():
-        file.unlink()
-    port, begun = free_port(), time.monotonic()
-    children = {start(train, job, rank, world, port, left): rank for rank in range(world)}
-    ended, deadline = {}, None
-    while len(ended) < world:
-        child, status = os.waitpid(-1, os.WNOHANG)
-        if child:
-            rank, code = children[child], os.waitstatus_to_exitcode(status)
-            ended[rank] = {"status": code, "seconds": time.monotonic() - begun}
-            if code != 0 and deadline is None:
-                deadline = time.monotonic() + (PATIENCE if code > 0 else 0)
-            continue
-        if deadline is not None and time.monotonic() > deadline:
-            for child, rank in children.items():
-                if rank not in ended:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child, signal.SIGKILL)
-            deadline = float("inf")
-        time.sleep(0.02)
-    for rank, entry in ended.items():
-        file = left / f"result-{rank}.json"
-        if file.is_file():
-            entry.update(json.loads(file.read_text()))
-        entry["printed"] = (left / f"printed-{rank}.log").read_text(errors="replace")[-3000:]
-    return [ended[rank] for rank in range(world)]
-
-
-def main(framework):
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+def main(framework, file):
     import deepspeed
 
-    import vlm_lora_plugin.job.run
-
     if framework == "swift":
-        import swift.pipelines  # noqa: F401
-
         import vlm_lora_plugin.frameworks.swift.registration
         import vlm_lora_plugin.frameworks.swift.trainer  # noqa: F401
 
     # All-reduce through shared memory, for inference on a CPU, takes a minute to build.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     train = {"trainer": train_in_trainer, "swift": train_in_swift}[framework]
-    for line in iter(sys.stdin.readline, ""):
-        answers.write(json.dumps(run_job(train, json.loads(line))) + "\n")
-        answers.flush()
+    run_rank(train, json.loads(Path(file).read_text()), int(os.environ["RANK"]), Path(file).parent)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

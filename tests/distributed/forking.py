@@ -3,57 +3,50 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
-from launching import EXTENSIONS, ROOT
+from launching import variables
+from warm import warm
 
 from vlm_lora_plugin.checkpoint.completion import checkpoints, why_incomplete
 
 SCRIPT = Path(__file__).with_name("forked_ranks.py")
 
 
+PATIENCE = 60.0
+"""Seconds that ranks have to end by themselves after the first one failed with an error of its own."""
+
+
 class ForkedRanks:
-    """Runs jobs of a framework on processes that are forked from one which has everything imported."""
+    """Runs jobs of a framework on ranks that are forked from a process which has the libraries imported."""
 
     def __init__(self, framework: str) -> None:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "adapters"), *sys.path]),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "DS_ACCELERATOR": "cpu",
-            "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
-        }
         self.framework = framework
-        self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), framework],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+
+    def run(self, *, processes: int = 2, **job: Any) -> list[dict[str, Any]]:
+        """Run a job; see the script for its keys, and for what each rank leaves.
+
+        Each rank's answer has ``status`` and ``seconds`` too, and ``printed``, what all of them printed last.
+        """
+        left = Path(f"{job['output']}.ranks")
+        shutil.rmtree(left, ignore_errors=True)
+        left.mkdir(parents=True)
+        (left / "job.json").write_text(json.dumps(job, default=str))
+        ended = warm(self.framework).fork(
+            [SCRIPT, self.framework, left / "job.json"],
+            env=variables(),
+            ranks=processes,
+            launched=True,
+            patience=PATIENCE,
         )
-
-    def run(self, **job: Any) -> list[dict[str, Any]]:
-        """Run a job; see the script for its keys, and for those of each rank's answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job, default=str) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, "the process that forks the ranks has ended"
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
+        answers = []
+        for rank, (status, seconds) in enumerate(zip(ended.statuses, ended.seconds, strict=True)):
+            file = left / f"result-{rank}.json"
+            said = json.loads(file.read_text()) if file.is_file() else {}
+            answers.append({"status": status, "seconds": seconds, **said, "printed": ended.stderr[-6000:]})
+        return answers
 
 
 def statuses(ranks: list[dict[str, Any]]) -> list[int]:

@@ -32,8 +32,8 @@ from transformers import Trainer, TrainerCallback
 
 from vlm_lora_plugin import VlmLoraCallback, get_manager, load, prepare, training_arguments
 from vlm_lora_plugin.models import weights
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.zero.partition import gathered
+from vlm_lora_plugin.parallel.sharding import gathered
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 RANK = int(os.environ.get("RANK", "0"))
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
@@ -115,7 +115,7 @@ def count_calls(model):
 
 
 def bits(model):
-    """Return a digest of every parameter, the whole one where it is held in parts, and of every buffer."""
+    """Return a digest of every parameter, the full one where it is sharded, and of every buffer."""
     found = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         with gathered([tensor]):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from warm import warm
 
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS
 
@@ -19,6 +20,8 @@ SCRIPT = Path(__file__).with_name("job.py")
 ROOT = SCRIPT.parents[2]
 EXTENSIONS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlm_lora_plugin" / "torch_extensions"
 """Where what DeepSpeed compiles is kept from one run of the tests to the next."""
+PATIENCE = 5.0
+"""Seconds that the other ranks have to end by themselves when one has failed."""
 
 
 def zero(stage: int, **settings: Any) -> dict[str, Any]:
@@ -69,10 +72,17 @@ class Launched:
 
 
 def launch(
-    folder: Path, model: Path, jobs: dict[str, dict[str, Any]], *, processes: int = 2, job_seconds: float = 300
+    folder: Path,
+    model: Path,
+    jobs: dict[str, dict[str, Any]],
+    *,
+    processes: int = 2,
+    job_seconds: float = 300,
+    forked: bool = True,
 ) -> Launched:
     """Run jobs, by name, one after the other in the same processes; each has its output in ``folder / name``.
 
+    The processes are forks of one with everything imported, unless ``forked`` is false: then torchrun starts them.
     Processes whose job takes ``job_seconds`` print where they stand, and all of them end.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,9 +91,26 @@ def launch(
         file = folder / f"{name}.json"
         file.write_text(json.dumps({"model": str(model), "output": str(folder / name), **job}))
         files.append(str(file))
-    environment = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(EXTENSIONS), "JOB_SECONDS": str(job_seconds)}
     limit = job_seconds * len(jobs) + 60  # for what hangs before a job begins, or in the launcher
-    return torchrun(folder, SCRIPT, files, processes=processes, seconds=limit, **environment)
+    start = fork if forked else torchrun
+    return start(folder, SCRIPT, files, processes=processes, seconds=limit, JOB_SECONDS=str(job_seconds))
+
+
+def fork(
+    folder: Path, script: Path, arguments: list[str], *, processes: int = 2, seconds: float = 600, **environment: str
+) -> Launched:
+    """Run a script as torchrun would, in forks of a process that has the libraries imported."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ended = warm("trainer").fork(
+        [script, *arguments],
+        env=variables(**environment),
+        ranks=processes,
+        launched=True,
+        patience=PATIENCE,
+        seconds=seconds,
+    )
+    status = next((status for status in ended.statuses if status), 0)
+    return Launched(folder, status, max(ended.seconds), ended.stderr[-8000:])
 
 
 def torchrun(
@@ -96,13 +123,7 @@ def torchrun(
     ranks = ["--nproc-per-node", str(processes), "--standalone", "--tee", "2", "--log-dir", str(folder / "logs")]
     running = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *ranks, str(script), *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "adapters"), *sys.path]),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            **environment,
-        },
+        env=variables(**environment),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -117,6 +138,19 @@ def torchrun(
             running.kill()
             _, printed = running.communicate()
     return Launched(folder, running.returncode, printed[-8000:])
+
+
+def variables(**more: str) -> dict[str, str]:
+    """The environment of a rank."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "adapters"), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
+        **more,
+    }
 
 
 def trained(folder: Path) -> dict[str, Any]:

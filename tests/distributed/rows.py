@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 
 IMAGES = {"t": 0, "i": 1, "I": 2, "M": 3}
 """Images of a row, by its letter."""

@@ -9,7 +9,7 @@ import pytest
 from forking import history, succeeded
 from launching import trained, zero
 
-from vlm_lora_plugin.zero.settings import FP16
+from vlm_lora_plugin.planning.deepspeed import FP16
 
 ALLOW = """
 from deepspeed.accelerator import get_accelerator

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from forking import history, newest_complete, statuses, succeeded
+from forking import ForkedRanks, history, newest_complete, statuses, succeeded
 from launching import trained, zero
 
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
@@ -53,21 +53,43 @@ def moments(events, rank, every=1, first=0):
     return [{"rank": rank, "event": event, "cut": bool(place % 2)} for place, event in enumerate(numbers)]
 
 
-def test_a_rank_killed_between_its_files_costs_only_that_checkpoint(forked, tiny_monkey, rows, tmp_path):
-    run = forked("trainer").run
-    whole = run(**job(tiny_monkey, rows, tmp_path / "whole", "zero-3"))
-    succeeded(whole)
-    wanted = next(n for n, event in enumerate(whole[1]["events"]) if event.endswith("checkpoint-3/rng_state_1.pth"))
+@pytest.fixture(scope="module")
+def whole(tiny_monkey, rows, tmp_path_factory):
+    """Folder and ranks of a run that nothing interrupts, under ZeRO-3."""
+    folder = tmp_path_factory.mktemp("whole") / "job"
+    return folder, ForkedRanks("trainer").run(**job(tiny_monkey, rows, folder, "zero-3"))
 
-    killed = run(**job(tiny_monkey, rows, tmp_path / "job", "zero-3", kill={"rank": 1, "event": wanted, "cut": True}))
-    assert statuses(killed)[1] == -9
-    assert statuses(killed)[0] != 0, "the other rank must not wait for it, nor go on"
-    assert "checkpoint-3" in {path.name for path in (tmp_path / "job").iterdir()}
-    assert newest_complete(tmp_path / "job").name == "checkpoint-2"
 
-    succeeded(run(**job(tiny_monkey, rows, tmp_path / "job", "zero-3", resume=True)))
-    assert equal(tmp_path / "job" / f"checkpoint-{STEPS}", tmp_path / "whole" / f"checkpoint-{STEPS}")
-    assert (tmp_path / "job" / "incomplete-checkpoint-3").is_dir()
+@pytest.fixture(scope="module")
+def killed(whole, tiny_monkey, rows, tmp_path_factory):
+    """The same, of which rank 1 was killed when it had half written its random states of step 3."""
+    wanted = next(n for n, e in enumerate(whole[1][1]["events"]) if e.endswith("checkpoint-3/rng_state_1.pth"))
+    folder = tmp_path_factory.mktemp("killed") / "job"
+    kill = {"rank": 1, "event": wanted, "cut": True}
+    return folder, ForkedRanks("trainer").run(**job(tiny_monkey, rows, folder, "zero-3", kill=kill))
+
+
+def test_every_checkpoint_of_a_run_that_nothing_interrupts_is_complete(whole):
+    folder, ranks = whole
+    succeeded(ranks)
+    assert {path.name: why_incomplete(path) for path in folder.glob("checkpoint-*")} == {
+        f"checkpoint-{step}": None for step in range(1, STEPS + 1)
+    }
+
+
+def test_a_rank_killed_between_its_files_costs_only_that_checkpoint(killed):
+    folder, ranks = killed
+    assert statuses(ranks)[1] == -9
+    assert statuses(ranks)[0] != 0, "the other rank must not wait for it, nor go on"
+    assert "checkpoint-3" in {path.name for path in folder.iterdir()}
+    assert newest_complete(folder).name == "checkpoint-2"
+
+
+def test_a_job_whose_rank_was_killed_ends_like_the_uninterrupted_one(whole, killed, tiny_monkey, rows, tmp_path):
+    folder = shutil.copytree(killed[0], tmp_path / "job")
+    succeeded(ForkedRanks("trainer").run(**job(tiny_monkey, rows, folder, "zero-3", resume=True)))
+    assert equal(folder / f"checkpoint-{STEPS}", whole[0] / f"checkpoint-{STEPS}")
+    assert (folder / "incomplete-checkpoint-3").is_dir()
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_different_recipes_stop_every_rank_and_are_named(tiny_monkey, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_other_parameters_of_the_same_number_and_shapes_are_noticed(tiny_monkey, tmp_path, engine):
-    """What DistributedDataParallel would average without a word."""
+    """What DistributedDataParallel would average silently."""
     recipes = {
         str(rank): {"rules": [{"pattern": rf"transformer\.h\.{1 - rank}\..*", "means": "frozen"}]} for rank in range(2)
     }
@@ -58,7 +58,7 @@ RECIPE = {
 OTHER_VERSION = """
 import os
 from dataclasses import replace
-from vlm_lora_plugin.registry import AdapterRegistry
+from vlm_lora_plugin.plugins.registry import AdapterRegistry
 if os.environ["RANK"] == "1":
     records = AdapterRegistry.records
     AdapterRegistry.records = lambda self: [replace(record, distribution="adapters 0.9") for record in records(self)]

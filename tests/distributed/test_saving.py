@@ -8,7 +8,7 @@ from forking import history, statuses, succeeded
 from launching import largest_difference, trained, zero
 
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
-from vlm_lora_plugin.selection.names import canonical_name
+from vlm_lora_plugin.names import canonical_name
 
 RECIPE = {
     "preset": "lora+llm-lora",
@@ -157,7 +157,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(forked, job, write_rows, tmp_p
     recipe = {**RECIPE, "training": {**RECIPE["training"], "save_steps": 1}}
     ending = "import transformers\nend = transformers.Trainer.train\n"
     ending += "def train(self, *args, **kwargs):\n    result = end(self, *args, **kwargs)\n"
-    ending += "    from vlm_lora_plugin.frameworks.groups import find_prepared\n"
+    ending += "    from vlm_lora_plugin.frameworks.trainer.groups import find_prepared\n"
     ending += f"    find_prepared(self.model).save_pretrained('{tmp_path}/ended')\n    return result\n"
     ending += "transformers.Trainer.train = train\n"
     ranks = forked(framework).run(

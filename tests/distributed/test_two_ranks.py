@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES
-from launching import torchrun, trained
+from launching import fork, trained
 from rows import examples
 from two_ranks import ROWS
 
 from vlm_lora_plugin import load, load_adapter
+from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
 from vlm_lora_plugin.checkpoint.files import COMPLETION
-from vlm_lora_plugin.evaluation import generate_answers
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 EACH_FAMILY = [pytest.param(name, marks=() if name == "monkey" else pytest.mark.slow) for name in FAMILIES]
@@ -25,7 +25,7 @@ def runs(request, tiny_model, tmp_path_factory):
     """The folder that ``two_ranks.py`` has trained into, with the model in it, and what it printed."""
     folder = tmp_path_factory.mktemp("two-ranks")
     model = tiny_model(request.param)
-    done = torchrun(folder, SCRIPT, [str(model), str(folder)])
+    done = fork(folder, SCRIPT, [str(model), str(folder)])
     (folder / "model").symlink_to(model)
     assert done.status != 0, "the last of its runs must be stopped"
     return folder, done.printed

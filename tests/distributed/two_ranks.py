@@ -19,11 +19,11 @@ from rows import examples
 from transformers import Trainer
 
 from vlm_lora_plugin import VlmLoraCallback, get_manager, load, prepare, training_arguments
+from vlm_lora_plugin.answering.metrics import Metric
 from vlm_lora_plugin.errors import TrainingError
-from vlm_lora_plugin.frameworks.answers import AnswerMetric
-from vlm_lora_plugin.frameworks.groups import find_prepared
-from vlm_lora_plugin.metrics import Metric
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.prepared.model import find_prepared
 
 ROWS = "titititi"
 """Half of them with an image, so that often only one rank has one."""

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
+from warm import warm
 
 from vlm_lora_plugin.cli.app import app
-from vlm_lora_plugin.hookspecs import AdapterSpecs
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.contract.hookspecs import AdapterSpecs
+from vlm_lora_plugin.plugins.manager import get_manager
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -36,6 +37,28 @@ def test_every_hook_is_documented_with_its_exact_signature(hook):
 def test_no_hook_is_documented_that_does_not_exist():
     table = re.findall(r"^\| `(\w+)\(", (DOCS / "reference/hooks.md").read_text(), flags=re.MULTILINE)
     assert table == HOOKS
+
+
+IMPORTABLE = re.findall(r"^::: ([\w.]+)", (DOCS / "reference/python.md").read_text(), flags=re.MULTILINE)
+IMPORTABLE += re.findall(
+    r"^\| `(vlm_lora_plugin[\w.]*)` \|", (DOCS / "reference/python.md").read_text(), flags=re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("path", IMPORTABLE)
+def test_every_name_of_the_python_reference_is_importable_from_where_it_says(path):
+    module, _, name = path.rpartition(".")
+    exec(f"from {module} import {name}", {})
+
+
+def test_the_python_reference_has_every_public_name_or_says_where_it_is():
+    import vlm_lora_plugin
+
+    page = (DOCS / "reference/python.md").read_text() + (DOCS / "reference/hooks.md").read_text()
+    missing = [
+        name for name in vlm_lora_plugin.__all__ if name != "__version__" and not re.search(rf"\b{name}\b", page)
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -62,7 +85,8 @@ def test_the_reference_of_hardware_and_deepspeed_is_current():
     assert (DOCS / "reference/deepspeed.md").read_text() == tool("deepspeed_reference").page()
 
 
-def test_the_defaults_that_differ_are_current():
+def test_the_defaults_that_differ_are_current(monkeypatch):
+    monkeypatch.setattr("vlm_lora_plugin.parity.defaults.subprocess", warm("swift").subprocess)
     written, now = (DOCS / "reference/framework-defaults.md").read_text(), tool("framework_defaults").page()
     if all(f"{name} {version(name)}" in written for name in tool("framework_defaults").LIBRARIES):
         assert written == now
@@ -71,7 +95,7 @@ def test_the_defaults_that_differ_are_current():
 
 
 def test_every_cause_of_a_difference_is_documented():
-    from vlm_lora_plugin.parity.causes import CAUSES
+    from vlm_lora_plugin.parity.difference_causes import CAUSES
 
     page = (DOCS / "how-to/compare-frameworks.md").read_text()
     assert all(f"| {kind.value} | {cause} |" in page for kind, cause in CAUSES.items())
@@ -100,10 +124,8 @@ def test_every_option_of_the_command_line_is_documented(command, option):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        path = target.partition("#")[0]
-        if path and "://" not in target:
-            assert (page.parent / path).exists(), f"{page.name}: {target}"
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", page.read_text()) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
 
 
 def test_the_navigation_lists_every_page():

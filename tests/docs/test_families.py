@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/families.md").read_text()

@@ -13,9 +13,9 @@ from peft import PeftModel
 from vlm_lora_omnilmm.size import SIZE
 from vlm_lora_omnilmm.tiny import tiny_model
 from vlm_lora_plugin import prepare
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.zero.plan import plan_hardware
+from vlm_lora_plugin.planning.plan import plan_hardware
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/omnilmm-on-three-24gb-cards.md").read_text("utf-8")
 GIB = 2**30

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.resolve import resolve_selection
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM

@@ -12,7 +12,7 @@ import pytest
 from vlm_lora_omnilmm.processing import OmniLMMProcessor
 from vlm_lora_omnilmm.records import parse_record
 from vlm_lora_omnilmm.tokenization import load_tokenizer
-from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message
+from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.errors import DataError
 
 FOLDER = Path(__file__).parent / "omnilmm"

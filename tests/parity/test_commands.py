@@ -10,14 +10,16 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from warm import warm
 
 from vlm_lora_plugin import load, load_adapter
+from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.data.files import read_examples
-from vlm_lora_plugin.evaluation import generate_answers
+from vlm_lora_plugin.frameworks.swift.launch import with_plugin
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 from vlm_lora_plugin.parity.reading import saved_tensors
 
-pytestmark = pytest.mark.xdist_group("commands")
+pytestmark = pytest.mark.xdist_group("parity")
 
 BIN = Path(sys.executable).parent
 
@@ -90,13 +92,7 @@ def test_swift_and_we_reopen_it_with_equal_logits(job, checkpoint, batch, tmp_pa
     torch.save(batch, tmp_path / "batch.pt")
     (tmp_path / "reopen.py").write_text(REOPEN)
     arguments = [checkpoint, tmp_path / "batch.pt", tmp_path / "logits.pt"]
-    done = subprocess.run(
-        [sys.executable, tmp_path / "reopen.py", *map(str, arguments)],
-        cwd=checkpoint.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm("swift").run([sys.executable, tmp_path / "reopen.py", *arguments], cwd=checkpoint.parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
     with torch.no_grad():
         ours = loaded(job.model, checkpoint)(**batch).logits
@@ -133,12 +129,10 @@ def test_swift_infer_finds_recipe_and_plugin_from_the_checkpoint(job, checkpoint
     assert answers == generate_answers(model, processor, examples, max_new_tokens=4, batch_size=1)
 
 
-def test_swift_export_merges_what_was_trained(job, checkpoint, batch, program, tmp_path):
+def test_swift_export_merges_what_was_trained(job, checkpoint, batch, tmp_path):
     merged = tmp_path / "merged"
-    done = program(
-        *("swift", "export", "--adapters", checkpoint, "--merge_lora", "true", "--output_dir", merged),
-        cwd=checkpoint.parents[1],
-    )
+    arguments = with_plugin(["--adapters", str(checkpoint), "--merge_lora", "true", "--output_dir", str(merged)])
+    done = warm("swift").run([sys.executable, "-m", "swift.cli.export", *arguments], cwd=checkpoint.parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
     with torch.no_grad():
         ours = loaded(job.model, checkpoint)(**batch).logits

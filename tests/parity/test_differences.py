@@ -11,12 +11,12 @@ from transformers import Trainer, TrainerCallback
 
 from vlm_lora_plugin import ConversationDataset, VlmLoraCallback, load, prepare, training_arguments
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS
-from vlm_lora_plugin.parity.causes import CAUSES, Kind
+from vlm_lora_plugin.frameworks.recorder import Recorder
 from vlm_lora_plugin.parity.compare import compare
+from vlm_lora_plugin.parity.difference_causes import CAUSES, Kind
+from vlm_lora_plugin.parity.parity_job import Side
 from vlm_lora_plugin.parity.reading import read_run
-from vlm_lora_plugin.parity.record import Recorder
 from vlm_lora_plugin.parity.rows import name_rows
-from vlm_lora_plugin.parity.settings import Side
 
 pytestmark = pytest.mark.xdist_group("differences")
 

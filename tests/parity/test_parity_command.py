@@ -2,17 +2,18 @@
 
 import io
 import json
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 from PIL import Image
+from warm import warm
 
-import vlm_lora_plugin.parity.run as parity_run
+import vlm_lora_plugin.parity.both_runs as parity_run
+from vlm_lora_plugin.parity import defaults
 from vlm_lora_plugin.parity.defaults import differing_defaults
 
-pytestmark = pytest.mark.xdist_group("parity command")
+pytestmark = pytest.mark.xdist_group("parity")
 
 
 @pytest.fixture
@@ -29,7 +30,14 @@ def command():
 
 
 @pytest.fixture
-def other_rate(monkeypatch):
+def forked(monkeypatch):
+    """What the parity command starts, but for ``swift sft``, is a fork of a process with the libraries imported."""
+    monkeypatch.setattr(parity_run, "subprocess", warm("trainer").subprocess)
+    monkeypatch.setattr(defaults, "subprocess", warm("swift").subprocess)
+
+
+@pytest.fixture
+def other_rate(forked, monkeypatch):
     """In Swift's place the Trainer, at another rate."""
 
     def run(job, recipe, side):
@@ -49,7 +57,10 @@ def test_a_recipe_that_shards_is_refused(command, tmp_path):
     assert "under ZeRO-3, and parity compares without DeepSpeed" in err
 
 
-def test_the_demo_is_equal(command, tmp_path):
+@pytest.mark.parametrize("trainer", ["forked", pytest.param("process", marks=pytest.mark.slow)])
+def test_the_demo_is_equal(command, tmp_path, request, trainer):
+    if trainer == "forked":
+        request.getfixturevalue("forked")
     code, out, err = command("parity", "--demo", "-o", tmp_path, "--json", "--steps", 2)
     assert code == 0, err
     found = json.loads(out)
@@ -106,9 +117,9 @@ open(sys.argv[1], "w").write(json.dumps(differing))
 """
 
 
-def test_no_differing_default_is_left_out(tmp_path):
+def test_no_differing_default_is_left_out(forked, tmp_path):
     """In a process of its own, because Swift changes transformers when it is imported."""
-    subprocess.run([sys.executable, "-c", ALL_THAT_DIFFER, tmp_path / "differing"], check=True, capture_output=True)
+    warm("swift").run([sys.executable, "-c", ALL_THAT_DIFFER, tmp_path / "differing"], check=True)
     differing = set(json.loads((tmp_path / "differing").read_text()))
     assert differing
     assert differing <= {line.option for line in differing_defaults()}

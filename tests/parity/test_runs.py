@@ -103,7 +103,7 @@ def mixed(make_job, rows):
 
 def test_the_trainers_rows_of_a_mixture_are_those_of_the_recipes_seed_and_crops(mixed, train):
     from vlm_lora_plugin import ConversationDataset, load
-    from vlm_lora_plugin.parity.digests import tensor_digest
+    from vlm_lora_plugin.frameworks.digests import tensor_digest
 
     job = mixed(max_steps=1, gradient_accumulation_steps=1, per_device_train_batch_size=13)
     family, recipe = job.check()
@@ -129,7 +129,7 @@ def test_every_preset_is_equal(make_job, both, family, preset, dtype):
 
 
 def test_no_preset_is_left_out_of_the_matrix():
-    from vlm_lora_plugin.manager import get_manager
+    from vlm_lora_plugin.plugins.manager import get_manager
 
     tried = {("xcomposer" if family.startswith("xcomposer") else family, preset) for family, preset in OF_EACH}
     families = get_manager().families().values()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from warm import warm
 
 SCRIPT = Path(__file__).with_name("kills.py")
 SEED = int(os.environ.get("VLM_LORA_TEST_KILL_SEED", "0"))
@@ -18,12 +18,9 @@ SEED = int(os.environ.get("VLM_LORA_TEST_KILL_SEED", "0"))
 @pytest.mark.parametrize("kills", [10, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_like_the_uninterrupted_one_bit_for_bit(tmp_path, kills):
     path = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parents[2]), *sys.path])
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path), str(kills), str(SEED)],
+    done = warm("trainer").run(
+        [sys.executable, SCRIPT, tmp_path, kills, SEED],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])

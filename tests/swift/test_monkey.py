@@ -9,9 +9,9 @@ from bitwise import different_tensors, logged
 from safetensors.torch import load_file
 
 from vlm_lora_plugin import load, load_adapter
+from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
 from vlm_lora_plugin.data.files import read_examples
-from vlm_lora_plugin.evaluation import generate_answers
 
 pytestmark = pytest.mark.slow
 

@@ -1,23 +1,39 @@
 """Errors say what failed, why it matters and what to do."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import vlm_lora_plugin
 from vlm_lora_plugin import errors
 from vlm_lora_plugin.errors import VlmLoraError, listed, nearest
 
 
 def test_the_text_of_an_error_is_its_three_parts_on_lines_of_their_own():
-    error = VlmLoraError("It broke", why="You need it.", fix="Mend it.")
-    assert str(error) == "It broke\nYou need it.\nMend it."
+    error = VlmLoraError("It broke", why="You need it.", fix="Repair it.")
+    assert str(error) == "It broke\nYou need it.\nRepair it."
 
 
 def test_parts_that_are_missing_leave_no_empty_line():
-    assert str(VlmLoraError("It broke", fix="Mend it.")) == "It broke\nMend it."
+    assert str(VlmLoraError("It broke", fix="Repair it.")) == "It broke\nRepair it."
 
 
 @pytest.mark.parametrize("name", [name for name in vars(errors) if name.endswith("Error")])
 def test_every_error_can_be_caught_as_the_root(name):
     assert issubclass(getattr(errors, name), VlmLoraError)
+
+
+def test_every_error_of_the_package_stands_in_one_module():
+    elsewhere = [
+        f"{path.name}: {node.name}"
+        for path in Path(vlm_lora_plugin.__file__).parent.rglob("*.py")
+        if path.name != "errors.py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith(("Error", "Exception")) for base in node.bases)
+    ]
+    assert elsewhere == []
 
 
 def test_a_long_list_is_cut_and_counted():

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from vlm_lora_plugin.contract import Family, ProcessorOption
 from vlm_lora_plugin.errors import RecipeError
-from vlm_lora_plugin.recipe import Recipe, lay_over, parse_assignments, read_recipe, resolve_recipe
-from vlm_lora_plugin.types import Component, Family, ProcessorOption
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.recipe import Recipe, lay_over, parse_assignments, read_recipe
+from vlm_lora_plugin.vocabulary import Component
 
 FAMILY = Family(
     name="tiny",
@@ -29,6 +31,7 @@ FAMILY = Family(
     default_preset="lora",
     recognises=lambda folder: False,
     load=lambda request: None,
+    architecture="toy_family:architecture",
 )
 
 
@@ -149,15 +152,15 @@ def test_lora_learns_faster_than_full_weights_by_default():
         ({"rules": [{"means": "full"}]}, "needs a component, a pattern or module_types"),
         ({"rules": [{"pattern": "a", "means": "half"}]}, "rules.0.means"),
         ({"rules": [{"pattern": "a", "layers": "0", "means": "full"}]}, "needs a `component`"),
-        ({"rules": [{"component": "vision", "layers": "0..3", "means": "full"}]}, "'0..3' is no range of layers"),
+        ({"rules": [{"component": "vision", "layers": "0..3", "means": "full"}]}, "'0..3' is not a range of layers"),
         ({"rules": [{"component": "vision", "layers": "5-3", "means": "full"}]}, "'5-3' ends before it begins"),
         ({"components": {"visoin": "lora"}}, "`components.visoin`: unknown key. Did you mean vision"),
-        ({"components": {"vision": "lorra"}}, "'lorra' is no value for it. Did you mean lora"),
+        ({"components": {"vision": "lorra"}}, "'lorra' is not an accepted value. Did you mean lora"),
         ({"rules": {"component": "vision", "means": "full"}}, "`rules`: needs a list"),
         ({"lora": {"target_modules": ["q_proj"]}}, "`lora.target_modules`: needs a mapping"),
         ({"lora": "r16"}, "`lora`: needs a mapping"),
         ({"lora": {"r": 0}}, "`lora.r`"),
-        ({"lora": {"r": True}}, "`lora.r`: true is no value for it"),
+        ({"lora": {"r": True}}, "`lora.r`: true is not an accepted value"),
         ({"lora": {"lora_alpha": float("inf")}}, "finite"),
         ({"optimizer": {"learning_rate": float("nan")}}, "`optimizer.learning_rate.default`: .*finite"),
         ({"optimizer": {"learning_rate": {"lora": float("inf")}}}, "`optimizer.learning_rate.lora`: .*finite"),
@@ -240,7 +243,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, name, text, message):
 
 
 def test_something_else_than_a_recipe_is_refused():
-    with pytest.raises(RecipeError, match="A list is no recipe"):
+    with pytest.raises(RecipeError, match="A list is not a recipe"):
         read_recipe(["lora"])
 
 
@@ -268,7 +271,7 @@ def test_a_rate_of_one_component_and_means_can_be_assigned():
 
 
 def test_an_assignment_without_equals_is_refused():
-    with pytest.raises(RecipeError, match="no assignment"):
+    with pytest.raises(RecipeError, match="not an assignment"):
         parse_assignments(["training.max_steps"])
 
 

@@ -30,7 +30,7 @@ def record_completion(folder: str | os.PathLike[str], division: Mapping[str, int
 
     Args:
         folder: The checkpoint.
-        division: How the job was divided among processes, to be read again by :func:`read_division`.
+        division: How the job was divided among processes, to be read again by :func:`read_parallel_layout`.
 
     Raises:
         CheckpointError: The folder has no valid manifest.
@@ -49,7 +49,7 @@ def record_completion(folder: str | os.PathLike[str], division: Mapping[str, int
     _flush(path)
 
 
-def read_division(folder: str | os.PathLike[str]) -> dict[str, int] | None:
+def read_parallel_layout(folder: str | os.PathLike[str]) -> dict[str, int] | None:
     """Return how the job of a complete checkpoint was divided among processes; None where its record does not say."""
     record = json.loads((Path(folder) / COMPLETION).read_text("utf-8"))
     division: dict[str, int] | None = record.get("division")

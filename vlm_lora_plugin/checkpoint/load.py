@@ -10,60 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST, read_tensors
-from vlm_lora_plugin.errors import CheckpointError, ModelError, listed
+from vlm_lora_plugin.documents import differences
+from vlm_lora_plugin.errors import CheckpointError, listed
+from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE
+from vlm_lora_plugin.names import PEFT_PREFIX
+from vlm_lora_plugin.parallel.sharding import put_full
 from vlm_lora_plugin.selection.base_weights import base_digests, weight_differences
-from vlm_lora_plugin.selection.injection import FRESH_LORA_ATTRIBUTE
-from vlm_lora_plugin.selection.manifest import Manifest, architecture, differences, trainable_differences
-from vlm_lora_plugin.selection.names import PEFT_PREFIX
-from vlm_lora_plugin.zero.partition import put_whole
+from vlm_lora_plugin.selection.manifest import Manifest, base_config, part_differences, trainable_differences
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
-    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
-
-
-def load_adapter(
-    base: PreTrainedModel | str | os.PathLike[str], folder: str | os.PathLike[str], is_trainable: bool = False
-) -> VlmLoraPeftModel:
-    """Bring back a trained model: prepare its base by the manifest's recipe, then load every tensor.
-
-    Args:
-        base: The freshly loaded base model, or its folder.
-        folder: A folder that ``save_pretrained`` or the Trainer wrote.
-        is_trainable: False gives a frozen model in evaluation mode; True one that goes on learning, in the
-            mode of the base.
-
-    Returns:
-        The prepared model; its logits equal those of the model that was saved.
-
-    Raises:
-        CheckpointError: The folder is incomplete, broken, or belongs to another base model.
-        ModelError: The base is not freshly loaded.
-    """
-    from peft import PeftModel
-
-    from vlm_lora_plugin.loading import load_model
-    from vlm_lora_plugin.manager import get_manager
-    from vlm_lora_plugin.preparation import prepare
-
-    manifest = read_manifest(folder)
-    if isinstance(base, PeftModel):
-        raise ModelError(
-            "The base of an adapter must be the plain model, not one with PEFT layers",
-            fix="Load the base model again, or call load_adapter(folder) of the prepared model.",
-        )
-    dtype = getattr(torch, manifest.dtype)
-    model = load_model(Path(base), dtype=dtype) if isinstance(base, (str, os.PathLike)) else base
-    family = get_manager().family_of_model(model).name
-    if family != manifest.family:
-        raise CheckpointError(f"{folder} belongs to the family {manifest.family}, the base model is {family}")
-    check_base(manifest, model.config, folder)
-    prepared = prepare(model, dict(manifest.recipe))
-    prepared.load_adapter(folder, is_trainable=is_trainable)
-    if not is_trainable:
-        prepared.requires_grad_(False)
-    return prepared
+    from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 
 
 def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
@@ -80,7 +38,7 @@ def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
     parameters = model.named_trainables()
     with torch.no_grad():
         for name, parameter in parameters.items():
-            put_whole(parameter, tensors[name])
+            put_full(parameter, tensors[name])
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -113,6 +71,13 @@ def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathL
     """
     own = model.vlm_lora.manifest
     check_base(stored, model.get_base_model().config, folder)
+    parts = part_differences(stored, own)
+    if parts:
+        raise CheckpointError(
+            f"{folder} was trained on a model with other parts (checkpoint / model): {listed(parts)}",
+            why="A rule for one of these parts would mean other parameters now than it did then.",
+            fix="Use the version of the family's plugin that it was trained with.",
+        )
     different = trainable_differences(stored, own)
     if different:
         raise CheckpointError(
@@ -138,7 +103,7 @@ def _weights_as(model: VlmLoraPeftModel, dtype: str) -> Mapping[str, str] | None
         return None
     base = model.get_base_model()
     leave_out = {*getattr(base, FRESH_LORA_ATTRIBUTE, ()), *own.trainable.names}
-    return base_digests(base, own.family.components, leave_out, dtype)
+    return base_digests(base, own.trainable.architecture.components, leave_out, dtype)
 
 
 def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:
@@ -147,7 +112,7 @@ def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.Path
     Raises:
         CheckpointError: It was not; the message shows the difference key by key.
     """
-    different = differences(stored.base_config, architecture(config))
+    different = differences(stored.base_config, base_config(config))
     if different:
         raise CheckpointError(
             f"{folder} was trained on another base model (checkpoint / model): {listed(different)}",

@@ -25,10 +25,10 @@ from vlm_lora_plugin.checkpoint.files import (
     write_tensors,
 )
 from vlm_lora_plugin.errors import CheckpointError, listed
-from vlm_lora_plugin.selection.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
+from vlm_lora_plugin.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+    from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 
 
 def save_adapter(
@@ -46,7 +46,7 @@ def save_adapter(
         model: A prepared model.
         folder: Made if need be.
         state_dict: Tensors by their names in memory, to be written instead of the model's own (DeepSpeed
-            gathers partitioned parameters into one). More than the trained ones may be in it.
+            gathers sharded parameters into one). More than the trained ones may be in it.
 
     Raises:
         CheckpointError: A trained tensor is missing, empty, of another shape or not finite; nothing is written then.
@@ -112,5 +112,5 @@ def _adapter_config(model: VlmLoraPeftModel) -> bytes:
     if not model.vlm_lora.trainable.of_base():
         return written
     # PEFT passes over a key that it does not know with a warning that names it; a part of an adapter it would take
-    # for the whole without a word.
+    # for the whole silently.
     return json.dumps({**json.loads(written), ONLY_WE_READ: BASE_WEIGHTS}, indent=2, sort_keys=True).encode()

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from vlm_lora_plugin.types import AdapterRecord, Family
+    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.plugins.records import AdapterRecord
 
 
 def adapters(ctx: typer.Context, as_json: JsonOption = False, traceback: TracebackOption = False) -> None:
@@ -21,7 +22,7 @@ def adapters(ctx: typer.Context, as_json: JsonOption = False, traceback: Traceba
     import json
 
     from vlm_lora_plugin.cli.failure import wants_traceback
-    from vlm_lora_plugin.manager import get_manager
+    from vlm_lora_plugin.plugins.manager import get_manager
     from vlm_lora_plugin.reporting.console import make_console
 
     manager = get_manager()

@@ -7,7 +7,7 @@ from traceback import print_exception
 import typer
 from typer.core import TyperGroup
 
-from vlm_lora_plugin import __version__
+from vlm_lora_plugin._version import __version__
 from vlm_lora_plugin.cli.adapters import adapters
 from vlm_lora_plugin.cli.data_check import data_check
 from vlm_lora_plugin.cli.deepspeed import deepspeed

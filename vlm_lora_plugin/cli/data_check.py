@@ -46,7 +46,7 @@ def data_check(
     import json
     from functools import partial
 
-    from vlm_lora_plugin.job.settings import recognise
+    from vlm_lora_plugin.job.train_job import recognise
     from vlm_lora_plugin.reporting.console import make_console
 
     settings = [*(assignments or ()), *data_assignments(on_bad_sample, allow_outside_images)]
@@ -84,6 +84,6 @@ def _refuse_unwritable(picture: Path) -> None:
     from vlm_lora_plugin.errors import OutputError
 
     if picture.suffix.lower() != ".png":
-        raise OutputError(f"The picture {picture} is no PNG file", fix="Give a name that ends in .png.")
+        raise OutputError(f"The picture {picture} is not a PNG file", fix="Give a name that ends in .png.")
     if not picture.absolute().parent.is_dir():
         raise OutputError(f"There is no folder {picture.parent} for the picture", fix="Make it first.")

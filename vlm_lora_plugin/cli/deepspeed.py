@@ -10,9 +10,9 @@ import typer
 from vlm_lora_plugin.cli.options import PresetOption, RecipeOption, SetOption, TracebackOption, overrides
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import Family
-    from vlm_lora_plugin.zero.plan import HardwarePlan
+    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.planning.plan import HardwarePlan
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 
 
 def deepspeed(
@@ -56,9 +56,9 @@ def deepspeed(
     whose, resolved, plan = _of_family(family, recipe, over) if family else _of_model(model or Path(), recipe, over)
     warning = plan.check()
 
+    from vlm_lora_plugin.planning.deepspeed import stage_settings
     from vlm_lora_plugin.reporting.console import make_console
     from vlm_lora_plugin.reporting.hardware_table import hardware_tree
-    from vlm_lora_plugin.zero.settings import stage_settings
 
     document = plan.deepspeed or stage_settings(0, resolved, whose, plan.hardware)
     console = make_console(stderr=True)
@@ -72,7 +72,7 @@ def deepspeed(
 
 
 def _with_hardware(document: dict[str, Any], short: str | None, machine: dict[str, Any]) -> dict[str, Any]:
-    from vlm_lora_plugin.zero.hardware import parse_hardware
+    from vlm_lora_plugin.hardware import parse_hardware
 
     given = {key: value for key, value in machine.items() if value is not None}
     if short is not None:
@@ -82,29 +82,25 @@ def _with_hardware(document: dict[str, Any], short: str | None, machine: dict[st
                 name = f"--{key.replace('_', '-')}"
                 raise typer.BadParameter(f"{name} {given[key]:g} contradicts it", param_hint=f"--hardware {short}")
         given |= {"gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
-    own = document.get("hardware")
-    if isinstance(own, str):
-        parsed = parse_hardware(own)
-        own = {"gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
-    whole = {**(own or {}), **given}
+    whole = {**(document.get("hardware") or {}), **given}
     return {**document, "hardware": whole} if whole else document
 
 
-def _of_family(name: str, source: Path | None, over: dict[str, Any]) -> tuple[Family, Recipe, HardwarePlan]:
-    from vlm_lora_plugin.manager import get_manager
-    from vlm_lora_plugin.recipe import resolve_recipe
-    from vlm_lora_plugin.zero.plan import plan_hardware
+def _of_family(name: str, source: Path | None, over: dict[str, Any]) -> tuple[Family, ResolvedRecipe, HardwarePlan]:
+    from vlm_lora_plugin.planning.plan import plan_hardware
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
+    from vlm_lora_plugin.plugins.manager import get_manager
 
     family = get_manager().family(name)
     recipe = _named(resolve_recipe(source, family, over))
     return family, recipe, plan_hardware(recipe, family)
 
 
-def _of_model(path: Path, source: Path | None, over: dict[str, Any]) -> tuple[Family, Recipe, HardwarePlan]:
-    from vlm_lora_plugin.config_folder import config_folder, read_config
-    from vlm_lora_plugin.job.settings import recognise
-    from vlm_lora_plugin.zero.plan import plan_hardware
-    from vlm_lora_plugin.zero.validation import check_base
+def _of_model(path: Path, source: Path | None, over: dict[str, Any]) -> tuple[Family, ResolvedRecipe, HardwarePlan]:
+    from vlm_lora_plugin.job.train_job import recognise
+    from vlm_lora_plugin.models.config_folder import config_folder, read_config
+    from vlm_lora_plugin.planning.deepspeed_checks import check_base
+    from vlm_lora_plugin.planning.plan import plan_hardware
 
     with config_folder(path) as folder:
         family, resolved = recognise(folder, source, over)
@@ -119,7 +115,7 @@ def _of_model(path: Path, source: Path | None, over: dict[str, Any]) -> tuple[Fa
     return family, recipe, plan_hardware(recipe, family, outline, trainables)
 
 
-def _named(recipe: Recipe) -> Recipe:
+def _named(recipe: ResolvedRecipe) -> ResolvedRecipe:
     if recipe.hardware is None:
         raise typer.BadParameter("needed, unless the recipe names its hardware", param_hint="--gpus and --gpu-memory")
     return recipe

@@ -21,7 +21,7 @@ from vlm_lora_plugin.cli.options import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vlm_lora_plugin.job.look import Look
+    from vlm_lora_plugin.job.inspection import Inspection
 
 
 def inspect(
@@ -38,22 +38,24 @@ def inspect(
     as_json: JsonOption = False,
     traceback: TracebackOption = False,
 ) -> None:
-    """Show what a recipe would train: parameters, means, learning rates, predicted memory. Loads no weights."""
+    """Show what a recipe would train, predicted memory, and who set each value of the recipe. Loads no weights."""
     import json
 
-    from vlm_lora_plugin.config_folder import config_folder
-    from vlm_lora_plugin.job.settings import recognise
+    from vlm_lora_plugin.job.train_job import recognise
+    from vlm_lora_plugin.models.config_folder import config_folder
     from vlm_lora_plugin.reporting.console import make_console
 
     with config_folder(model) as folder:
         family, resolved = recognise(folder, recipe, overrides(assignments, preset))
-        from vlm_lora_plugin.job.look import DTYPES, look_at  # imports torch: after what can be refused without it
+        # These import torch: after what can be refused without it.
+        from vlm_lora_plugin.job.inspection import inspect_model
         from vlm_lora_plugin.loading import load_model
         from vlm_lora_plugin.models.weights import has_weights
+        from vlm_lora_plugin.planning.dtypes import DTYPES
 
         wanted = name_of(dtype)
         outline = load_model(folder, dtype=DTYPES[wanted] if wanted else None, device="meta", variant=variant)
-        look = look_at(outline, str(model), family, resolved)
+        look = inspect_model(outline, str(model), family, resolved)
         if family.variants and variant is None and not has_weights(folder):
             typer.echo(f"No weights: config.json decides, or --variant {'|'.join(family.variants)}.", err=True)
     advice = [] if names or rules or family.advise is None else list(family.advise(resolved))
@@ -68,11 +70,13 @@ def inspect(
         console.print(line, markup=False, highlight=False)
 
 
-def _document(look: Look, *, names: bool, rules: bool) -> dict[str, Any]:
+def _document(look: Inspection, *, names: bool, rules: bool) -> dict[str, Any]:
     from vlm_lora_plugin.reporting.selection_tables import names_document, rules_document
 
     if not names and not rules:
-        whole = look.summary.document()
+        from vlm_lora_plugin.reporting.sources_tree import sources_document
+
+        whole = {**look.summary.document(), "sources": sources_document(look.recipe)}
         return whole if look.hardware is None else {**whole, "hardware": look.hardware.document()}
     document: dict[str, Any] = {"model": look.summary.model, "family": look.summary.family}
     if names:
@@ -82,7 +86,7 @@ def _document(look: Look, *, names: bool, rules: bool) -> dict[str, Any]:
     return document
 
 
-def _shown(look: Look, *, names: bool, rules: bool) -> list[RenderableType]:
+def _shown(look: Inspection, *, names: bool, rules: bool) -> list[RenderableType]:
     from vlm_lora_plugin.reporting.selection_tables import names_table, rules_tree
     from vlm_lora_plugin.reporting.tree import component_tree
 
@@ -93,8 +97,11 @@ def _shown(look: Look, *, names: bool, rules: bool) -> list[RenderableType]:
         shown.append(rules_tree(look.selection))
     if shown:
         return shown
-    if look.hardware is None:
-        return [component_tree(look.summary)]
-    from vlm_lora_plugin.reporting.hardware_table import hardware_tree
+    from vlm_lora_plugin.reporting.sources_tree import sources_tree
 
-    return [component_tree(look.summary), hardware_tree(look.hardware, look.hardware.problem())]
+    shown = [component_tree(look.summary), sources_tree(look.recipe)]
+    if look.hardware is not None:
+        from vlm_lora_plugin.reporting.hardware_table import hardware_tree
+
+        shown.append(hardware_tree(look.hardware, look.hardware.problem()))
+    return shown

@@ -19,7 +19,7 @@ def merge(
 ) -> None:
     """Write a plain full checkpoint with everything that was trained in it, reload it and compare its logits."""
     from vlm_lora_plugin.errors import CheckpointError, ModelError, OutputError
-    from vlm_lora_plugin.manager import get_manager
+    from vlm_lora_plugin.plugins.manager import get_manager
 
     if output.exists():
         raise OutputError(f"{output} exists already", fix="Give a folder that does not, or remove it first.")
@@ -28,8 +28,8 @@ def merge(
     if not adapter.is_dir():
         raise CheckpointError(f"There is no adapter folder {adapter}")
     get_manager().family_of_folder(base)
-    from vlm_lora_plugin.checkpoint.merge import merge_adapter  # imports torch: after what can be refused without it
-    from vlm_lora_plugin.job.look import DTYPES
+    from vlm_lora_plugin.merging.merge import merge_adapter  # imports torch: after what can be refused without it
+    from vlm_lora_plugin.planning.dtypes import DTYPES
     from vlm_lora_plugin.reporting.console import make_console
 
     name = name_of(dtype)

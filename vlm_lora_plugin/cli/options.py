@@ -11,7 +11,7 @@ import typer
 from vlm_lora_plugin.cli.failure import remember_traceback
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.job.settings import DtypeName
+    from vlm_lora_plugin.planning.dtypes import DtypeName
 
 
 COMMAND_LINE = "vlm_lora.command_line"

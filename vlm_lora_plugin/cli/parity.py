@@ -23,8 +23,8 @@ from vlm_lora_plugin.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.parity.run import Outcome
-    from vlm_lora_plugin.parity.settings import ParityJob
+    from vlm_lora_plugin.parity.both_runs import Outcome
+    from vlm_lora_plugin.parity.parity_job import ParityJob
 
 OUTPUT = Path("runs/parity")
 
@@ -63,7 +63,7 @@ def parity(
         missing = [name for name, value in (("MODEL", model), ("--data", data)) if value is None]
         raise typer.BadParameter("needed, unless --demo is given", param_hint=" and ".join(missing))
     from vlm_lora_plugin.frameworks.swift.versions import check_version
-    from vlm_lora_plugin.parity.settings import ParityJob
+    from vlm_lora_plugin.parity.parity_job import ParityJob
 
     check_version()
     laid_over = overrides(assignments, preset, steps)
@@ -77,7 +77,7 @@ def parity(
     else:
         job = ParityJob(Path(str(model)), Path(str(data)), output, val_data, recipe, laid_over, kind, processes)
     job.check()
-    from vlm_lora_plugin.parity.run import run  # imports torch: after what can be refused without it
+    from vlm_lora_plugin.parity.both_runs import run  # imports torch: after what can be refused without it
 
     with _aside(as_json):
         outcome = run(job)

@@ -12,7 +12,7 @@ from vlm_lora_plugin.cli.options import JsonOption, TracebackOption
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from vlm_lora_plugin.types import Family
+    from vlm_lora_plugin.contract import Family
 
 
 def presets(
@@ -35,8 +35,8 @@ def presets(
 
 
 def _families(wanted: str | None) -> list[Family]:
-    from vlm_lora_plugin.config_folder import config_folder
-    from vlm_lora_plugin.manager import get_manager
+    from vlm_lora_plugin.models.config_folder import config_folder
+    from vlm_lora_plugin.plugins.manager import get_manager
 
     manager = get_manager()
     if wanted is None:
@@ -48,7 +48,7 @@ def _families(wanted: str | None) -> list[Family]:
 
 
 def _document(family: Family) -> dict[str, Any]:
-    from vlm_lora_plugin.recipe import resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
 
     return {
         "title": family.title,
@@ -62,7 +62,7 @@ def _tree(family: Family) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
-    from vlm_lora_plugin.recipe import resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
     from vlm_lora_plugin.selection.matching import describe
 
     tree = Tree(Text.assemble((family.title, "bold"), f" ({family.name})"), guide_style="dim")

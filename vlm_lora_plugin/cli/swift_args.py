@@ -27,7 +27,7 @@ def swift_args(
 def _checked(recipe: str, over: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe with what is laid over it, as one document whose preset some installed family has."""
     from vlm_lora_plugin.errors import RecipeError, nearest
-    from vlm_lora_plugin.manager import get_manager
+    from vlm_lora_plugin.plugins.manager import get_manager
     from vlm_lora_plugin.recipe import lay_over
 
     document = lay_over(Path(recipe) if recipe.endswith((".yaml", ".yml")) else recipe, over)

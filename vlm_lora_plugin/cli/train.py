@@ -26,8 +26,8 @@ from vlm_lora_plugin.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlm_lora_plugin.job.run import TrainResult
-    from vlm_lora_plugin.job.settings import TrainJob
+    from vlm_lora_plugin.job.train import TrainResult
+    from vlm_lora_plugin.job.train_job import TrainJob
 
 DEMO_OUTPUT = Path("runs/demo")
 
@@ -100,8 +100,8 @@ def train(
         raise typer.BadParameter("needs --val-data", param_hint="--metric")
     if resume and overwrite:
         raise typer.BadParameter("goes on with the results that --overwrite replaces", param_hint="--resume")
-    from vlm_lora_plugin.job.launching import is_rank, launch_job, wanted_launch
-    from vlm_lora_plugin.job.settings import TrainJob
+    from vlm_lora_plugin.job.train_job import TrainJob
+    from vlm_lora_plugin.parallel.launcher import is_rank, launch_job, wanted_launch
     from vlm_lora_plugin.reporting.console import make_console
 
     job = TrainJob(
@@ -133,7 +133,7 @@ def train(
         started = wanted_launch(resolved, gpus, nnodes, {key: v for key, v in meeting.items() if v is not None})
         if started is not None and framework is Framework.trainer:
             raise typer.Exit(launch_job(started, resolved, ctx.find_root().meta[COMMAND_LINE]))
-    from vlm_lora_plugin.job.run import check_and_show, run  # imports torch: after what can be refused without it
+    from vlm_lora_plugin.job.train import check_and_show, run  # imports torch: after what can be refused without it
 
     console = make_console()
     if dry_run:

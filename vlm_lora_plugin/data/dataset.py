@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from vlm_lora_plugin.data.files import unreadable_rows
+from vlm_lora_plugin.data.files import fingerprint, unreadable_rows
+from vlm_lora_plugin.data.images import pixel_limit
 from vlm_lora_plugin.data.mixture import open_examples
-from vlm_lora_plugin.data.preflight import DataStatistics, DataSurvey, Progress
 from vlm_lora_plugin.data.reading import raise_for_rows
-from vlm_lora_plugin.data.survey import image_sizes, survey
+from vlm_lora_plugin.data.statistics import DataStatistics, DataSurvey, Progress
+from vlm_lora_plugin.data.survey import survey, survey_together
 from vlm_lora_plugin.errors import DataError, RecipeError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vlm_lora_plugin.contract import Family, Processor
     from vlm_lora_plugin.recipe import DataSettings
-    from vlm_lora_plugin.types import Family, Processor
 
 
 class ConversationDataset(Dataset["dict[str, Any]"]):
     """The rows of a data file, read from disk and encoded when they are fetched.
 
-    Items hold ``input_ids`` [T], ``labels`` [T] and, with images, ``pixel_values``; batch them with the
+    Items hold ``input_ids`` [T], ``labels`` [T] and, with images, what the processor makes of them; batch them with the
     processor's ``collate``. Neither rows nor images are kept, so that memory stays flat over rows and epochs.
 
     Rows that cannot be used are an error or, with ``settings.on_bad_sample`` ``skip``, left out when the dataset
@@ -62,25 +64,32 @@ class ConversationDataset(Dataset["dict[str, Any]"]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.examples[index]
-        image_sizes(example, self.settings)
-        return self.processor.encode(
-            example,
-            max_length=self.settings.max_length,
-            truncation_strategy=self.settings.truncation_strategy,
-        )
+        with pixel_limit(self.settings.max_image_pixels):
+            return self.processor.encode(
+                example,
+                max_length=self.settings.max_length,
+                truncation_strategy=self.settings.truncation_strategy,
+            )
 
-    def check(self, *, decode: bool = False, progress: Progress | None = None) -> DataStatistics:
+    @cached_property
+    def fingerprint(self) -> tuple[int, str]:
+        """Bytes and SHA-256 of the data files, read through once for each process."""
+        return fingerprint(self.examples.files)
+
+    def check(self, *, decode: bool = False, progress: Progress | None = None, share: bool = False) -> DataStatistics:
         """Check every row before training, and leave out the unusable ones if the settings say so.
 
         Args:
             decode: Decode every image rather than read its header alone.
             progress: Told how many rows are done.
+            share: Let each rank of a machine look at its share of the rows; every rank of the job must come here,
+                and all of a machine come to the same result. Without it this process looks at all of them.
 
         Raises:
             DataError: Rows cannot be used and are not to be skipped, or not one can be used.
         """
-        rows = survey(self.examples, self.processor, self.settings, decode=decode)
-        found = DataSurvey().add(rows, progress)
+        look = survey_together if share else survey
+        found = DataSurvey().add(look(self.examples, self.processor, self.settings, decode=decode), progress)
         self._leave_out(found.bad)
         return found.statistics(skipped=len(self.skipped))
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from vlm_lora_plugin.data.example import Example
+from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.reading import LIKE_THIS, parse_row, raise_for_rows
 from vlm_lora_plugin.errors import DataError
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.types import Family
+    from vlm_lora_plugin.contract import Family
 
 LARGE_LIST = 2**30
 """Bytes of a JSON list from which on a hint is given that JSONL would be read from disk instead."""
@@ -167,6 +168,17 @@ def read_examples(path: str | Path, family: Family, *, allow_outside_images: boo
     rows = list(_each(file))
     raise_for_rows([row for row in rows if isinstance(row, DataError)], len(rows))
     return [row for row in rows if isinstance(row, Example)]
+
+
+def fingerprint(files: Iterable[Path]) -> tuple[int, str]:
+    """Read files through and return their bytes in all, and the SHA-256 of one file after the other."""
+    digest, size = hashlib.sha256(), 0
+    for path in files:
+        with path.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+                size += len(block)
+    return size, digest.hexdigest()
 
 
 def unreadable_rows(file: Sequence[Example]) -> dict[int, DataError]:

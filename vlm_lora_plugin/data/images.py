@@ -5,11 +5,27 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from vlm_lora_plugin.errors import DataError
+
+_limit: ContextVar[int | None] = ContextVar("max_pixels", default=None)
+
+
+@contextmanager
+def pixel_limit(max_pixels: int | None) -> Iterator[None]:
+    """Have :func:`open_image` allow this many pixels at most inside the ``with``, where it is not told otherwise.
+
+    So whoever encodes a row bounds its images without opening each of them once more.
+    """
+    token = _limit.set(max_pixels)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
 
 
 @contextmanager
@@ -21,7 +37,8 @@ def open_image(
     Args:
         image: A file, the bytes of an encoded image, or an open Pillow image, which is given back as it is.
         origin: Where the image was named, ``data.jsonl:17``, for error messages.
-        max_pixels: Most pixels (width x height) allowed, checked before any is decoded; None for Pillow's limit.
+        max_pixels: Most pixels (width x height) allowed, checked before any is decoded; None for that of
+            :func:`pixel_limit`, or else Pillow's.
 
     Yields:
         The image, its header read and its pixels not yet decoded, with 8 bits a channel or fewer.
@@ -31,6 +48,7 @@ def open_image(
             (``PIL.Image.MAX_IMAGE_PIXELS``) or ``max_pixels`` large, or has more than 8 bits a channel.
     """
     name = _describe(image)
+    max_pixels = _limit.get() if max_pixels is None else max_pixels
     try:
         if isinstance(image, Image.Image):
             _refuse_unusable(image)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from vlm_lora_plugin.data.example import Example
+from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.files import ExampleFile
 from vlm_lora_plugin.errors import DataError
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.types import Family, MixturePart
+    from vlm_lora_plugin.contract import Family, MixturePart
 
 
 class ExampleMixture(Sequence[Example]):

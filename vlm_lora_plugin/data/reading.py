@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
-from vlm_lora_plugin.data.example import IMAGE_MARK, Example, Message, Role
+from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.errors import DataError, TooLongError, nearest, ways_to_fit
 
 LIKE_THIS = (
@@ -33,7 +33,7 @@ class RowFormat(Protocol):
 
     @property
     def parse_record(self) -> Callable[[Mapping[str, Any], Path, str], Example | None] | None:
-        """See :class:`vlm_lora_plugin.types.Family`."""
+        """See :class:`vlm_lora_plugin.contract.Family`."""
         ...
 
 
@@ -89,7 +89,7 @@ def turns_of(record: Mapping[str, Any], origin: str, *, like_this: str) -> list[
         like_this: A row as it should be.
 
     Raises:
-        DataError: ``conversations`` is no list, or empty.
+        DataError: ``conversations`` is not a list, or empty.
     """
     if "conversations" not in record:
         return None

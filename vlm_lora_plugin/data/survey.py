@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
 from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.types import MeasuringProcessor
+from vlm_lora_plugin.parallel.agreement import gathered_on_node, ranks_of_this_node
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import Processor
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import DataSettings
-    from vlm_lora_plugin.types import Processor
 
 _CHUNK = 64  # rows whose images are opened at a time; bounds what waits in memory
 
@@ -49,7 +50,7 @@ def survey(
         processor: Counts their tokens.
         settings: Limits of length and image size, and what happens beyond them.
         decode: Decode every image, several at a time. If not, only headers are read; but of a processor that is no
-            :class:`~vlm_lora_plugin.types.MeasuringProcessor`, rows that are to be truncated are encoded.
+            :class:`~vlm_lora_plugin.contract.MeasuringProcessor`, rows that are to be truncated are encoded.
 
     Yields:
         For each row what it holds, or what is wrong with it.
@@ -65,6 +66,59 @@ def survey(
                     yield sizes
                 else:
                     yield _measure(row, sizes, processor, settings)
+
+
+def survey_together(
+    examples: Sequence[Example], processor: Processor, settings: DataSettings, *, decode: bool = False
+) -> Iterator[RowFacts | DataError]:
+    """Look at rows as :func:`survey` does, each rank of a machine at its share of them; every rank must come here.
+
+    Rows are dealt in turn, so that long ones spread. What fails unexpectedly on one rank is raised on all of its
+    machine, so that none waits for it.
+
+    Yields:
+        For each row of all what it holds, or what is wrong with it, in the rows' order.
+    """
+    rank, ranks = ranks_of_this_node()
+    if ranks == 1:
+        yield from survey(examples, processor, settings, decode=decode)
+        return
+    share = _Share(examples, range(rank, len(examples), ranks))
+    own: list[RowFacts | DataError] = []
+    failure: Exception | None = None
+    try:
+        own.extend(survey(share, processor, settings, decode=decode))
+    except Exception as error:  # a processor may raise anything; the other ranks must hear of it
+        failure = error
+    gathered = gathered_on_node((own, failure if failure is None else f"{type(failure).__name__}: {failure}"))
+    if failure is not None:
+        raise failure
+    for number, (_, problem) in enumerate(gathered):
+        if problem is not None:
+            raise DataError(f"Process {number} of this machine could not look at its share of the rows: {problem}")
+    for index in range(len(examples)):
+        yield gathered[index % ranks][0][index // ranks]
+
+
+class _Share(Sequence["Example"]):
+    """Some of the rows, read when they are asked for."""
+
+    def __init__(self, examples: Sequence[Example], indices: Sequence[int]) -> None:
+        self._examples, self._indices = examples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> _Share: ...
+
+    def __getitem__(self, index: int | slice) -> Example | _Share:
+        if isinstance(index, slice):
+            return _Share(self._examples, self._indices[index])
+        return self._examples[self._indices[index]]
 
 
 def image_sizes(example: Example, settings: DataSettings, *, decode: bool = False) -> tuple[tuple[int, int], ...]:

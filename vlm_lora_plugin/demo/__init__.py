@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def run_demo(output: Path, family_name: str | None = None) -> None:
-    """Train, evaluate and reload; see :func:`vlm_lora_plugin.demo.run.run`."""
-    from vlm_lora_plugin.demo.run import run
+    """Train, evaluate and reload; see :func:`vlm_lora_plugin.demo.demo_job.run`."""
+    from vlm_lora_plugin.demo.demo_job import run
 
     run(output, family_name=family_name)

@@ -7,11 +7,11 @@ import sys
 
 import torch
 
-from vlm_lora_plugin.checkpoint import load_adapter
+from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.data.files import read_examples
-from vlm_lora_plugin.demo.run import ANSWER_TOKENS, BATCH
-from vlm_lora_plugin.evaluation import generate_answers
+from vlm_lora_plugin.demo.demo_job import ANSWER_TOKENS, BATCH
 from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.preparation import load_adapter
 
 
 def main(base: str, adapter: str, data: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from vlm_lora_plugin.zero.partition import is_partitioned, own_numel
+from vlm_lora_plugin.parallel.sharding import is_sharded, own_numel
 
 CHUNK = 2**24
 """Elements that are summed at a time, so that the sum in fp64 takes little memory."""
@@ -17,7 +17,7 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
 
     What pads the last parts there was never written, and may be anything.
     """
-    if not is_partitioned(parameter):
+    if not is_sharded(parameter):
         return parameter.detach()
     part: torch.Tensor = cast(Any, parameter).ds_tensor
     return part.detach().flatten()[: own_numel(parameter)]

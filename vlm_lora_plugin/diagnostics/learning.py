@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm_lora_plugin.diagnostics.causes import SEEING, image_gradient_cut, no_gradient, not_finite, not_moved
 from vlm_lora_plugin.diagnostics.fingerprint import fingerprint, largest, local
+from vlm_lora_plugin.diagnostics.learning_causes import SEEING, image_gradient_cut, no_gradient, not_finite, not_moved
 from vlm_lora_plugin.models.loss import IGNORED
-from vlm_lora_plugin.selection.names import canonical_name
-from vlm_lora_plugin.zero.optimizer import held_parameters
-from vlm_lora_plugin.zero.partition import own_numel
+from vlm_lora_plugin.names import canonical_name
+from vlm_lora_plugin.parallel.optimizer import held_parameters
+from vlm_lora_plugin.parallel.sharding import own_numel
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+    from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
     from vlm_lora_plugin.selection.trainables import Trainable
-
-IMAGES = "pixel_values"
-"""Keyword argument of every family's forward that holds the images."""
 
 MOVED_AFTER = 10
 """Steps with a rate after which a group must have moved."""
@@ -53,6 +50,7 @@ class LearningProbe:
 
     def __init__(self, prepared: VlmLoraPeftModel, module: nn.Module) -> None:
         self._entries = {entry.name: entry for entry in prepared.vlm_lora.trainable.parameters}
+        self._architecture = prepared.vlm_lora.trainable.architecture
         self._tensors: Mapping[str, torch.Tensor] = prepared.named_trainables()
         everything = {canonical_name(name): tensor for name, tensor in prepared.named_parameters()}
         # A weight of the base is none, whatever its name: XComposer's Plora_A and Plora_B come with the checkpoint.
@@ -119,8 +117,8 @@ class LearningProbe:
         """Notice a micro-batch with an image whose loss counts."""
         if self._has_image or not module.training or not torch.is_grad_enabled():
             return
-        images, labels = kwargs.get(IMAGES), kwargs.get("labels")
-        if images is None or len(images) == 0 or labels is None or not bool((labels[:, 1:] != IGNORED).any()):
+        labels = kwargs.get("labels")
+        if labels is None or not self._architecture.count_images(kwargs) or not bool((labels[:, 1:] != IGNORED).any()):
             return
         self._has_image = True
         if self._unproven:  # noted here, because DeepSpeed takes its step before any callback is asked

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from vlm_lora_plugin.diagnostics.learning import IMAGES
+from vlm_lora_plugin.contract import Architecture
 from vlm_lora_plugin.models.loss import IGNORED
 
 GIB = 2**30
@@ -23,6 +23,11 @@ ROOMY = 0.5
 """Share of the device's memory up to which a peak is said to leave room for training without checkpointing."""
 
 _MOST_WAITS = 256  # events held between two readings
+
+CountImages = Callable[[Mapping[str, Any]], int]
+"""Returns how many images a batch holds: ``count_images`` of the model's architecture."""
+
+_ITEMS = Architecture(()).count_images
 
 Sum = Callable[[torch.Tensor], torch.Tensor]
 """Adds counts up over all processes."""
@@ -100,10 +105,12 @@ class ResourceMeter:
 
     Args:
         device: Where the model is.
+        count_images: Counts the images of a batch; by default the length of ``pixel_values``.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, count_images: CountImages = _ITEMS) -> None:
         self._device = device
+        self._count_images = count_images
         self._on_cuda = device.type == "cuda"
         if self._on_cuda:
             torch.cuda.reset_peak_memory_stats(device)
@@ -140,16 +147,16 @@ class ResourceMeter:
     def count(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Count tokens without padding, supervised tokens and images of a step's batches."""
         for batch in batches:
-            ids, mask, labels, images = (batch.get(key) for key in ("input_ids", "attention_mask", "labels", IMAGES))
+            ids, mask, labels = (batch.get(key) for key in ("input_ids", "attention_mask", "labels"))
             if mask is not None:
                 self._counts[0] += mask.sum()
             elif ids is not None:
                 self._counts[0] += ids.numel()
             if labels is not None:
                 self._counts[1] += (labels[:, 1:] != IGNORED).sum()
-            if images is not None:
-                self._counts[2] += len(images)
-                self._images += len(images)
+            images = self._count_images(batch)
+            self._counts[2] += images
+            self._images += images
 
     def step_done(self) -> None:
         """Note the end of a step; host memory is looked at now."""

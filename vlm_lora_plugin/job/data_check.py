@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm_lora_plugin.data.mixture import open_examples
-from vlm_lora_plugin.data.preflight import DataSurvey
+from vlm_lora_plugin.data.statistics import DataSurvey
 from vlm_lora_plugin.data.survey import survey
 from vlm_lora_plugin.loading import load
 
 if TYPE_CHECKING:
+    from vlm_lora_plugin.contract import Family
     from vlm_lora_plugin.job.preflight import Checking
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import Family
 
 _POINTS = {"min": 0, "median": 50, "p95": 95, "max": 100}
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerControl, TrainerState
 
+from vlm_lora_plugin.checkpoint.data_record import to_json
 from vlm_lora_plugin.diagnostics.resources import ResourceSummary
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
 from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
-from vlm_lora_plugin.job.data_record import to_json
-from vlm_lora_plugin.job.launching import Launch, check_deepspeed, on_cpu, swift_processes, wanted_launch
+from vlm_lora_plugin.parallel.launcher import Launch, check_deepspeed, on_cpu, swift_processes, wanted_launch
 from vlm_lora_plugin.reporting.log import read_log
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
 
@@ -72,6 +72,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             elapsed=0.0 if plan.resumed is None else plan.resumed.seconds,
             metric=plan.recipe.evaluation.metric if plan.metric is not None else None,
             notes=str(notes),
+            check_images=plan.job.check_images,
         ).write(folder / "job.json")
         kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())
         progress = _Progress(console, plan.output.log, notes, kept)

@@ -11,26 +11,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments
 
-from vlm_lora_plugin.config_folder import read_config
+from vlm_lora_plugin.answering.metrics import Metric, load_metric
+from vlm_lora_plugin.checkpoint.data_record import DataRecord, check_same_data
+from vlm_lora_plugin.checkpoint.output import OutputFolder
+from vlm_lora_plugin.checkpoint.resume import ResumePoint, find_resume_point
 from vlm_lora_plugin.data.dataset import ConversationDataset
-from vlm_lora_plugin.data.preflight import DataStatistics, Progress
+from vlm_lora_plugin.data.statistics import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
-from vlm_lora_plugin.job.data_record import DataRecord, check_same_data, record_of
-from vlm_lora_plugin.job.launching import is_rank
-from vlm_lora_plugin.job.look import DTYPES, look_at, wanted_dtype
-from vlm_lora_plugin.job.output import OutputFolder
-from vlm_lora_plugin.job.resuming import ResumePoint, find_resume_point
-from vlm_lora_plugin.job.settings import TrainJob
+from vlm_lora_plugin.job.inspection import inspect_model
+from vlm_lora_plugin.job.train_job import TrainJob
 from vlm_lora_plugin.loading import load
-from vlm_lora_plugin.metrics import Metric, load_metric
-from vlm_lora_plugin.zero.validation import check_arguments, check_base
+from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.parallel.launcher import is_rank
+from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
+from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
+from vlm_lora_plugin.planning.effect import check_evaluation
 
 if TYPE_CHECKING:
+    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.planning.plan import HardwarePlan
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.reporting.summary import ModelSummary
-    from vlm_lora_plugin.types import Family
-    from vlm_lora_plugin.zero.plan import HardwarePlan
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Plan:
 
     job: TrainJob
     family: Family
-    recipe: Recipe
+    recipe: ResolvedRecipe
     dtype: torch.dtype
     summary: ModelSummary
     hardware: HardwarePlan | None
@@ -90,6 +93,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         VlmLoraError: The first thing found wrong.
     """
     family, recipe = job.check()
+    check_evaluation(recipe, validates=job.val_data is not None)
     output = OutputFolder(job.output)
     dtype = wanted_dtype(job.dtype, recipe)
     name = str(DTYPES[dtype]).removeprefix("torch.")
@@ -98,7 +102,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
     outline, processor = load(job.model, recipe, dtype=DTYPES[dtype], device="meta")
-    look = look_at(outline, str(job.model), family, recipe)
+    look = inspect_model(outline, str(job.model), family, recipe)
     if look.hardware is not None:
         look.hardware.check()
         check_base(read_config(job.model), look.hardware.stage, look.hardware.load, look.hardware.hardware)
@@ -110,8 +114,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     statistics = {}
     for name, data in sets.items():
         with checking(name, len(data)) as progress:
-            statistics[name] = data.check(decode=job.check_images, progress=progress)
-    records = {name: record_of(data.examples.files, len(data)) for name, data in sets.items()}
+            statistics[name] = data.check(decode=job.check_images, progress=progress, share=True)
+    records = {name: DataRecord(len(data), *data.fingerprint) for name, data in sets.items()}
     if resumed is not None:
         check_same_data(output, records)
     return Plan(

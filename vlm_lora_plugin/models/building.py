@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from vlm_lora_plugin.types import LoadRequest
+from vlm_lora_plugin.contract import LoadRequest
 
 GENERATION_FILE = "generation_config.json"
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlm_lora_plugin.errors import WeightsError, listed
-from vlm_lora_plugin.zero.agreement import require_agreement
-from vlm_lora_plugin.zero.order import start_communication, zero3_configuration
-from vlm_lora_plugin.zero.partition import partition
+from vlm_lora_plugin.parallel.agreement import require_agreement
+from vlm_lora_plugin.parallel.sharding import partition
+from vlm_lora_plugin.parallel.zero3 import start_communication, zero3_configuration
 
 PARTITIONED_BYTES = 2**28
 """Bytes of weights that each rank holds whole at a time while they are spread over the ranks."""
@@ -120,7 +120,7 @@ def load_weights(
     _check(folder, wanted, found, absent)
     configuration = zero3_configuration()
     if configuration is not None:
-        _load_in_parts(model, files, wanted, absent, dtype, configuration)
+        _load_sharded(model, files, wanted, absent, dtype, configuration)
         return absent
     for file in files:
         for name, tensor in _tensors(file):
@@ -131,7 +131,7 @@ def load_weights(
     return absent
 
 
-def _load_in_parts(
+def _load_sharded(
     model: nn.Module,
     files: Sequence[Path],
     wanted: Mapping[str, tuple[int, ...]],
@@ -248,7 +248,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         if any(Path(shard).name != shard for shard in names.values()):
             raise ValueError("a shard lies outside of the folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index} is no index of shards: {error!r}", fix="Download it again.") from None
+        raise WeightsError(f"{index} is not an index of shards: {error!r}", fix="Download it again.") from None
     return names
 
 
@@ -262,7 +262,7 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     if file.suffix == ".safetensors":
         with _opened(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118  a safetensors handle is no mapping
+            for name in tensors.keys():  # noqa: SIM118  a safetensors handle is not a mapping
                 yield name, tensors.get_tensor(name)
     else:
         yield from _unpickled(file).items()
@@ -291,5 +291,5 @@ def _unpickled(file: Path) -> dict[str, torch.Tensor]:
             fix="Download it again, or convert it to safetensors.",
         ) from None
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise WeightsError(f"{file} is no state dict: it does not map names to tensors")
+        raise WeightsError(f"{file} is not a state dict: it does not map names to tensors")
     return content

@@ -9,7 +9,7 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from vlm_lora_plugin.errors import listed
-from vlm_lora_plugin.parity.causes import CAUSES, Kind
+from vlm_lora_plugin.parity.difference_causes import CAUSES, Kind
 from vlm_lora_plugin.parity.reading import Event, Run
 
 STEP: Event = {"event": "step"}

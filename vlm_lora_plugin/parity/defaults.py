@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
+from vlm_lora_plugin.errors import SwiftError
+
 RESOLVED_LATER = "by other options"
 """Shown for a default of None, which Swift replaces by a rule of its own."""
 
@@ -48,7 +50,7 @@ def differing_defaults() -> list[Line]:
     Raises:
         SwiftError: ms-swift is not installed, of a version that is not supported, or cannot be imported.
     """
-    from vlm_lora_plugin.frameworks.swift.versions import SwiftError, check_version
+    from vlm_lora_plugin.frameworks.swift.versions import check_version
 
     check_version()
     code = f"from {__name__} import write_differing; import sys; write_differing(sys.argv[1])"
@@ -94,8 +96,8 @@ def _differs(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def _line(name: str, trainer: str, default: Any) -> Line:
-    from vlm_lora_plugin.frameworks.swift.applying import value_of
-    from vlm_lora_plugin.frameworks.swift.options import OPTIONS, LaidOver, OfRecipe, OfSelection, OfTrainer, Only
+    from vlm_lora_plugin.frameworks.swift.options.apply import value_of
+    from vlm_lora_plugin.frameworks.swift.options.table import OPTIONS, LaidOver, OfRecipe, OfSelection, OfTrainer, Only
     from vlm_lora_plugin.frameworks.trainer import argument_values
     from vlm_lora_plugin.recipe import Recipe
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_lora_plugin.errors import AdapterError
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 TRAINING_ROWS, VALIDATION_ROWS = 11, 3
 LENGTH: dict[str, Any] = {

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from vlm_lora_plugin.parity.report import TITLES
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.parity.run import Outcome
+    from vlm_lora_plugin.parity.both_runs import Outcome
 
 _KEYS = {"loss": "loss (nats per supervised token)", "grad_norm": "gradient norm"}
 

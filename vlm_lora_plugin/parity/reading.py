@@ -12,9 +12,9 @@ from safetensors import safe_open
 from vlm_lora_plugin.checkpoint.completion import checkpoints
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS
 from vlm_lora_plugin.errors import TrainingError
-from vlm_lora_plugin.parity.digests import joint_digest, tensor_digest
-from vlm_lora_plugin.parity.record import record_file
-from vlm_lora_plugin.parity.settings import Framework, Side
+from vlm_lora_plugin.frameworks.digests import joint_digest, tensor_digest
+from vlm_lora_plugin.frameworks.recorder import record_file
+from vlm_lora_plugin.parity.parity_job import Framework, Side
 
 Event = dict[str, Any]
 

@@ -15,7 +15,7 @@ from vlm_lora_plugin.parity.reading import Run
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vlm_lora_plugin.parity.run import Outcome
+    from vlm_lora_plugin.parity.both_runs import Outcome
 
 TITLES = {"trainer": "transformers.Trainer", "swift": "ms-swift"}
 COLUMNS = {

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.data.dataset import ConversationDataset
+from vlm_lora_plugin.frameworks.digests import tensor_digest
 from vlm_lora_plugin.loading import load
-from vlm_lora_plugin.parity.causes import Kind
-from vlm_lora_plugin.parity.digests import tensor_digest
+from vlm_lora_plugin.parity.difference_causes import Kind
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.parity.compare import Difference
-    from vlm_lora_plugin.parity.settings import ParityJob
+    from vlm_lora_plugin.parity.parity_job import ParityJob
     from vlm_lora_plugin.recipe import Recipe
 
 

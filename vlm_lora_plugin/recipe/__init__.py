@@ -4,7 +4,7 @@ The same keys work in a YAML file, in Python and as ``--set key=value`` on the c
 names a preset starts from it; what the recipe says comes after and wins.
 """
 
-from vlm_lora_plugin.recipe.resolve import lay_over, parse_assignments, read_recipe, resolve_recipe
+from vlm_lora_plugin.recipe.document import RecipeDocument, RecipeSource, lay_over, parse_assignments, read_recipe
 from vlm_lora_plugin.recipe.schema import (
     DataSettings,
     EvaluationSettings,
@@ -14,6 +14,7 @@ from vlm_lora_plugin.recipe.schema import (
     Rule,
     TrainingSettings,
 )
+from vlm_lora_plugin.recipe.sources import Source, SourceKind
 
 __all__ = [
     "DataSettings",
@@ -21,10 +22,13 @@ __all__ = [
     "LoraSettings",
     "OptimizerSettings",
     "Recipe",
+    "RecipeDocument",
+    "RecipeSource",
     "Rule",
+    "Source",
+    "SourceKind",
     "TrainingSettings",
     "lay_over",
     "parse_assignments",
     "read_recipe",
-    "resolve_recipe",
 ]

@@ -35,7 +35,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             location = location[:-1]
             text = f"unknown key. {nearest(str(location[-1]), _choices(problem))}"
         elif problem["type"] == "literal_error":
-            text = f"{problem['input']!r} is no value for it. {nearest(str(problem['input']), _choices(problem))}"
+            text = f"{problem['input']!r} is not an accepted value. {nearest(str(problem['input']), _choices(problem))}"
         elif problem["type"] in _SHAPES:
             text = f"{_SHAPES[problem['type']]}, not {problem['input']!r}"
         where = ".".join(str(step) for step in location)

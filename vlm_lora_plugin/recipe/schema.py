@@ -17,11 +17,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import Self
 
+from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.errors import HardwareError, RecipeError
+from vlm_lora_plugin.hardware import check_hardware, parse_hardware
 from vlm_lora_plugin.recipe.explain import explain
-from vlm_lora_plugin.types import COMPONENT_NAMES, MEANS, ComponentName, Hardware, Means
-from vlm_lora_plugin.zero.hardware import check_hardware, parse_hardware
+from vlm_lora_plugin.vocabulary import COMPONENT_NAMES, MEANS, ComponentName, Hardware, Means
 
 
 def _as_list(value: object) -> object:
@@ -39,7 +41,7 @@ def _as_ranges(value: object) -> object:
     for text in ranges:
         found = LAYER_RANGE.fullmatch(text)
         if found is None:
-            raise ValueError(f"'{text}' is no range of layers; write 3, 0-3 or 10-, joined by commas")
+            raise ValueError(f"'{text}' is not a range of layers; write 3, 0-3 or 10-, joined by commas")
         if found["last"] and int(found["last"]) < int(found["first"]):
             raise ValueError(f"the range of layers '{text}' ends before it begins")
     return ranges
@@ -59,7 +61,7 @@ class _Strict(BaseModel):
     def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse ``true`` for a number, which would count as 1."""
         if isinstance(value, bool) and bool not in _plain_types(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"{str(value).lower()} is no value for it")
+            raise ValueError(f"{str(value).lower()} is not an accepted value")
         return value
 
 
@@ -337,7 +339,7 @@ class Recipe(_Strict):
     seed: int = Field(42, ge=0, description="Seed of the LoRA initialisation, the data order and dropout.")
 
     @classmethod
-    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Self:
         """Validate a mapping.
 
         Args:
@@ -358,6 +360,11 @@ class Recipe(_Strict):
     def document(self) -> dict[str, Any]:
         """Return the recipe as plain data, every default written out."""
         return self.model_dump(mode="json")
+
+    def said(self, key: str) -> str:
+        """Return a dotted key and its value as one reads them in a message: ``seed is 3``."""
+        value = value_at(self.document(), key)
+        return f"{key} is {str(value).lower() if isinstance(value, bool) else value}"
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`~vlm_lora_plugin.recipe.read_recipe` reads back to an equal recipe."""

@@ -10,7 +10,7 @@ _WIDTH = 160
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Return a console on standard output or error; where that is no terminal, lines are not broken at 80 columns.
+    """Return a console on standard output or error; where that is not a terminal, lines are not broken at 80 columns.
 
     Of several processes of one job only the first says anything.
     """

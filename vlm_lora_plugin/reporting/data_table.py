@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.data.preflight import DataStatistics
+    from vlm_lora_plugin.data.statistics import DataStatistics
     from vlm_lora_plugin.errors import DataError
 
 

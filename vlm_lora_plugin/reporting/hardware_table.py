@@ -8,7 +8,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.zero.plan import HardwarePlan
+    from vlm_lora_plugin.planning.plan import HardwarePlan
 
 
 def hardware_tree(plan: HardwarePlan, warning: str | None = None) -> Tree:

@@ -33,8 +33,8 @@ class JsonlLog(TrainerCallback):
 
     A training line has ``loss`` (mean over the steps since the last line, in nats per supervised token),
     ``grad_norm``, ``learning_rate`` (by group, as used in that step) and, of a Trainer with a
-    :class:`~vlm_lora_plugin.frameworks.resources.ResourceMonitor`, its numbers; an evaluation line has ``eval_loss``,
-    another one ``eval_<name>`` of a metric. A value that is not finite is written as null.
+    :class:`~vlm_lora_plugin.frameworks.trainer.resource_monitor.ResourceMonitor`, its numbers; an evaluation line has
+    ``eval_loss``, another one ``eval_<name>`` of a metric. A value that is not finite is written as null.
 
     Args:
         file: Where to write. Created with the first line; its folder must exist by then.

@@ -6,18 +6,17 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.types import ComponentName, Family, Kind, Means
-from vlm_lora_plugin.zero.partition import whole_numel
+from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.parallel.sharding import full_numel
+from vlm_lora_plugin.planning.memory import GIB, bytes_per_trainable
+from vlm_lora_plugin.planning.plan import parameter_counts
+from vlm_lora_plugin.vocabulary import ComponentName, Kind, Means
 
 if TYPE_CHECKING:
     from torch import nn
 
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.selection.trainables import Trainable, TrainableSet
-
-GIB = 2**30
-BYTES_PER_TRAINABLE = 16
-"""fp32 weight, gradient and AdamW's two moments."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ class MemoryPrediction:
 
     Attributes:
         frozen_weights: Weights that do not learn, in the load dtype, and buffers.
-        training_state: fp32 weights, gradients and AdamW moments of what learns.
+        training_state: fp32 weights, gradients and AdamW moments of what learns, without ZeRO; of a model in 16 bit
+            also the copy that autocast computes with.
     """
 
     frozen_weights: float
@@ -115,8 +115,9 @@ def summarise(model: nn.Module, name: str, family: Family, recipe: Recipe, train
     base = dict(model.named_parameters())
     learning = {parameter.name for parameter in trainables.of_base()}
     frozen = [tensor for key, tensor in base.items() if key not in learning]
-    frozen_bytes = sum(whole_numel(tensor) * tensor.element_size() for tensor in (*frozen, *model.buffers()))
+    frozen_bytes = sum(full_numel(tensor) * tensor.element_size() for tensor in (*frozen, *model.buffers()))
     trainable = sum(component.trainable for component in components)
+    per_trainable = bytes_per_trainable(parameter_counts(model, trainables).bytes_per_frozen)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in base.values()})
     return ModelSummary(
         model=name,
@@ -126,7 +127,7 @@ def summarise(model: nn.Module, name: str, family: Family, recipe: Recipe, train
         components=components,
         parameters=sum(component.parameters for component in components),
         trainable=trainable,
-        memory_gib=MemoryPrediction(frozen_bytes / GIB, trainable * BYTES_PER_TRAINABLE / GIB),
+        memory_gib=MemoryPrediction(frozen_bytes / GIB, trainable * per_trainable / GIB),
         rules=tuple(rule.model_dump(mode="json", exclude_defaults=True) for rule in recipe.rules),
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from rich.tree import Tree
 
-from vlm_lora_plugin.types import Kind
+from vlm_lora_plugin.vocabulary import Kind
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.reporting.summary import ComponentSummary, GroupSummary, ModelSummary

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.selection.layout import component_of
-from vlm_lora_plugin.selection.names import canonical_name
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlm_lora_plugin.types import Component
+    from vlm_lora_plugin.vocabulary import Component
 
 SAMPLES = 32
 """Elements of each tensor that are looked at, evenly spaced: a base that was trained further differs in nearly all."""
@@ -33,7 +33,7 @@ def base_digests(
         dtype: Name of the dtype that weights are rounded to first, ``bfloat16``.
 
     Returns:
-        The digests, 16 hexadecimal digits each; None where weights are partitioned over processes (ZeRO-3).
+        The digests, 16 hexadecimal digits each; None where weights are sharded over processes (ZeRO-3).
     """
     parts: defaultdict[str, list[tuple[str, torch.Tensor]]] = defaultdict(list)
     known = tuple(components)

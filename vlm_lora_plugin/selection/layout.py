@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vlm_lora_plugin.contract import Architecture
 from vlm_lora_plugin.errors import SelectionError, listed, nearest
-from vlm_lora_plugin.selection.names import ancestors
-from vlm_lora_plugin.types import Component, ComponentName, Family
+from vlm_lora_plugin.names import ancestors
+from vlm_lora_plugin.vocabulary import Component, ComponentName
 
 if TYPE_CHECKING:
     import torch
@@ -34,17 +35,17 @@ class Layout:
         types: Name of a module with parameters -> class names of the module and of its bases below ``nn.Module``.
 
     Raises:
-        SelectionError: A parameter belongs to no component of the family.
+        SelectionError: A parameter belongs to no component of the architecture.
     """
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
-        self._components = family.components
+    def __init__(self, model: nn.Module, architecture: Architecture) -> None:
+        self._components = architecture.components
         self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
         self.component_of: dict[str, Component] = {}
-        self.members: dict[ComponentName, list[str]] = {component.name: [] for component in family.components}
+        self.members: dict[ComponentName, list[str]] = {name: [] for name in architecture.component_names}
         homeless = []
         for name in self.parameters:
-            component = component_of(name, family.components)
+            component = component_of(name, architecture.components)
             if component is None:
                 homeless.append(name)
                 continue
@@ -52,9 +53,9 @@ class Layout:
             self.members[component.name].append(name)
         if homeless:
             raise SelectionError(
-                f"These parameters belong to no component of {family.title}: {listed(homeless)}",
+                f"These parameters belong to no component of this {type(model).__name__}: {listed(homeless)}",
                 why="A rule could neither train nor freeze them.",
-                fix=f"Load the model with vlm_lora_plugin.load(folder), or add their prefix to {family.name}'s parts.",
+                fix="Load the model with vlm_lora_plugin.load(folder), or add their prefix in Family.architecture.",
             )
         modules = dict(model.named_modules())
         self.layers: dict[str, nn.Linear] = {
@@ -147,12 +148,12 @@ class Layout:
         """Return the paths that a regular expression matches as a whole.
 
         Raises:
-            SelectionError: There are none, or it is no regular expression.
+            SelectionError: There are none, or it is not a regular expression.
         """
         try:
             compiled = re.compile(pattern)
         except re.error as error:
-            raise SelectionError(f"The pattern '{pattern}' is no regular expression: {error}") from None
+            raise SelectionError(f"The pattern '{pattern}' is not a regular expression: {error}") from None
         found = {path for path in self.paths if compiled.fullmatch(path)}
         if not found:
             raise SelectionError(

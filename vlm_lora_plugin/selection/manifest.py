@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
+from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, RecipeError
 from vlm_lora_plugin.recipe import Recipe
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
-FORMAT_VERSION = 3
-READABLE_VERSIONS = (2, 3)
-"""Version 2 knows nothing of the base's weights."""
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (2, 3, 4)
+"""Version 2 knows nothing of the base's weights, and version 3 nothing of the parts that the model was seen as."""
 
 # Set by loading, saving or generating rather than by the architecture.
 _VOLATILE = {"attn_implementation", "auto_map", "torch_dtype", "use_cache"}
@@ -54,7 +55,7 @@ class Manifest:
         format_version: Version of this format.
         plugin_version: Version of this package that wrote it.
         family: Name of the model's family.
-        base_config: :func:`architecture` of the base model.
+        base_config: :func:`base_config` of the base model.
         dtype: Dtype the base was loaded in, ``bfloat16``.
         seed: Seed of the LoRA initialisation.
         recipe: The resolved recipe's document.
@@ -62,6 +63,8 @@ class Manifest:
         digest: SHA-256 over the canonical JSON of ``parameters``.
         base_weights: Component -> digest of the weights that are not trained, see
             :func:`~vlm_lora_plugin.selection.base_weights.base_digests`; None where nobody knew them.
+        architecture: What the family plugin said that the base model is made of, see
+            :meth:`Architecture.document <vlm_lora_plugin.contract.Architecture.document>`; None in older formats.
     """
 
     format_version: int
@@ -74,6 +77,7 @@ class Manifest:
     parameters: tuple[ManifestParameter, ...]
     digest: str
     base_weights: Mapping[str, str] | None = None
+    architecture: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
@@ -93,17 +97,17 @@ class Manifest:
         try:
             document = json.loads(text)
         except json.JSONDecodeError as error:
-            raise CheckpointError(f"{source} is no valid JSON: {error}") from None
+            raise CheckpointError(f"{source} is not valid JSON: {error}") from None
         wanted = {field.name for field in fields(cls)}
         version = document.get("format_version") if isinstance(document, dict) else None
         if version not in READABLE_VERSIONS:
-            readable = " and ".join(map(str, READABLE_VERSIONS))
+            readable = ", ".join(map(str, READABLE_VERSIONS))
             raise CheckpointError(
                 f"{source} has format version {version!r}; this package reads {readable}",
                 fix="Read it with the version of this package that wrote it.",
             )
-        if version == 2:
-            document["base_weights"] = None
+        unknown = {2: ("base_weights", "architecture"), 3: ("architecture",)}.get(version, ())
+        document |= dict.fromkeys(unknown)
         if document.keys() != wanted:
             raise CheckpointError(f"{source}: keys that differ from the format: {sorted(document.keys() ^ wanted)}")
         try:
@@ -113,6 +117,8 @@ class Manifest:
             )
             manifest = cls(**{**document, "parameters": parameters})
             Recipe.parse(manifest.recipe, source=source)
+            if manifest.architecture is not None:
+                _prefixes(manifest.architecture)
         except (TypeError, ValueError, KeyError, RecipeError) as error:
             raise CheckpointError(f"{source} is not in the manifest's format: {error}") from None
         if manifest.digest != parameters_digest(parameters):
@@ -145,13 +151,14 @@ def make_manifest(
         format_version=FORMAT_VERSION,
         plugin_version=__version__,
         family=selection.family,
-        base_config=architecture(config),
+        base_config=base_config(config),
         dtype=dtype,
         seed=recipe.seed,
         recipe=recipe.document(),
         parameters=parameters,
         digest=parameters_digest(parameters),
         base_weights=base_weights,
+        architecture=selection.architecture.document(),
     )
 
 
@@ -160,7 +167,7 @@ def parameters_digest(parameters: tuple[ManifestParameter, ...]) -> str:
     return _sha256([asdict(parameter) for parameter in parameters])
 
 
-def architecture(config: PreTrainedConfig) -> dict[str, Any]:
+def base_config(config: PreTrainedConfig) -> dict[str, Any]:
     """Return what a config says about the architecture, as plain data.
 
     Keys that every config of transformers has, and those that loading or generating sets, are left out, so
@@ -172,6 +179,20 @@ def architecture(config: PreTrainedConfig) -> dict[str, Any]:
     document = {"model_type": config.model_type, **_without(config.to_dict(), ignored)}
     plain: dict[str, Any] = json.loads(json.dumps(document, default=str))
     return plain
+
+
+def part_differences(left: Manifest, right: Manifest) -> list[str]:
+    """Return where two manifests give the model's parts other names or prefixes; none where one is of an older format.
+
+    Other targets of LoRA or other blocks are no difference: what was trained with them is in ``parameters``.
+    """
+    if left.architecture is None or right.architecture is None:
+        return []
+    return differences(_prefixes(left.architecture), _prefixes(right.architecture))
+
+
+def _prefixes(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    return {part["name"]: part["prefixes"] for part in architecture["components"]}
 
 
 def trainable_differences(left: Manifest, right: Manifest) -> list[str]:
@@ -188,32 +209,6 @@ def trainable_differences(left: Manifest, right: Manifest) -> list[str]:
 
 def _described(manifest: Manifest) -> dict[str, str]:
     return {p.name: f"{p.means} ({p.kind}) {list(p.shape)}" for p in manifest.parameters}
-
-
-def differences(left: Any, right: Any, path: str = "") -> list[str]:
-    """Return ``key: left / right`` for every place where two documents differ.
-
-    Example:
-        >>> differences({"lora": {"r": 8}, "seed": 1}, {"lora": {"r": 16}, "seed": 1})
-        ['lora.r: 8 / 16']
-    """
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        found = []
-        for key in dict.fromkeys((*left, *right)):
-            found += differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
-        return found
-    if isinstance(left, list) and isinstance(right, list):
-        return differences(dict(enumerate(left)), dict(enumerate(right)), path)
-    return [] if left == right else [f"{path}: {_shown(left)} / {_shown(right)}"]
-
-
-def _shown(value: Any) -> str:
-    """Return a value as it would stand in a recipe; of a mapping what is set in it."""
-    if isinstance(value, Mapping):
-        return (
-            f"{{{', '.join(f'{key}: {_shown(inner)}' for key, inner in value.items() if inner not in (None, [], {}))}}}"
-        )
-    return str(value)
 
 
 def _without(value: Any, ignored: set[str]) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.errors import SelectionError, listed
-from vlm_lora_plugin.selection.names import ancestors
+from vlm_lora_plugin.names import ancestors
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Rule

@@ -9,16 +9,17 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlm_lora_plugin.contract import Architecture, Family
 from vlm_lora_plugin.errors import ModelError, SelectionError, listed, nearest
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.selection.effects import check_checkpointing, check_rates, check_targets
+from vlm_lora_plugin.names import is_injected
+from vlm_lora_plugin.parallel.sharding import full_numel, full_shape
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.matching import Match, describe, match_rule
-from vlm_lora_plugin.selection.names import is_injected
+from vlm_lora_plugin.selection.no_effect import check_rates, check_targets
 from vlm_lora_plugin.selection.trace import RuleTrace, SelectionTrace
 from vlm_lora_plugin.selection.trainables import Trainable, TrainableSet
-from vlm_lora_plugin.types import Component, Family, Kind
-from vlm_lora_plugin.zero.partition import whole_numel, whole_shape
+from vlm_lora_plugin.vocabulary import Component, Kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,8 +50,9 @@ def trace_selection(model: nn.Module, family: Family, recipe: Recipe) -> Selecti
         Every parameter that will learn, PEFT's that do not exist yet included, and what each rule did.
 
     Raises:
+        AdapterError: A function of the family plugin failed, or answered what does not describe the model.
         ModelError: The model already has PEFT layers.
-        RecipeError: A rate, decay or switch for checkpointing has no effect.
+        RecipeError: A rate or decay has no effect.
         SelectionError: A condition, rule or target matches nothing or nothing that can learn that way, a
             parameter belongs to no component, or nothing learns at all.
     """
@@ -59,25 +61,26 @@ def trace_selection(model: nn.Module, family: Family, recipe: Recipe) -> Selecti
             "The model already has PEFT layers, so its parameters no longer have their published names",
             fix="Give the freshly loaded model.",
         )
-    rules = get_manager().select_trainable(family, model, recipe).rules
-    return _Resolution(Layout(model, family), family, recipe, rules).trace()
+    manager = get_manager()
+    architecture = manager.architecture(family, model)
+    rules = manager.select_trainable(family, model, recipe).rules
+    return _Resolution(Layout(model, architecture), architecture, recipe, rules).trace(family)
 
 
 class _Resolution:
     """The rules applied to a layout; every rule is checked by itself before the last one wins."""
 
-    def __init__(self, layout: Layout, family: Family, recipe: Recipe, rules: Sequence[Rule]) -> None:
-        self._layout, self._family, self._recipe = layout, family, recipe
+    def __init__(self, layout: Layout, architecture: Architecture, recipe: Recipe, rules: Sequence[Rule]) -> None:
+        self._layout, self._architecture, self._recipe = layout, architecture, recipe
         self._targets = self._listed_targets()
         self._matches = [self._match(rule) for rule in rules]
         check_targets(recipe, layout, self._matches)
         check_rates(recipe, layout, self._matches)
-        check_checkpointing(recipe, family)
         self._winners = {
             name: index for index, match in enumerate(self._matches) for name in match.parameters
         }  # later rules overwrite earlier ones
 
-    def trace(self) -> SelectionTrace:
+    def trace(self, family: Family) -> SelectionTrace:
         trained: list[tuple[int, Trainable]] = []
         targets: list[str] = []
         for name, tensor in self._layout.parameters.items():
@@ -87,20 +90,21 @@ class _Resolution:
             rule, component = self._matches[index].rule, self._layout.component_of[name]
             layer = name.removesuffix(".weight")
             if name in self._layout.builtin:
-                trained.append((index, self._trainable(name, whole_shape(tensor), component, rule, "builtin_lora")))
+                trained.append((index, self._trainable(name, full_shape(tensor), component, rule, "builtin_lora")))
             elif rule.means == "full":
                 self._check_floating(name)
-                trained.append((index, self._trainable(name, whole_shape(tensor), component, rule, "full")))
+                trained.append((index, self._trainable(name, full_shape(tensor), component, rule, "full")))
             elif layer != name and layer in self._layers(self._matches[index]):
                 targets.append(layer)
                 for part, shape in self._lora_shapes(layer):
                     trained.append((index, self._trainable(f"{layer}.{part}", shape, component, rule, "peft_lora")))
         self._check_result(trained, targets)
         totals = tuple(
-            (component, sum(whole_numel(self._layout.parameters[name]) for name in names))
+            (component, sum(full_numel(self._layout.parameters[name]) for name in names))
             for component, names in self._layout.members.items()
         )
-        trainables = TrainableSet(self._family.name, tuple(entry for _, entry in trained), tuple(targets), totals)
+        learning = tuple(entry for _, entry in trained)
+        trainables = TrainableSet(family.name, self._architecture, learning, tuple(targets), totals)
         return SelectionTrace(
             trainables, tuple(self._rule_trace(index, trained) for index in range(len(self._matches)))
         )
@@ -155,12 +159,12 @@ class _Resolution:
         """Linear layers that the recipe's or the family's lists name."""
         layout = self._layout
         targets: set[str] = set()
-        for component in self._family.components:
+        for component in self._architecture.components:
             own = self._recipe.lora.target_modules.get(component.name)
             for suffix in own or ():
                 if not layout.layers_named([suffix], component.name):
                     raise SelectionError(
-                        f"lora.target_modules.{component.name} names '{suffix}', which is no linear layer of it",
+                        f"lora.target_modules.{component.name} names '{suffix}', which is not a linear layer of it",
                         fix=nearest(suffix, layout.suffixes(component.name)),
                     )
             if own is None and not layout.has_builtin(component.name):
@@ -169,7 +173,7 @@ class _Resolution:
         return targets
 
     def _is_fixed(self, name: str) -> bool:
-        tables = () if self._recipe.train_fixed_tables else self._family.fixed_tables
+        tables = () if self._recipe.train_fixed_tables else self._architecture.fixed_tables
         return any(re.fullmatch(table, name) for table in tables)
 
     def _check_floating(self, name: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vlm_lora_plugin.types import ComponentName, Kind, Means
+from vlm_lora_plugin.contract import Architecture
+from vlm_lora_plugin.vocabulary import ComponentName, Kind, Means
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,14 @@ class TrainableSet:
 
     Attributes:
         family: Name of the model's family.
+        architecture: What the model is made of.
         parameters: In the order of the base model's parameters; PEFT's stand where their layer's weight does.
         lora_targets: Exact names of the linear layers that get PEFT LoRA, in the same order.
         totals: (component, elements of the base model's parameters in it), in the family's order.
     """
 
     family: str
+    architecture: Architecture
     parameters: tuple[Trainable, ...]
     lora_targets: tuple[str, ...]
     totals: tuple[tuple[ComponentName, int], ...]

@@ -31,10 +31,11 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from vlm_lora_plugin.contract import Family, GoldenCase
 from vlm_lora_plugin.errors import ModelError, VlmLoraError, listed
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.names import canonical_name
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
-from vlm_lora_plugin.selection.names import canonical_name
 from vlm_lora_plugin.selection.resolve import resolve_selection
 from vlm_lora_plugin.testing.comparison import (
     Finding,
@@ -48,7 +49,6 @@ from vlm_lora_plugin.testing.comparison import (
 from vlm_lora_plugin.testing.golden_comparison import compare_narrowing, compare_single, compare_stages
 from vlm_lora_plugin.testing.golden_lora import CASE_KEY, compare_lora
 from vlm_lora_plugin.testing.golden_passes import Passes, dot_with_cosines
-from vlm_lora_plugin.types import Family, GoldenCase
 
 CASE_FILES = ("config.json", "expected.json")
 GRADIENT_PREFIX = "grad."
@@ -115,7 +115,7 @@ def _compare(folder: Path, family: Family, case: GoldenCase) -> Iterator[Finding
     }
 
     model.requires_grad_(True)
-    component_of = {name: part.name for name, part in Layout(model, family).component_of.items()}
+    component_of = {name: part.name for name, part in Layout(model, get_manager().architecture(family, model)).component_of.items()}
     passes = Passes(model, dict(model.named_parameters()), case.inputs, case.stages, sorted(tensors))
     yield compare_narrowing(passes.double)
     yield from compare_stages(passes, float(expected["loss"]), tensors, tolerance)

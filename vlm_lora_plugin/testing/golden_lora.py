@@ -16,10 +16,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
+from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.errors import listed
+from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.preparation import prepare
-from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
-from vlm_lora_plugin.selection.names import canonical_name
+from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 from vlm_lora_plugin.testing.comparison import (
     Finding,
     Tolerance,
@@ -30,7 +31,6 @@ from vlm_lora_plugin.testing.comparison import (
 )
 from vlm_lora_plugin.testing.golden_comparison import compare_single, compare_stages
 from vlm_lora_plugin.testing.golden_passes import Passes
-from vlm_lora_plugin.types import GoldenCase
 
 CASE_KEY = "lora_case"
 ADAPTER_FILE = "lora_adapter.safetensors"

@@ -65,7 +65,7 @@ class Passes:
         model: In fp32.
         parameters: Those whose gradients are of interest, by name.
         inputs: Of its forward.
-        stages: As :class:`~vlm_lora_plugin.types.GoldenCase` has it.
+        stages: As :class:`~vlm_lora_plugin.contract.GoldenCase` has it.
         names: The stages wanted.
     """
 

@@ -3,8 +3,8 @@
 import json
 
 from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.contract import Architecture, Component, Family, TrainableSelection
 from vlm_lora_plugin.recipe import Rule
-from vlm_lora_plugin.types import Component, Family, TrainableSelection
 
 COMPONENTS = (
     Component("vision", ("eyes",), target_modules=("proj",)),
@@ -37,6 +37,7 @@ def describe_family():
         default_preset="lora",
         recognises=recognises,
         load=load,
+        architecture=lambda model: Architecture(COMPONENTS, image_only=("eyes", "bridge")),
     )
 
 
@@ -50,9 +51,11 @@ def select_trainable(model, recipe):
 
 @hookimpl
 def wrap_forward(model, recipe):
-    from vlm_lora_plugin.forward.checkpointing import checkpoint_blocks
+    from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks
+    from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
 
-    return [checkpoint_blocks(part) for part in COMPONENTS if recipe.gradient_checkpointing.get(part.name)]
+    checkpointed = [checkpoint_blocks(part) for part in COMPONENTS if recipe.gradient_checkpointing.get(part.name)]
+    return [keep_text_only_trainable("model", ("eyes", "bridge")), *checkpointed]
 
 
 def recognises(folder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from toy_family import PRESETS, toy_batch, toy_config, toy_model
+from warm import warm
 
 import vlm_lora_plugin.checkpoint.save as saving
 from vlm_lora_plugin import load_adapter, prepare
@@ -96,7 +96,7 @@ with torch.no_grad():
 """
     paths = [str(tmp_path / name) for name in ("base", "adapter", "logits.pt")]
     path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-    subprocess.run([sys.executable, "-c", program, *paths], check=True, env={**os.environ, "PYTHONPATH": path})
+    warm("trainer").run([sys.executable, "-c", program, *paths], check=True, env={**os.environ, "PYTHONPATH": path})
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
 
 
@@ -331,6 +331,8 @@ def test_a_missing_folder_is_an_error(toy, tmp_path):
         (lambda d: d["recipe"].update(nonsense=1), "nonsense"),
         (lambda d: d.update(parameters=None), "format"),
         (lambda d: d.update(family="monkey"), "family monkey"),
+        (lambda d: d["architecture"].pop("components"), "format"),
+        (lambda d: d.update(architecture=[]), "format"),
     ],
 )
 def test_a_changed_manifest_is_an_error(saved, change, words):
@@ -338,6 +340,32 @@ def test_a_changed_manifest_is_an_error(saved, change, words):
     edit_manifest(folder, change)
     with pytest.raises(CheckpointError, match=words):
         load_adapter(toy_model(), folder)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_manifest_from_before_knows_nothing_of_the_architecture_and_is_still_read(saved, version):
+    model, folder = saved
+    edit_manifest(folder, lambda d: d.update(format_version=version))
+    edit_manifest(folder, lambda d: d.pop("architecture") and version == 2 and d.pop("base_weights"))
+    again = load_adapter(toy_model(), folder)
+    assert again.vlm_lora.manifest.format_version == 4
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_a_checkpoint_of_a_model_with_other_parts_is_an_error(saved):
+    _, folder = saved
+    edit_manifest(folder, lambda d: d["architecture"]["components"][1]["prefixes"].append("tower.stem"))
+    with pytest.raises(CheckpointError, match=r"other parts \(checkpoint / model\): aligner\.1: tower\.stem / None"):
+        load_adapter(toy_model(), folder)
+
+
+def test_other_targets_of_lora_in_a_newer_plugin_do_not_refuse_a_checkpoint(saved):
+    _, folder = saved
+    expected = load_adapter(toy_model(), folder).named_trainables()
+    edit_manifest(folder, lambda d: d["architecture"]["components"][2].update(target_modules=["o_proj"]))
+    found = load_adapter(toy_model(), folder).named_trainables()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
@@ -348,13 +376,13 @@ def test_a_manifest_that_is_no_object_is_an_error(saved, text):
         load_adapter(toy_model(), folder)
 
 
-def test_the_architecture_survives_saving_dtype_and_use(toy, tmp_path):
-    from vlm_lora_plugin.selection.manifest import architecture
+def test_the_base_s_config_survives_saving_dtype_and_use(toy, tmp_path):
+    from vlm_lora_plugin.selection.manifest import base_config
 
     base = toy_model()
-    before = architecture(base.config)
+    before = base_config(base.config)
     base.save_pretrained(tmp_path)
     again = type(base).from_pretrained(tmp_path, dtype=torch.bfloat16)
     again.config.use_cache = not again.config.use_cache
-    assert architecture(again.config) == before
-    assert architecture(toy_config(rope_theta=5e5)) != before
+    assert base_config(again.config) == before
+    assert base_config(toy_config(rope_theta=5e5)) != before

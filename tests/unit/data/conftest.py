@@ -11,7 +11,7 @@ from PIL import Image
 from vlm_lora_monkey.processing import MonkeyProcessor
 from vlm_lora_monkey.records import parse_record
 from vlm_lora_monkey.tokenization import load_tokenizer, write_tiny_vocabulary
-from vlm_lora_plugin.types import Family
+from vlm_lora_plugin.contract import Family
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +36,7 @@ def family():
         default_preset="lora",
         recognises=lambda folder: False,
         load=lambda request: None,
+        architecture="toy_family:architecture",
         parse_record=parse_record,
     )
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vlm_lora_plugin.data.collation import collate_rows, pad_rows, to_device
+from vlm_lora_plugin.errors import DataError
 
 
 def row(*ids, labels=None):
@@ -47,3 +49,41 @@ def test_images_of_any_size_stay_a_list_in_order():
 
 def test_rows_without_images_give_none():
     assert "pixel_values" not in collate_rows([row(1), row(2)], pad_token_id=9)
+
+
+def test_what_belongs_to_the_tokens_is_padded_with_them():
+    rows = [
+        {**row(1, 2, 3), "token_type_ids": torch.tensor([0, 1, 1])},
+        {**row(4), "token_type_ids": torch.tensor([1])},
+    ]
+    assert collate_rows(rows, pad_token_id=9)["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 1]]
+    rows = [{**features, "labels": features["input_ids"]} for features in rows]
+    assert collate_rows(rows, pad_token_id=9)["token_type_ids"].tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
+def test_what_belongs_to_the_tokens_of_some_rows_alone_is_refused():
+    rows = [{**row(1, 2), "token_type_ids": torch.tensor([0, 1])}, row(4)]
+    with pytest.raises(DataError, match="1 of 2 rows of a batch have `token_type_ids`"):
+        collate_rows(rows, pad_token_id=9)
+
+
+def test_every_other_key_travels_with_the_images():
+    grids = torch.tensor([[1, 4, 4], [1, 2, 6]]), torch.tensor([[1, 8, 2]])
+    rows = [{**row(1), "image_grid_thw": grids[0]}, row(2), {**row(3), "image_grid_thw": grids[1]}]
+    assert torch.equal(collate_rows(rows, pad_token_id=9)["image_grid_thw"], torch.cat(grids))
+
+
+def test_images_whose_size_differs_between_rows_become_a_list_or_are_padded_with_zeros():
+    rows = [{**row(1), "crops": torch.ones(1, 2, 4)}, {**row(2), "crops": torch.ones(2, 1, 6)}]
+    assert [image.shape for image in collate_rows(rows, pad_token_id=9)["crops"]] == [(2, 4), (1, 6), (1, 6)]
+    padded = collate_rows(rows, pad_token_id=9, pad_images=True)["crops"]
+    assert padded.shape == (3, 2, 6)
+    assert padded.sum() == 1 * 2 * 4 + 2 * 1 * 6
+    assert padded[0, :, :4].all()
+    assert padded[1:, 0].all()
+
+
+@pytest.mark.parametrize(("value", "words"), [("left", "a str"), ([1], "a list"), (torch.tensor(3), "a single number")])
+def test_what_cannot_be_batched_is_named(value, words):
+    with pytest.raises(DataError, match=f"`note` of a row cannot become part of a batch: it is {words}"):
+        collate_rows([{**row(1), "note": value}], pad_token_id=9)

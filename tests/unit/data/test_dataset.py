@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import vlm_lora_monkey.processing
 from vlm_lora_plugin.data.dataset import ConversationDataset
-from vlm_lora_plugin.data.preflight import DataStatistics, check_examples
+from vlm_lora_plugin.data.statistics import DataStatistics, check_examples
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_plugin.recipe import DataSettings
 

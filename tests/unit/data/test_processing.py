@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm_lora_monkey.processing import MonkeyProcessor
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import DataError, ModelError
 

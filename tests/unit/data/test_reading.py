@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 from vlm_lora_plugin.data.files import read_examples
 from vlm_lora_plugin.errors import DataError
 

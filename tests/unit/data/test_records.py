@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlm_lora_monkey.records import parse_record
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 from vlm_lora_plugin.errors import DataError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_lora_plugin.demo.run import run
+from vlm_lora_plugin.demo.demo_job import run
 from vlm_lora_plugin.errors import AdapterError
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def test_an_unknown_family_is_refused_with_those_that_have_a_demo(tmp_path):

@@ -16,11 +16,11 @@ from transformers import Trainer, TrainerCallback, default_data_collator
 import vlm_lora_monkey.modeling
 from vlm_lora_monkey.tiny import write_tiny_folder
 from vlm_lora_plugin import VlmLoraCallback, load, prepare, training_arguments
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 from vlm_lora_plugin.diagnostics import learning
 from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, MOVED_AFTER, LearningProbe, step_was_skipped
 from vlm_lora_plugin.errors import TrainingError
-from vlm_lora_plugin.frameworks.groups import parameter_groups
+from vlm_lora_plugin.frameworks.trainer.groups import parameter_groups
 
 PRESET = "lora+llm-lora"
 STEPS = MOVED_AFTER + 2
@@ -236,7 +236,9 @@ def test_a_group_that_is_put_back_after_each_step_has_not_moved(toy, tmp_path):
 
 
 def test_a_rate_of_zero_proves_nothing_and_raises_no_alarm(toy, tmp_path):
-    trainer(prepared(learning_rate={"default": 1e-3, "aligner": 0.0}), tmp_path).train()
+    run = trainer(prepared(learning_rate={"default": 1e-3, "aligner": 0.0}), tmp_path)
+    run.train()
+    assert run.state.global_step == STEPS
 
 
 def window(model, probe, optimizer, *, skipped, factor=1.0):
@@ -334,6 +336,7 @@ def test_watching_can_be_left_out(toy, tmp_path, monkeypatch):
     run.callback_handler.pop_callback(VlmLoraCallback)
     run.add_callback(VlmLoraCallback(check_learning=False))
     run.train()
+    assert run.state.global_step == STEPS
 
 
 def test_an_engine_that_steps_before_its_callbacks_are_asked_raises_no_alarm(toy):

@@ -69,6 +69,14 @@ def test_images_of_different_sizes_come_as_a_list_and_are_counted_alike():
     assert read["images_per_second"] / read["tokens_per_second"] == pytest.approx(3 / 8)
 
 
+def test_patches_of_several_images_in_one_tensor_are_not_taken_for_images():
+    meter = ResourceMeter(torch.device("cpu"), lambda batch: len(batch["image_grid_thw"]))
+    step(meter, batches=({**BATCH, "pixel_values": torch.zeros(96, 12), "image_grid_thw": torch.ones(2, 3)},))
+    read = meter.read()
+    assert read["images_per_second"] / read["tokens_per_second"] == pytest.approx(2 / 8)
+    assert meter.summary(workers=0, checkpointed=()).images == 2
+
+
 def test_counts_of_all_processes_are_added_up():
     meter = ResourceMeter(torch.device("cpu"))
     step(meter)

@@ -12,7 +12,7 @@ from PIL import Image
 from vlm_lora_plugin.checkpoint.files import COMPLETION
 from vlm_lora_plugin.errors import OutputError, RecipeError, TrainingError
 from vlm_lora_plugin.job import TrainJob
-from vlm_lora_plugin.job import run as job_run
+from vlm_lora_plugin.job import train as job_run
 
 MEASURED = {"seconds", "tokens_per_second", "supervised_tokens_per_second", "images_per_second", "data_wait_share"}
 MEASURED |= {"host_memory_gib", "host_memory_peak_gib"}
@@ -32,17 +32,30 @@ def inputs(tmp_path_factory):
     return write_tiny_folder(folder / "model"), folder / "train.jsonl"
 
 
-@pytest.fixture
-def job(inputs, tmp_path):
+def job_in(inputs, output):
     model, data = inputs
     training = {"max_steps": 7, "save_steps": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
-    return TrainJob(model=model, data=data, output=tmp_path / "out", overrides={"training": training})
+    return TrainJob(model=model, data=data, output=output, overrides={"training": training})
 
 
 @pytest.fixture
-def interrupted(job, monkeypatch):
-    """The job, broken off when three steps were done; its checkpoint is of step 2."""
-    break_off(job, monkeypatch, 3)
+def job(inputs, tmp_path):
+    return job_in(inputs, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def broken_off(inputs, tmp_path_factory):
+    """What the job leaves when it is broken off after three steps; its checkpoint is of step 2."""
+    job = job_in(inputs, tmp_path_factory.mktemp("broken-off") / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(job, patch, 3)
+    return job.output
+
+
+@pytest.fixture
+def interrupted(job, broken_off):
+    """The job that was broken off, in a folder that a test may change."""
+    shutil.copytree(broken_off, job.output)
     return replace(job, resume=True)
 
 
@@ -201,3 +214,66 @@ def test_the_recipe_on_disk_stays_as_it_was(interrupted):
     job_run.run(interrupted)
     assert (interrupted.output / "recipe.yaml").read_text() == before
     assert yaml.safe_load(before)["training"]["max_steps"] == 7
+
+
+@pytest.fixture
+def kept(job):
+    """Start a job as the command line would, with a recipe of its own and some settings; leave only its recipe."""
+
+    def keep(recipe, overrides):
+        started = replace(job, recipe=recipe, overrides=overrides)
+        _, resolved = started.resolved
+        job.output.mkdir()
+        (job.output / "recipe.yaml").write_text(resolved.to_yaml())
+        return replace(started, recipe=None, overrides={}, resume=True), resolved
+
+    return keep
+
+
+OWN = {
+    "preset": "lora+llm-lora",
+    "seed": 3,
+    "lora": {"r": 4},
+    "optimizer": {"learning_rate": {"vision": 1e-5}},
+    "training": {"max_steps": 300},
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "change", "difference"),
+    [
+        (OWN, {}, {"training": {"max_steps": 400}}, "training.max_steps: 300 / 400"),
+        (OWN, {"seed": 5}, {"seed": 6}, "seed: 5 / 6"),
+        (OWN, {"hardware": "3x24"}, {"hardware": {"gpus": 4}}, "hardware.gpus: 3 / 4"),
+        (OWN, {"hardware": "3x24"}, {"answer_only_loss": False}, "answer_only_loss: True / False"),
+    ],
+)
+def test_a_setting_changed_on_resuming_is_laid_over_the_jobs_recipe(kept, recipe, overrides, change, difference):
+    job, _ = kept(recipe, overrides)
+    with pytest.raises(RecipeError) as caught:
+        replace(job, overrides=change).check()
+    assert caught.value.what.endswith(f"(job / given): {difference}")
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        {},
+        {"training": {"max_steps": 300}},
+        {"components": {"vision": "full"}},
+        {"rules": [{"pattern": r".*\.ln_1", "means": "frozen"}], "components": {"vision": "full"}},
+        {"hardware": "3x24"},
+    ],
+)
+def test_settings_that_the_job_was_started_with_may_be_given_again(kept, again):
+    rules = {"components": {"vision": "full"}, "rules": [{"pattern": r".*\.ln_1", "means": "frozen"}]}
+    started = rules if "rules" in again else {"components": {"vision": "full"}}
+    job, resolved = kept({**OWN, "hardware": "3x24"}, started)
+    assert replace(job, overrides=again).resolved[1] == resolved
+
+
+def test_a_whole_recipe_given_on_resuming_is_compared_as_a_whole(kept):
+    job, resolved = kept(OWN, {"seed": 5})
+    assert replace(job, recipe=OWN, overrides={"seed": 5}).resolved[1] == resolved
+    with pytest.raises(RecipeError, match=r"\(job / given\): seed: 5 / 3\n"):
+        replace(job, recipe=OWN).check()

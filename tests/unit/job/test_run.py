@@ -7,7 +7,7 @@ from PIL import Image
 
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.job import TrainJob
-from vlm_lora_plugin.job import run as job_run
+from vlm_lora_plugin.job import train as job_run
 from vlm_lora_plugin.job.preflight import preflight
 
 

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM
 from vlm_lora_monkey.names import VISION_LORA_NAME
 from vlm_lora_monkey.tiny import write_tiny_folder
 from vlm_lora_omnilmm.tiny import write_tiny_folder as omnilmm
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.models import auto
-from vlm_lora_plugin.selection.keyed_init import keyed_lora_down
+from vlm_lora_plugin import register_auto_classes
+from vlm_lora_plugin.errors import AdapterError
+from vlm_lora_plugin.models import auto, auto_finder
+from vlm_lora_plugin.models.keyed_init import keyed_lora_down
+from vlm_lora_plugin.plugins.manager import get_manager
 
 ORDERS = {
     "plugin first": "import vlm_lora_plugin\nassert not {'torch', 'transformers'} & set(sys.modules)\n"
@@ -63,9 +65,9 @@ def test_a_family_is_registered_though_a_part_of_it_was_imported_first(part, tmp
 
 
 def test_nothing_waits_once_the_auto_classes_are_imported():
-    auto.install()
+    auto_finder.install()
 
-    assert not any(isinstance(finder, auto._Waiting) for finder in sys.meta_path)
+    assert not any(isinstance(finder, auto_finder._Waiting) for finder in sys.meta_path)
 
 
 def test_missing_lora_is_never_garbage(folder):
@@ -93,12 +95,35 @@ def test_a_family_that_cannot_be_imported_warns_and_leaves_the_others(monkeypatc
         auto.import_auto_modules()
 
 
+def test_registering_by_hand_needs_nothing_in_the_import_system(tmp_path):
+    omnilmm(tmp_path)
+    code = (
+        "import sys, vlm_lora_plugin\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'vlm_lora' not in type(finder).__module__]\n"
+        "assert {'monkey', 'omnilmm', 'xcomposer'} <= {*vlm_lora_plugin.register_auto_classes()}\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "OmniLMMForCausalLM"
+
+
+def test_registering_by_hand_raises_what_the_implicit_way_warns_of(monkeypatch):
+    broken = replace(get_manager().family("monkey"), auto_modules=("no_such_module",))
+    monkeypatch.setattr(get_manager(), "families", lambda: {"monkey": broken})
+
+    with pytest.raises(AdapterError, match=r"adapter monkey .* importing no_such_module raised ModuleNotFoundError"):
+        register_auto_classes()
+
+
 def test_an_adapter_that_is_being_loaded_is_not_loaded_once_more():
     """What it imports meanwhile may be what the auto classes have waited for."""
     code = (
         "import transformers.models.auto.modeling_auto\n"
         "import vlm_lora_xcomposer.configuration\n"
-        "from vlm_lora_plugin.manager import get_manager\n"
+        "from vlm_lora_plugin.plugins.manager import get_manager\n"
         "get_manager().family('xcomposer')\n"
         "assert not any(record.error for record in get_manager().records())\n"
         "import json\n"

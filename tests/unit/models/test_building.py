@@ -3,8 +3,8 @@ import json
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.models.building import GENERATION_FILE, build_empty
-from vlm_lora_plugin.types import LoadRequest
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16}
 

@@ -22,7 +22,7 @@ def test_images_need_ids_to_say_where_they_stand():
 
 @pytest.mark.parametrize("given", [(IDS, None, PIXELS), (IDS, None, None), (None, EMBEDS, None), (None, EMBEDS, [])])
 def test_anything_else_is_taken(given):
-    refuse_contradicting_inputs("Sketch", *given)
+    assert refuse_contradicting_inputs("Sketch", *given) is None
 
 
 @pytest.fixture

@@ -107,7 +107,11 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(write):
 def test_ignored_tensors_are_dropped(write):
     state = {**STATE, "first.attn.masked_bias": torch.zeros(1)}
 
-    load_weights(empty_model(), write(state), dtype=torch.float32, ignore=[r".*\.masked_bias"])
+    model = empty_model()
+    load_weights(model, write(state), dtype=torch.float32, ignore=[r".*\.masked_bias"])
+
+    assert all(torch.equal(parameter, STATE[name]) for name, parameter in model.named_parameters())
+    assert "first.attn.masked_bias" not in model.state_dict()
 
 
 def test_an_optional_set_may_be_missing_as_a_whole(write):
@@ -132,7 +136,10 @@ def test_safetensors_win_over_pickles(tmp_path):
     save(STATE, tmp_path / "model.safetensors")
     (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
 
-    load_weights(empty_model(), tmp_path, dtype=torch.float32)
+    model = empty_model()
+    load_weights(model, tmp_path, dtype=torch.float32)
+
+    assert all(torch.equal(parameter, STATE[name]) for name, parameter in model.named_parameters())
 
 
 @pytest.mark.parametrize("cut", [0, 40, -20])
@@ -167,7 +174,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, save_with):
 def test_a_pickle_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {"first.weight": torch.zeros(1)}}, tmp_path / "pytorch_model.bin")
 
-    with pytest.raises(WeightsError, match="no state dict"):
+    with pytest.raises(WeightsError, match="not a state dict"):
         load_weights(empty_model(), tmp_path, dtype=torch.float32)
 
 
@@ -196,7 +203,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
 def test_a_broken_index_is_refused(tmp_path, content):
     (tmp_path / "pytorch_model.bin.index.json").write_text(content)
 
-    with pytest.raises(WeightsError, match=r"pytorch_model\.bin\.index\.json is no index"):
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin\.index\.json is not an index"):
         load_weights(empty_model(), tmp_path, dtype=torch.float32)
 
 

@@ -4,9 +4,9 @@ import pytest
 from torch import nn
 
 from vlm_lora_monkey.tiny import tiny_model
-from vlm_lora_plugin import get_manager
+from vlm_lora_plugin import get_manager, prepare
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 
@@ -78,12 +78,13 @@ def test_user_wins_over_the_presets_language_lora(family):
 def test_checkpointing_follows_the_recipe(switches, expected):
     document = {"preset": "lora", "gradient_checkpointing": switches}
 
-    assert patches(tiny_model(), document) == ["text-only batches", *expected]
+    assert prepare(tiny_model(), document).vlm_lora.patches == ("text-only batches", *expected)
 
 
 def test_answer_only_loss_follows_the_recipe():
-    assert "answer-only logits" not in patches(tiny_model(), {"preset": "lora"})
-    assert "answer-only logits" in patches(tiny_model(), {"preset": "lora", "answer_only_loss": True})
+    asked = prepare(tiny_model(), {"preset": "lora", "answer_only_loss": True})
+    assert "answer-only logits" not in prepare(tiny_model(), "lora").vlm_lora.patches
+    assert "answer-only logits" in asked.vlm_lora.patches
 
 
 def test_an_unknown_forward_is_refused():

@@ -68,7 +68,7 @@ def test_own_end_of_text_id_is_kept():
         ({"visual": {"image_size": 96}}, "lora_repeat_num 4 is less than the 9 windows"),
         ({"visual": {"image_size": 16}}, "smaller than window_size"),
         ({"visual": {"heads": 3}}, "width 32 does not divide"),
-        ({"visual": {"n_queries": 5}}, "no square"),
+        ({"visual": {"n_queries": 5}}, "not a square"),
         ({"visual": {"output_dim": 64}}, "output_dim 64"),
         ({"kv_channels": 16}, "do not make hidden_size"),
         ({"hidden_size": 256, "kv_channels": 64}, "is not hidden_size"),

@@ -19,9 +19,9 @@ from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, LORA_NAME, VISION_LORA_NAME
 from vlm_lora_monkey.tiny import tiny_model, write_tiny_folder
 from vlm_lora_monkey.weights import load_model
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import ModelError, WeightsError
-from vlm_lora_plugin.selection.keyed_init import keyed_lora_down
-from vlm_lora_plugin.types import LoadRequest
+from vlm_lora_plugin.models.keyed_init import keyed_lora_down
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_generation_settings_of_the_folder_are_kept(folder):
 
 def test_recognising_imports_neither_torch_nor_transformers(folder):
     code = (
-        "import sys; from pathlib import Path\nfrom vlm_lora_plugin.manager import get_manager\n"
+        "import sys; from pathlib import Path\nfrom vlm_lora_plugin.plugins.manager import get_manager\n"
         "family = get_manager().family_of_folder(Path(sys.argv[1]))\n"
         "assert family.name == 'monkey'\nassert not {'torch', 'transformers'} & set(sys.modules)"
     )

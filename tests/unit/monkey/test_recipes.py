@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from vlm_lora_monkey.tiny import write_tiny_folder
 from vlm_lora_plugin import VlmLoraCallback, load, load_adapter, prepare, training_arguments
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 
 LAYERS = [f"transformer.h.{block}" for block in (0, 1)]
 ALL = ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj")

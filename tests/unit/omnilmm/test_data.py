@@ -10,10 +10,10 @@ from vlm_lora_omnilmm.processing import OmniLMMProcessor
 from vlm_lora_omnilmm.records import parse_record
 from vlm_lora_omnilmm.tiny import WORDS
 from vlm_lora_omnilmm.tokenization import tiny_tokenizer
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract.example import Example, Message
 from vlm_lora_plugin.data.reading import parse_row
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_numbered_images_go_where_their_marks_stand(processor, folder):
         (conversation("q", "a", image=["a.png"]), "`image` must be a path"),
         (conversation("q", "a", image={"<image_00>": 3}), "must be a path"),
         ({"conversations": []}, "must be a list of turns"),
-        ({"conversations": ["q"]}, "turn 1 is no object"),
+        ({"conversations": ["q"]}, "turn 1 is not an object"),
         ({"conversations": [{"role": "user"}]}, "needs `role` and `content`"),
         ({"conversations": [{"role": "robot", "content": "q"}]}, "is from 'robot'"),
     ],

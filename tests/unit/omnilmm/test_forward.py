@@ -12,8 +12,8 @@ from vlm_lora_omnilmm.forward import patches
 from vlm_lora_omnilmm.tiny import tiny_model
 from vlm_lora_plugin import prepare
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 PRESETS = ("lora", "lora-text", "lora+vision")
 
@@ -83,10 +83,10 @@ def test_all_images_of_a_batch_take_one_pass_without_a_graph_when_the_tower_is_f
 
 def test_each_component_is_checkpointed_by_its_own_switch(prompts):
     def names(**switches):
-        return [patch.name for patch in patches(tiny_model(), recipe("lora", gradient_checkpointing=switches))]
+        return prepare(tiny_model(), recipe("lora", gradient_checkpointing=switches)).vlm_lora.patches
 
-    assert names(vision=True, language=False) == ["text-only batches", "checkpoint vision", "answer-only logits"]
-    assert names(vision=False, language=True) == ["text-only batches", "checkpoint language", "answer-only logits"]
+    assert names(vision=True, language=False) == ("text-only batches", "checkpoint vision", "answer-only logits")
+    assert names(vision=False, language=True) == ("text-only batches", "checkpoint language", "answer-only logits")
 
 
 def test_logits_are_those_of_answers_alone_where_the_recipe_says_so(prompts):
@@ -130,7 +130,7 @@ def test_the_patches_of_a_preset_leave_a_sixth_of_what_the_plain_forward_keeps(p
 
 
 def test_lora_on_the_fused_projection_of_the_tower_is_alive(prompts):
-    """timm's own attention goes past the layer, so that LoRA on it would never learn."""
+    """The attention of timm goes past the layer, so that LoRA on it would never learn."""
     model = prepare(tiny_model(), recipe("lora-text", components={"vision": "lora"})).train()
     _, gradients = step(model, prompts.training_batch())
 

@@ -18,8 +18,8 @@ from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 from vlm_lora_omnilmm.tiny import write_tiny_folder
 from vlm_lora_omnilmm.tokenization import load_tokenizer
 from vlm_lora_omnilmm.weights import load_model
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import ModelError, WeightsError
-from vlm_lora_plugin.types import LoadRequest
 
 SYNTHETIC = Path(__file__).parents[2] / "golden" / "omnilmm" / "tokenizer" / "llama"
 IDS = ("im_patch_token", "im_start_token", "im_end_token")

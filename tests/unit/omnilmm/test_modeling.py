@@ -180,7 +180,7 @@ def test_the_classes_are_known_to_the_auto_classes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_query": 5}, "no square number"),
+        ({"num_query": 5}, "not a square number"),
         ({"hidden_size": 64}, "below 128"),
         ({"mm_use_im_start_end": False}, "mm_use_im_start_end"),
         ({"tie_word_embeddings": True}, "a head of its own"),

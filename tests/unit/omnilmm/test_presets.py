@@ -12,10 +12,10 @@ from rich.console import Console
 from vlm_lora_omnilmm.tiny import tiny_model, write_demo_folder
 from vlm_lora_plugin import load
 from vlm_lora_plugin.demo.digits import write_digits
-from vlm_lora_plugin.job.run import run
-from vlm_lora_plugin.job.settings import TrainJob
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.job.train import run
+from vlm_lora_plugin.job.train_job import TrainJob
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 GROUPS = {

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
-from vlm_lora_plugin.data.preflight import DataStatistics
+from vlm_lora_plugin.data.statistics import DataStatistics
 from vlm_lora_plugin.reporting.data_table import data_table
 from vlm_lora_plugin.reporting.log import JsonlLog, read_log
 from vlm_lora_plugin.reporting.loss_picture import draw_loss

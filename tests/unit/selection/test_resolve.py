@@ -7,7 +7,7 @@ import torch
 from toy_family import toy_model
 
 from vlm_lora_plugin.errors import ModelError, SelectionError
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.selection.resolve import resolve_selection, trace_selection
 
 OWN_LORA = {
@@ -287,7 +287,7 @@ def test_longest_prefix_owns_a_parameter(toy):
             ["'nothing'", "aligner, lm_head, model"],
         ),
         ({"rules": [{"component": "vision", "exclude": "nothing", "means": "full"}]}, ["'nothing'"]),
-        ({"rules": [{"pattern": "tower(", "means": "full"}]}, ["no regular expression"]),
+        ({"rules": [{"pattern": "tower(", "means": "full"}]}, ["not a regular expression"]),
         (
             {"rules": [{"component": "vision", "module_types": "LayrNorm", "means": "full"}]},
             ["No module", "LayrNorm", "Did you mean LayerNorm"],
@@ -329,7 +329,7 @@ def test_longest_prefix_owns_a_parameter(toy):
         ),
         (
             {"components": {"language": "lora"}, "lora": {"target_modules": {"language": ["kv_proj"]}}},
-            ["kv_proj", "no linear layer"],
+            ["kv_proj", "not a linear layer"],
         ),
     ],
 )

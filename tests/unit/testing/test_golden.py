@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from toy_family import ToyAdapter, toy_batch, toy_model
 
 from vlm_lora_plugin import hookimpl
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.contract import GoldenCase
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.testing.golden import check_case
-from vlm_lora_plugin.types import GoldenCase
 
 
 def run_stages(model, inputs, names):

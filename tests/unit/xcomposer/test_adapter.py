@@ -9,10 +9,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from vlm_lora_plugin import load, load_adapter, prepare
-from vlm_lora_plugin.checkpoint.merge import merge_adapter
 from vlm_lora_plugin.errors import ModelError, SelectionError
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.merging.merge import merge_adapter
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.resolve import resolve_selection
 from vlm_lora_xcomposer.forward import VIEWS_AT_A_TIME, patches
 from vlm_lora_xcomposer.presets import SEPARATORS_LEARN

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import vlm_lora_plugin
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import ModelError, WeightsError
-from vlm_lora_plugin.types import LoadRequest
 from vlm_lora_xcomposer.folder import recognises
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.tiny import tiny_model, write_tiny_folder

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_lora_plugin.data.example import Example, Message
+from vlm_lora_plugin.contract import MeasuringProcessor, Processor
+from vlm_lora_plugin.contract.example import Example, Message
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError, TooLongError
-from vlm_lora_plugin.types import MeasuringProcessor, Processor
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.images import number_of_image_tokens
 from vlm_lora_xcomposer.processing import XComposerProcessor

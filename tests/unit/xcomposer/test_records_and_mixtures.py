@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_lora_plugin.data.example import Message
+from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.mixture import ExampleMixture, open_examples
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.adapter import describe_family
@@ -104,8 +104,8 @@ def test_other_files_are_no_mixtures(write):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("a.json", "is no path and number"),
-        ("a.json many", "is no path and number"),
+        ("a.json", "is not a path and number"),
+        ("a.json many", "is not a path and number"),
         ("a.json 0", "0 thousand samples are none at all"),
         ("a.json -1", "are none at all"),
         ("a.json nan", "are none at all"),

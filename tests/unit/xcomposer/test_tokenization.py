@@ -90,11 +90,11 @@ def test_pieces_are_written_and_read_back():
     ("content", "problem"),
     [
         (b"", "it holds no pieces"),
-        (b"no protobuf at all", "no protobuf message|cut short"),
+        (b"no protobuf at all", "not a protobuf message|cut short"),
         (build_file([Piece("a")])[:-3], "cut short"),
         (build_file([Piece("a")]), "it lacks <unk>, <s>, </s>"),
         (build_file([Piece(text) for text in ("<unk>", "<s>", "</s>", "a", "a")]), "pieces occur twice"),
-        (build_file([Piece("a")]).replace(b"\x18\x02", b"\x18\x01"), "no byte-pair model"),
+        (build_file([Piece("a")]).replace(b"\x18\x02", b"\x18\x01"), "not a byte-pair model"),
         (build_file([Piece("a")]).replace(b"\x18\x00", b"\x18\x01"), "changes the text"),
     ],
 )

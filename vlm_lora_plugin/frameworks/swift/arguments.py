@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.launch import PLUGINS
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 from vlm_lora_plugin.frameworks.swift.names import RECIPE_KEY, TUNER
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 
 _SPLIT = re.compile(r"[\s*?\[\]]")
 
@@ -43,7 +43,7 @@ def shell_words(arguments: Sequence[str]) -> str:
     these characters are written as escapes.
 
     Raises:
-        SwiftError: An argument that is no JSON, such as a path, has such a character.
+        SwiftError: An argument that is not JSON, such as a path, has such a character.
     """
     return " ".join(map(_shell_word, arguments))
 

@@ -11,22 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
-from vlm_lora_plugin.frameworks.swift.given import given_options
 from vlm_lora_plugin.frameworks.swift.names import TUNER
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-from vlm_lora_plugin.frameworks.swift.wrapping import wrap
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.frameworks.swift.options.explicit import given_options
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
-def install_arguments() -> None:
-    """Wrap the step in which Swift looks at the model; a second call changes nothing."""
-    from swift.arguments.base_args.model_args import ModelArguments
+def looking_at_the_model(
+    original: Callable[[Any], None], *, when_training: Callable[[], None], when_merging: Callable[[], None]
+) -> Callable[[Any], None]:
+    """Return the step in which Swift looks at the model, with the recipe laid over Swift's options.
 
-    wrap(ModelArguments, "__post_init__", _looking_at_the_model)
+    Args:
+        original: Swift's own.
+        when_training: Called where ``swift sft`` trains with our tuner.
+        when_merging: Called where an adapter of ours is merged.
+    """
 
-
-def _looking_at_the_model(original: Callable[[Any], None]) -> Callable[[Any], None]:
     def __post_init__(self: Any) -> None:
         if getattr(self, "tuner_type", None) != TUNER:
             original(self)
@@ -45,15 +47,12 @@ def _looking_at_the_model(original: Callable[[Any], None]) -> Callable[[Any], No
         original(self)
         family_of_type(self.model_type)
         if trains:
-            from vlm_lora_plugin.frameworks.swift.applying import apply_recipe
-            from vlm_lora_plugin.frameworks.swift.pipeline import install_data
+            from vlm_lora_plugin.frameworks.swift.options.apply import apply_recipe
 
             apply_recipe(self, given)
-            install_data()
+            when_training()
         elif getattr(self, "merge_lora", False):
-            from vlm_lora_plugin.frameworks.swift.merging import install_merging
-
-            install_merging()
+            when_merging()
 
     return __post_init__
 

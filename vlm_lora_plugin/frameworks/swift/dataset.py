@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import ConcatDataset, Dataset
 
+from vlm_lora_plugin.contract import MeasuringProcessor
+from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.dataset import ConversationDataset
-from vlm_lora_plugin.data.example import Message
-from vlm_lora_plugin.errors import DataError
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-from vlm_lora_plugin.types import MeasuringProcessor
+from vlm_lora_plugin.errors import DataError, SwiftError
 
 if TYPE_CHECKING:
     import torch
 
-    from vlm_lora_plugin.data.example import Example
+    from vlm_lora_plugin.contract import Family, Processor
+    from vlm_lora_plugin.contract.example import Example
     from vlm_lora_plugin.recipe import DataSettings
-    from vlm_lora_plugin.types import Family, Processor
 
 IMAGE_ROOT = "ROOT_IMAGE_DIR"
 """Environment variable that moves Swift's relative image paths; here they start at the data file."""
@@ -51,25 +50,25 @@ class SystemPrompt:
     def encode(
         self, example: Example, *, max_length: int | None = None, truncation_strategy: str = "raise"
     ) -> dict[str, torch.Tensor]:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         return self.inner.encode(
             self._prompted(example), max_length=max_length, truncation_strategy=truncation_strategy
         )
 
     def encode_prompt(self, example: Example) -> dict[str, torch.Tensor]:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         return self.inner.encode_prompt(self._prompted(example))
 
     def count_tokens(self, example: Example) -> tuple[int, int]:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         return self.inner.count_tokens(self._prompted(example))
 
     def collate(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         return self.inner.collate(features)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """See :class:`vlm_lora_plugin.types.Processor`."""
+        """See :class:`vlm_lora_plugin.contract.Processor`."""
         self.inner.save_pretrained(folder)
 
     def __getattr__(self, name: str) -> Any:
@@ -92,10 +91,10 @@ class SystemPrompt:
 
 
 class MeasuringSystemPrompt(SystemPrompt):
-    """The same around a :class:`~vlm_lora_plugin.types.MeasuringProcessor`."""
+    """The same around a :class:`~vlm_lora_plugin.contract.MeasuringProcessor`."""
 
     def measure(self, example: Example, image_sizes: Sequence[tuple[int, int]], **limits: Any) -> tuple[int, int]:
-        """See :class:`vlm_lora_plugin.types.MeasuringProcessor`."""
+        """See :class:`vlm_lora_plugin.contract.MeasuringProcessor`."""
         inner: Any = self.inner
         tokens, supervised = inner.measure(self._prompted(example), image_sizes, **limits)
         return tokens, supervised
@@ -108,7 +107,13 @@ def with_system_prompt(processor: Processor, text: str) -> Processor:
 
 
 def read_datasets(
-    files: Sequence[str], processor: Processor, settings: DataSettings, family: Family, *, seed: int = 42
+    files: Sequence[str],
+    processor: Processor,
+    settings: DataSettings,
+    family: Family,
+    *,
+    seed: int = 42,
+    decode: bool = True,
 ) -> Dataset[dict[str, torch.Tensor]] | None:
     """Open data files one after another and check every row and image of them.
 
@@ -118,12 +123,13 @@ def read_datasets(
         settings: The recipe's.
         family: Whose own row format is read too.
         seed: Of the draw of rows from a mixture.
+        decode: Decode every image; if not, only headers are read.
 
     Returns:
         The rows in the files' order, or None for no files.
 
     Raises:
-        SwiftError: One is no JSONL or JSON file on disk.
+        SwiftError: One is not a JSONL or JSON file on disk.
         DataError: Rows cannot be used and are not to be skipped.
     """
     if os.environ.get(IMAGE_ROOT):
@@ -135,7 +141,7 @@ def read_datasets(
     sets = []
     for name in files:
         data = ConversationDataset(_local(name, family), processor, settings, family, seed=seed)
-        found = data.check(decode=True)
+        found = data.check(decode=decode)
         _logger.info("%s: %d rows, %d images, %d tokens", name, found.rows, found.images, found.tokens)
         for problem in data.skipped:
             _logger.warning("left out: %s", problem.what)
@@ -152,7 +158,7 @@ def _local(name: str, family: Family) -> Path:
     if path.is_file() and family.read_mixture is not None and family.read_mixture(path) is not None:
         return path
     raise SwiftError(
-        f"--dataset {name} is no JSONL or JSON file on disk",
+        f"--dataset {name} is not a JSONL or JSON file on disk",
         why="Only such a file gives the same rows in the same order in every framework; Swift's data sets from a hub, "
         "other formats, and `file#count` do not.",
         fix="Write the rows that you want into a .jsonl file and give its path.",

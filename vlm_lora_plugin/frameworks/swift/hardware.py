@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora_plugin.errors import listed
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-from vlm_lora_plugin.job.launching import check_started
-from vlm_lora_plugin.job.look import DTYPES, wanted_dtype
-from vlm_lora_plugin.selection.manifest import differences
-from vlm_lora_plugin.zero.settings import deepspeed_settings
+from vlm_lora_plugin.documents import differences
+from vlm_lora_plugin.errors import SwiftError, listed
+from vlm_lora_plugin.parallel.launcher import check_started
+from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
+from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
 
 if TYPE_CHECKING:
     from swift.arguments import SftArguments
 
+    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import Recipe
-    from vlm_lora_plugin.types import Family
 
 
 def apply_dtype(arguments: SftArguments, given: Mapping[str, Any], recipe: Recipe) -> None:
@@ -32,7 +32,7 @@ def apply_dtype(arguments: SftArguments, given: Mapping[str, Any], recipe: Recip
     wanted_dtype(next((name for name, dtype in DTYPES.items() if dtype == arguments.torch_dtype), None), recipe)
 
 
-def apply_hardware(arguments: SftArguments, given: Mapping[str, Any], recipe: Recipe, family: Family) -> None:
+def apply_hardware(arguments: SftArguments, given: Mapping[str, Any], recipe: ResolvedRecipe, family: Family) -> None:
     """Check this process against the recipe's hardware, and give Swift its DeepSpeed document.
 
     A recipe without hardware leaves ``--deepspeed`` to the user.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class SwiftJob:
         elapsed: Seconds that the job had taken by then.
         metric: What is made of answers to the validation data, or None.
         notes: A file that the Swift process keeps the :class:`Notes` in.
+        check_images: Whether every image is decoded before training, or its header read alone.
     """
 
     output: str
@@ -32,10 +34,17 @@ class SwiftJob:
     elapsed: float
     metric: str | None
     notes: str
+    check_images: bool = True
 
     def write(self, file: Path) -> None:
         """Write it as JSON."""
         file.write_text(json.dumps(asdict(self)), "utf-8")
+
+    @classmethod
+    def of_process(cls) -> SwiftJob | None:
+        """Return the job that started this process, or None where the user started Swift."""
+        file = os.environ.get(JOB_VARIABLE)
+        return None if file is None else cls.read(Path(file))
 
     @classmethod
     def read(cls, file: Path) -> SwiftJob:

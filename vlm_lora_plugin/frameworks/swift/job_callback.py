@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlm_lora_plugin.answering.metrics import load_metric
+from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.errors import TrainingError
-from vlm_lora_plugin.frameworks.answers import AnswerMetric
-from vlm_lora_plugin.frameworks.groups import find_prepared
-from vlm_lora_plugin.frameworks.resources import ResourceMonitor
-from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
+from vlm_lora_plugin.frameworks.swift.job import Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
-from vlm_lora_plugin.job.output import OutputFolder
-from vlm_lora_plugin.metrics import load_metric
+from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric
+from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
+from vlm_lora_plugin.parallel.sharding import full_tensors
+from vlm_lora_plugin.prepared.model import find_prepared
 from vlm_lora_plugin.reporting.log import JsonlLog
-from vlm_lora_plugin.zero.partition import whole_values
 
 _ARGUMENTS = "args.json"
 """Swift's own record of a run, which it copies into each checkpoint and reads again to infer and export."""
@@ -39,13 +38,13 @@ class JobCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Any) -> None:
-        file = os.environ.get(JOB_VARIABLE)
-        if file is None:
+        job = SwiftJob.of_process()
+        if job is None:
             raise TrainingError(
                 f"--callbacks {JOB_CALLBACK} works in a run that `vlm-lora train --framework swift` started",
                 fix="Leave it out.",
             )
-        self._job = SwiftJob.read(Path(file))
+        self._job = job
         self._output = OutputFolder(Path(self._job.output))
         self._trainer = trainer
         self._monitor = ResourceMonitor()
@@ -80,7 +79,7 @@ class JobCallback(TrainerCallback):
         """Save the adapter, and say what limited the run."""
         model = find_prepared(kwargs["model"])
         if model is not None:
-            tensors = whole_values(model.named_trainables(), keep=state.is_world_process_zero)
+            tensors = full_tensors(model.named_trainables(), keep=state.is_world_process_zero)
             if state.is_world_process_zero:
                 self._output.save_adapter(partial(model.save_pretrained, state_dict=tensors))
         self._monitor.on_train_end(args, state, control, **kwargs)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from swift.model.model_meta import BaseModelLoader
 
+from vlm_lora_plugin.contract import LoadRequest, Processor
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.types import LoadRequest, Processor
+from vlm_lora_plugin.loading import load_both
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 if TYPE_CHECKING:
     from swift.model import ModelInfo, ModelMeta
@@ -84,6 +85,7 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         """Return the model in evaluation mode, or None when it was not asked for, and its processor.
 
         Raises:
+            AdapterError: The family's own loader raised something unexpected, or loaded no processor.
             ModelError: The folder is not of this family.
             WeightsError: Tensors are missing, extra or of another shape.
         """
@@ -95,9 +97,7 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         if source is not None:
             recipe = resolve_recipe(source, family)
             request = replace(request, seed=recipe.seed, processor=recipe.data.processor)
-        model, processor = family.load(request)
-        if processor is None:
-            raise ModelError(f"The adapter of {family.title} loaded no processor from {folder}")
+        model, processor = load_both(family, request)
         self.model_info.config = model.config
         vars(model).update(model_info=self.model_info, model_meta=self.model_meta, model_dir=str(folder))
         return model if self._wanted else None, SwiftProcessor(processor, self.model_info, self.model_meta)

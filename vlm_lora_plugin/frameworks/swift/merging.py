@@ -8,32 +8,23 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.checkpoint.merge import merge_adapter
 from vlm_lora_plugin.errors import CheckpointError
 from vlm_lora_plugin.frameworks.swift.names import TUNER
-from vlm_lora_plugin.frameworks.swift.wrapping import wrap
+from vlm_lora_plugin.merging.merge import merge_adapter
 
 ARGUMENTS = "args.json"
 """Swift's record of a run. In a merged folder it tells Swift which plugin file the folder needs."""
 
-_NAME = "merge_lora"
 _logger = logging.getLogger(__name__)
 
 
-def install_merging() -> None:
-    """Replace Swift's function in every module that has imported it; a second call changes nothing."""
-    from swift.pipelines.export import merge_lora
+def merging_everything(original: Callable[..., None]) -> Callable[..., None]:
+    """Return what merges all that was trained, for our tuner."""
 
-    for module in [module for module in list(sys.modules.values()) if vars(module).get(_NAME) is merge_lora]:
-        wrap(module, _NAME, _merging)
-
-
-def _merging(original: Callable[..., None]) -> Callable[..., None]:
     def merge_lora(args: Any, device_map: Any = None, replace_if_exists: bool = False) -> None:
         if args.tuner_type != TUNER:
             original(args, device_map=device_map, replace_if_exists=replace_if_exists)

@@ -6,30 +6,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
+from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
-from vlm_lora_plugin.frameworks.swift.wrapping import wrap
-from vlm_lora_plugin.recipe import resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.types import Processor
+    from vlm_lora_plugin.contract import Processor
 
 
-def install_trainer() -> None:
-    """Have Swift's factory give our trainer for our tuner; a second call changes nothing."""
-    from swift.trainers import TrainerFactory
+def choosing_trainer(original: Callable[..., type]) -> Callable[..., type]:
+    """Return what gives our trainer for our tuner."""
 
-    wrap(TrainerFactory, "get_trainer_cls", _trainer)
-
-
-def install_data() -> None:
-    """Have ``swift sft`` read data as ``vlm-lora train`` does; a second call changes nothing."""
-    from swift.pipelines.train.sft import SwiftSft
-
-    wrap(SwiftSft, "_prepare_dataset", _data)
-
-
-def _trainer(original: Callable[..., type]) -> Callable[..., type]:
     def get_trainer_cls(args: Any) -> type:
         if args.tuner_type != TUNER:
             return original(args)
@@ -40,7 +28,9 @@ def _trainer(original: Callable[..., type]) -> Callable[..., type]:
     return get_trainer_cls
 
 
-def _data(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+def reading_data(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """Return what reads data as ``vlm-lora train`` does, for our tuner."""
+
     def _prepare_dataset(self: Any) -> list[Any]:
         if self.args.tuner_type != TUNER:
             return original(self)
@@ -53,6 +43,8 @@ def _data(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         if args.system:
             processor = with_system_prompt(processor, args.system)
         sets = (args.dataset, args.val_dataset)
-        return [read_datasets(files, processor, recipe.data, family, seed=recipe.seed) for files in sets]
+        job = SwiftJob.of_process()
+        decode = job is None or job.check_images
+        return [read_datasets(files, processor, recipe.data, family, seed=recipe.seed, decode=decode) for files in sets]
 
     return _prepare_dataset

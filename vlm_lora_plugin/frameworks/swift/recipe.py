@@ -1,8 +1,8 @@
 """The recipe of a Swift run: how it is given, and where every part of the run finds it.
 
 Swift turns ``--model_kwargs '{"vlm_lora_recipe": ...}'`` into an environment variable. Once the command line
-has been read, that variable holds the resolved recipe as JSON, so that loader, tuner and worker processes see
-the same one.
+has been read, the process keeps the resolved recipe for loader, tuner and the rest; the variable then holds it as
+JSON, for worker processes.
 """
 
 from __future__ import annotations
@@ -20,30 +20,39 @@ from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.frameworks.swift.names import RECIPE_VARIABLE
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+
+_kept: dict[str, ResolvedRecipe] = {}
+"""The run's resolved recipe by the variable's text, so that another text is another run's."""
 
 
-def given_recipe() -> Mapping[str, Any] | str | None:
-    """Return the run's recipe as it was given: a path, a preset's name or a document; None for none.
+def given_recipe() -> ResolvedRecipe | Mapping[str, Any] | str | None:
+    """Return the run's recipe: resolved, where this process has done so; else as it was given.
+
+    That is a path, a preset's name or a document; None for none.
 
     Raises:
         RecipeError: A document was given that cannot be read.
     """
     text = os.environ.get(RECIPE_VARIABLE, "").strip()
+    if text in _kept:
+        return _kept[text]
     if not text.startswith("{"):
         return text or None
     try:
         document = _read(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is no JSON: {error}") from None
+        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is not JSON: {error}") from None
     if not isinstance(document, dict):
-        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is no JSON object")
+        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is not a JSON object")
     return document
 
 
-def keep_recipe(recipe: Recipe) -> None:
+def keep_recipe(recipe: ResolvedRecipe) -> None:
     """Make a resolved recipe the one that the rest of the run finds."""
-    os.environ[RECIPE_VARIABLE] = json.dumps(recipe.document())
+    text = os.environ[RECIPE_VARIABLE] = json.dumps(recipe.document())
+    _kept.clear()
+    _kept[text] = recipe
 
 
 def _read(text: str) -> Any:

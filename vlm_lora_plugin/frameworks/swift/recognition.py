@@ -12,21 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.frameworks.swift.families import own_types
-from vlm_lora_plugin.frameworks.swift.wrapping import wrap
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.frameworks.swift.families import family_of_type, own_types
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from swift.model import ModelInfo
 
-    from vlm_lora_plugin.types import Family
-
-
-def install_recognition() -> None:
-    """Wrap what Swift reads a model folder with; a second call changes nothing."""
-    from swift.model import model_meta
-
-    wrap(model_meta, "_get_model_info", _reading)
+    from vlm_lora_plugin.contract import Family
 
 
 def family_of(folder: str | Path) -> Family | None:
@@ -68,7 +60,9 @@ def _config(folder: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _reading(original: Callable[..., ModelInfo]) -> Callable[..., ModelInfo]:
+def reading_folders(original: Callable[..., ModelInfo]) -> Callable[..., ModelInfo]:
+    """Return what reads a model folder for Swift; our families' without running their code."""
+
     def _get_model_info(
         model_dir: str, model_type: str | None, quantization_config: Any = None, *args: Any, **kwargs: Any
     ) -> ModelInfo:
@@ -80,9 +74,20 @@ def _reading(original: Callable[..., ModelInfo]) -> Callable[..., ModelInfo]:
                 f"{model_dir} cannot be loaded quantised: its family's own code loads it",
                 fix="Leave --quant_method and --quant_bits out.",
             )
+        _register(model_dir, own)
         return _describe(model_dir, own)
 
     return _get_model_info
+
+
+def _register(model_dir: str, model_type: str) -> None:
+    """Tell Swift what the folder's model is made of, and of its family where that is a fallback."""
+    from vlm_lora_plugin.frameworks.swift.model_types import register_family, register_parts
+
+    family = family_of_type(model_type)
+    if family.fallback:
+        register_family(family)
+    register_parts(family, get_manager().architecture_of_folder(family, Path(model_dir)))
 
 
 def _describe(model_dir: str, model_type: str) -> ModelInfo:

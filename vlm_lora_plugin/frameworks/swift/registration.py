@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from vlm_lora_plugin.frameworks.swift.hooks import install_hooks
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK, RECORDER, TUNER
 from vlm_lora_plugin.frameworks.swift.versions import check_version
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def register() -> None:
-    """Tell Swift of every family and of the tuner; a second call changes nothing.
+    """Tell Swift of the tuner and of every family; of a fallback only once the run's folder is known to be its own.
+
+    A second call changes nothing.
 
     Raises:
         SwiftError: ms-swift is missing, or of a version that is not supported.
@@ -17,20 +20,16 @@ def register() -> None:
     from swift.callbacks import callbacks_map
     from swift.tuner_plugin import tuners_map
 
-    from vlm_lora_plugin.frameworks.swift.command_line import install_arguments
-    from vlm_lora_plugin.frameworks.swift.families import register_family
-    from vlm_lora_plugin.frameworks.swift.pipeline import install_trainer
-    from vlm_lora_plugin.frameworks.swift.recognition import install_recognition
+    from vlm_lora_plugin.frameworks.swift.model_types import register_family
     from vlm_lora_plugin.frameworks.swift.tuner import VlmLoraTuner
 
     for family in get_manager().working_families().values():
-        register_family(family)
+        if not family.fallback:
+            register_family(family)
     tuners_map[TUNER] = VlmLoraTuner
     callbacks_map[JOB_CALLBACK] = _job
     callbacks_map[RECORDER] = _recorder
-    install_recognition()
-    install_arguments()
-    install_trainer()
+    install_hooks("registering")
 
 
 def _job(args: object, trainer: object) -> object:
@@ -42,6 +41,6 @@ def _job(args: object, trainer: object) -> object:
 
 def _recorder(args: object, trainer: object) -> object:
     """Return what writes down a run."""
-    from vlm_lora_plugin.parity.record import recorder_of_environment
+    from vlm_lora_plugin.frameworks.recorder import recorder_of_environment
 
     return recorder_of_environment()

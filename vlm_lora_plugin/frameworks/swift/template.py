@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from swift.template import Template
 
-from vlm_lora_plugin.data.example import Example
+from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.reading import parse_row
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from swift.template import StdTemplateInputs
     from torch import nn
 
+    from vlm_lora_plugin.contract import Processor
     from vlm_lora_plugin.frameworks.swift.loader import SwiftProcessor
-    from vlm_lora_plugin.types import Processor
 
 ORIGIN = "the request"
 """What error messages call a conversation that did not come from a data file."""
@@ -77,7 +77,7 @@ class VlmLoraTemplate(Template):  # type: ignore[misc]  # Swift is untyped
         return dict(self.inner.collate(rows))
 
     def register_post_encode_hook(self, models: Sequence[nn.Module]) -> None:
-        """Do nothing: the models take ``input_ids`` and ``pixel_values`` as the processor gives them."""
+        """Do nothing: the models take what the processor gives as it is."""
 
     def prepare_generate_kwargs(self, generate_kwargs: dict[str, Any], *, model: Any = None) -> dict[str, Any]:
         """Return them unchanged: the generation ends at the model's own end token."""

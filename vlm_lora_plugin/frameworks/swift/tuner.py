@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from swift.tuner_plugin import Tuner
 
-from vlm_lora_plugin.checkpoint.load import load_adapter, read_manifest
+from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
-from vlm_lora_plugin.preparation import prepare
-from vlm_lora_plugin.prepared_model import VlmLoraPeftModel
+from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
+from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
+from vlm_lora_plugin.prepared.preparation import load_trained, prepare_model
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,8 @@ class VlmLoraTuner(Tuner):  # type: ignore[misc]  # Swift is untyped
     @staticmethod
     def prepare_model(args: SftArguments, model: PreTrainedModel) -> VlmLoraPeftModel:
         """Prepare the loaded model by the run's recipe."""
-        return prepare(model, given_recipe())
+        install_hooks()
+        return prepare_model(model, given_recipe())
 
     @staticmethod
     def save_pretrained(
@@ -46,9 +48,10 @@ class VlmLoraTuner(Tuner):  # type: ignore[misc]  # Swift is untyped
         To go on training, the run's recipe decides, and must train what the checkpoint holds. Otherwise the
         recipe in the checkpoint does.
         """
+        install_hooks()
         if not is_trainable:
-            return load_adapter(model, model_id)
+            return load_trained(model, model_id)
         recipe = given_recipe()
-        prepared = prepare(model, dict(read_manifest(model_id).recipe) if recipe is None else recipe)
+        prepared = prepare_model(model, dict(read_manifest(model_id).recipe) if recipe is None else recipe)
         prepared.load_adapter(model_id, is_trainable=True)
         return prepared

@@ -6,15 +6,11 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 
 from vlm_lora_plugin._version import __version__
-from vlm_lora_plugin.errors import VlmLoraError
+from vlm_lora_plugin.errors import SwiftError
 
 DISTRIBUTION = "ms-swift"
 OLDEST, TOO_NEW = (4, 5), (5,)
 SUPPORTED = f">={'.'.join(map(str, OLDEST))},<{'.'.join(map(str, TOO_NEW))}"
-
-
-class SwiftError(VlmLoraError):
-    """Swift cannot do what a recipe says, or is asked for something else than the recipe."""
 
 
 def check_version() -> str:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vlm_lora_plugin import load, load_adapter
+from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.data.files import read_examples
 from vlm_lora_plugin.errors import CheckpointError
-from vlm_lora_plugin.evaluation import generate_answers
 
 
 @pytest.fixture
@@ -134,5 +134,5 @@ def test_an_empty_tensor_is_never_saved(swift, tuned, tmp_path):
         name: tensor.new_empty(0) if "lora_a" in name else tensor for name, tensor in tuned.state_dict().items()
     }
     with pytest.raises(CheckpointError, match="empty"):
-        VlmLoraTuner.save_pretrained(tuned, str(tmp_path / "partitioned"), state_dict=gathered)
-    assert not (tmp_path / "partitioned").exists()
+        VlmLoraTuner.save_pretrained(tuned, str(tmp_path / "sharded"), state_dict=gathered)
+    assert not (tmp_path / "sharded").exists()

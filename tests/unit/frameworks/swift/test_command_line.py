@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from vlm_lora_plugin.frameworks.swift import options
-from vlm_lora_plugin.frameworks.swift.options import OPTIONS, OfTrainer
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
+from vlm_lora_plugin.errors import SwiftError
+from vlm_lora_plugin.frameworks.swift.options import table as options
+from vlm_lora_plugin.frameworks.swift.options.table import OPTIONS, OfTrainer
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +88,7 @@ def test_an_option_that_agrees_is_accepted(sft_arguments):
         (("--split_dataset_ratio", "0.1"), "--val_dataset"),
         (("--template", "qwen_vl"), "template"),
         (("--attn_impl", "eager"), "attn_impl"),
+        (("--fsdp", "fsdp2"), "--deepspeed zero3"),
         (("--callbacks", "lisa"), "which parameters learn"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -145,14 +146,44 @@ def test_what_the_recipe_says_is_not_laid_over(sft_arguments, tmp_path):
         sft_arguments("--max_steps", 4, recipe=str(recipe))
 
 
+def test_a_contradiction_names_who_said_what(sft_arguments, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: lora\ntraining: {max_steps: 3}\n")
+    with pytest.raises(SwiftError) as caught:
+        sft_arguments("--max_steps", 4, "--lora_rank", 8, recipe=str(recipe))
+    assert f"--max_steps 4: the recipe's training.max_steps is 3 ({recipe})" in caught.value.what
+    assert "--lora_rank 8: the recipe's lora.r is 16 (default)" in caught.value.what
+
+
+def test_arguments_loader_and_tuner_share_one_resolved_recipe(sft_arguments, monkeypatch):
+    from vlm_lora_plugin.frameworks.swift.tuner import VlmLoraTuner
+    from vlm_lora_plugin.planning import resolve as resolving
+
+    seen, original = [], resolving.Stacked.of
+
+    class Counting(resolving.Stacked):
+        @classmethod
+        def of(cls, layers):
+            seen.append(layers)
+            return original(layers)
+
+    monkeypatch.setattr(resolving, "Stacked", Counting)
+    arguments = sft_arguments("--max_steps", 4, recipe={"preset": "lora", "seed": 3})
+    model, _ = arguments.get_model_processor()
+    recipe = VlmLoraTuner.prepare_model(arguments, model).vlm_lora.recipe
+    assert (recipe.seed, recipe.training.max_steps) == (3, 4)
+    assert str(recipe.source("training.max_steps")) == "the options of swift sft"
+    assert len(seen) == 1
+
+
 def test_the_recipe_may_be_a_document(sft_arguments):
     assert sft_arguments(recipe={"preset": "lora", "training": {"max_steps": 5}}).max_steps == 5
     assert sft_arguments(recipe='{"preset": "lora", "training": {"max_steps": 6}}').max_steps == 6
 
 
 def test_a_whole_document_may_be_nested(sft_arguments):
-    from vlm_lora_plugin.manager import get_manager
-    from vlm_lora_plugin.recipe import resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve_recipe
+    from vlm_lora_plugin.plugins.manager import get_manager
 
     document = resolve_recipe("lora", get_manager().family("monkey")).document()
     assert document["training"]["eval_steps"] is None

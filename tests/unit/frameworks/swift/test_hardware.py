@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlm_lora_plugin.errors import HardwareError
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
-from vlm_lora_plugin.manager import get_manager
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.zero.settings import deepspeed_settings
+from vlm_lora_plugin.errors import HardwareError, SwiftError
+from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from vlm_lora_plugin import get_manager, load
+from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.frameworks.swift.dataset import read_datasets, with_system_prompt
-from vlm_lora_plugin.recipe import resolve_recipe
-from vlm_lora_plugin.types import MeasuringProcessor
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 
 @pytest.fixture(scope="module")

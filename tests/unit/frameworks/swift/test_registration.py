@@ -2,27 +2,76 @@
 
 import pytest
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift import versions
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError, check_version
-from vlm_lora_plugin.manager import get_manager
+from vlm_lora_plugin.frameworks.swift.versions import check_version
+from vlm_lora_plugin.plugins.manager import get_manager
 
 
-def test_every_family_has_a_model_type_parts_and_a_template(swift):
+def test_every_family_has_a_model_type_and_a_template(swift):
     from swift.model import MODEL_MAPPING
     from swift.template import TEMPLATE_MAPPING
 
-    for name, family in get_manager().families().items():
+    for name in get_manager().families():
         meta = MODEL_MAPPING[name]
         assert meta.is_multimodal
         assert meta.template in TEMPLATE_MAPPING
-        parts = {part.name: list(part.prefixes) for part in family.components}
-        arch = meta.model_arch
-        assert (arch.language_model, arch.vision_tower, arch.aligner) == (
-            parts["language"],
-            parts["vision"],
-            parts["aligner"],
-        )
+
+
+@pytest.fixture
+def unchanged_mappings(swift, monkeypatch):
+    """Swift's tables, put back after the test."""
+    from swift.model import MODEL_MAPPING
+    from swift.model.model_arch import MODEL_ARCH_MAPPING
+    from swift.template import TEMPLATE_MAPPING
+
+    before = [(table, dict(table)) for table in (MODEL_MAPPING, MODEL_ARCH_MAPPING, TEMPLATE_MAPPING)]
+    yield
+    for table, content in before:
+        table.clear()
+        table.update(content)
+
+
+def test_the_parts_are_those_of_the_runs_folder(unchanged_mappings, model):
+    from swift.model import MODEL_MAPPING, get_model_info_meta
+
+    get_model_info_meta(str(model))
+    family = get_manager().family("monkey")
+    parts = get_manager().architecture_of_folder(family, model)
+    arch = MODEL_MAPPING["monkey"].model_arch
+    assert (arch.language_model, arch.vision_tower, arch.aligner) == tuple(
+        list(parts.component(name).prefixes) for name in ("language", "vision", "aligner")
+    )
+
+
+def test_a_fallback_is_registered_when_the_runs_folder_is_known_and_not_before(unchanged_mappings, tmp_path):
+    from dataclasses import replace
+
+    from swift.model import MODEL_MAPPING, get_model_info_meta
+    from toy_family import ToyAdapter, toy_config
+
+    from vlm_lora_plugin import hookimpl
+    from vlm_lora_plugin.frameworks.swift.loader import VlmLoraLoader
+    from vlm_lora_plugin.frameworks.swift.registration import register
+
+    class Fallback(ToyAdapter):
+        @hookimpl
+        def describe_family(self):
+            return replace(super().describe_family(), fallback=True, swift_model_types=("qwen2_5_vl",))
+
+    adapter, builtin = Fallback(), MODEL_MAPPING["qwen2_5_vl"]
+    get_manager().register(adapter)
+    try:
+        register()
+        assert "toy" not in MODEL_MAPPING
+        toy_config().save_pretrained(tmp_path)
+        get_model_info_meta(str(tmp_path))
+        assert MODEL_MAPPING["toy"].loader is VlmLoraLoader
+        assert MODEL_MAPPING["toy"].model_arch.vision_tower == ["tower"]
+        assert MODEL_MAPPING["qwen2_5_vl"] is builtin
+    finally:
+        get_manager().unregister(adapter)
 
 
 def test_registering_twice_changes_nothing(swift):
@@ -47,8 +96,8 @@ def test_a_family_may_take_over_a_type_of_swifts(swift, toy, monkeypatch):
 
     from swift.model import MODEL_MAPPING
 
-    from vlm_lora_plugin.frameworks.swift.families import register_family
     from vlm_lora_plugin.frameworks.swift.loader import VlmLoraLoader
+    from vlm_lora_plugin.frameworks.swift.model_types import register_family
 
     builtin = MODEL_MAPPING["xcomposer2"]
     monkeypatch.setitem(MODEL_MAPPING, "xcomposer2", builtin)
@@ -63,7 +112,7 @@ def test_a_family_may_take_over_a_type_of_swifts(swift, toy, monkeypatch):
 
 
 def test_swifts_own_xcomposer_loader_is_still_broken(swift):
-    """Its get_model returns nothing. When this fails, Swift has mended it: look again at what we replace."""
+    """Its get_model returns nothing. When this fails, Swift has fixed it: look again at what we replace."""
     import ast
     import inspect
     import textwrap

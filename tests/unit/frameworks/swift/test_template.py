@@ -9,9 +9,8 @@ import torch
 
 from vlm_lora_plugin import ConversationDataset, get_manager, load
 from vlm_lora_plugin.data.files import ExampleFile
-from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.errors import DataError, SwiftError
 from vlm_lora_plugin.frameworks.swift.dataset import SystemPrompt, read_datasets
-from vlm_lora_plugin.frameworks.swift.versions import SwiftError
 from vlm_lora_plugin.recipe import DataSettings
 
 ROWS = 5

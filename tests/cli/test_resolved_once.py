@@ -1,0 +1,102 @@
+"""A recipe is resolved once in a process, the DeepSpeed hook asked once, and ``inspect`` says who set what."""
+
+import json
+
+import pytest
+
+from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin.planning import resolve as resolving
+from vlm_lora_plugin.plugins.manager import get_manager
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The recipes that were resolved, wherever a module got the function from."""
+    seen, original = [], resolving.Stacked.of
+
+    class Counting(resolving.Stacked):
+        @classmethod
+        def of(cls, layers):
+            seen.append(layers)
+            return original(layers)
+
+    monkeypatch.setattr(resolving, "Stacked", Counting)  # what `resolve` lays its layers with, once a call
+    return seen
+
+
+@pytest.fixture
+def asked():
+    """The machines that the DeepSpeed hook was asked about."""
+    seen = []
+
+    class Policy:
+        @hookimpl(wrapper=True)
+        def deepspeed_config(self, recipe, hardware):
+            seen.append(str(hardware))
+            return (yield)
+
+    policy = Policy()
+    get_manager().register(policy)
+    yield seen
+    get_manager().unregister(policy)
+
+
+def test_train_resolves_its_recipe_once(vlm_lora, model, data, tmp_path, counted):
+    quick = ("--max-steps", 1, "--set", "training.gradient_accumulation_steps=1")
+    outcome = vlm_lora("train", model, "--data", data, "-o", tmp_path / "out", *quick, "--set", "hardware=1x24")
+    assert outcome.code == 0, outcome.err
+    assert len(counted) == 1
+
+
+def test_resuming_resolves_its_recipe_once(vlm_lora, model, data, tmp_path, counted):
+    quick = ("--max-steps", 1, "--set", "training.gradient_accumulation_steps=1")
+    arguments = ("train", model, "--data", data, "-o", tmp_path / "out", *quick)
+    assert vlm_lora(*arguments).code == 0
+    counted.clear()
+    assert vlm_lora(*arguments, "--resume").code == 0
+    assert len(counted) == 1
+
+
+def test_inspect_resolves_once_and_asks_the_hook_once(vlm_lora, model, counted, asked):
+    assert vlm_lora("inspect", model, "--set", "hardware=3x24").code == 0
+    assert len(counted) == 1
+    assert asked == ["3x24"]
+
+
+def test_the_deepspeed_file_is_made_of_one_answer(vlm_lora, model, asked):
+    assert vlm_lora("deepspeed", "--model", model, "--hardware", "3x24").code == 0
+    assert asked == ["3x24"]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("preset: lora\nlora: {r: 4}\nhardware: 3x24\n")
+    return file
+
+
+def test_inspect_says_who_set_each_value_that_is_not_a_default(vlm_lora, model, recipe):
+    outcome = vlm_lora("inspect", model, "--recipe", recipe, "--set", "seed=7", "--json")
+    sources = json.loads(outcome.out)["sources"]
+    assert sources["seed"] == {"value": 7, "source": "user", "by": "the command line", "why": ""}
+    assert sources["lora.r"] == {"value": 4, "source": "user", "by": str(recipe), "why": ""}
+    assert (sources["rules.0"]["source"], sources["rules.0"]["by"]) == ("preset", "lora")
+    stage = sources["hardware.zero_stage"]
+    assert (stage["value"], stage["source"], stage["by"]) == (3, "hardware", "3x24")
+    assert stage["why"].startswith("24 GiB")
+    assert "lora.use_dora" not in sources
+
+
+def test_inspect_shows_it_to_people_too(vlm_lora, model, recipe):
+    outcome = vlm_lora("inspect", model, "--recipe", recipe, "--set", "seed=7")
+    assert "seed 7  the command line" in outcome.out
+    assert f"lora.r 4  {recipe}"[:40] in outcome.out
+    assert "preset lora" in outcome.out
+    assert "hardware.zero_stage 3" in outcome.out
+
+
+def test_the_short_form_of_hardware_goes_with_offload(vlm_lora, model):
+    for settings in (["hardware=3x24", "hardware.offload=true"], ["hardware.offload=true", "hardware=3x24"]):
+        outcome = vlm_lora("inspect", model, "--json", *(word for text in settings for word in ("--set", text)))
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["sources"]["hardware.offload"]["value"] is True

@@ -1,0 +1,1 @@
+pytest_plugins = ["vlm_lora_plugin.testing.plugin"]

@@ -1,1 +1,0 @@
-"""Patches of the forward pass that families share."""

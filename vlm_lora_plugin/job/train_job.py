@@ -1,0 +1,164 @@
+"""What a training job is asked to do, and the checks that need neither torch nor the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlm_lora_plugin.checkpoint.output import OutputFolder
+from vlm_lora_plugin.documents import differences
+from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
+from vlm_lora_plugin.frameworks.swift.versions import check_version
+from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, lay_over, read_recipe
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.planning.dtypes import DtypeName
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+    from vlm_lora_plugin.recipe import RecipeSource
+
+COMMAND_LINE = "the command line"
+
+FrameworkName = Literal["trainer", "swift"]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training job.
+
+    Attributes:
+        model: A model folder.
+        data: The training data, JSONL or JSON.
+        output: The folder that results go to.
+        val_data: Data to evaluate on, or None.
+        recipe: A recipe in any form, or None for the family's default preset.
+        overrides: A document laid over the recipe.
+        dtype: Dtype of the frozen weights; None picks bf16 on a GPU that computes in it, fp16 on another GPU,
+            and fp32 on a CPU.
+        overwrite: Replace the results that ``output`` holds already.
+        resume: Go on with the job in ``output`` from its newest complete checkpoint. The recipe must be that
+            job's; without a recipe or preset, ``overrides`` are laid over it, and must change nothing.
+        check_images: Decode every image once before training, so that a broken one cannot stop it half-way.
+        framework: What trains: transformers' Trainer in this process, or ``swift sft`` in another.
+    """
+
+    model: Path
+    data: Path
+    output: Path
+    val_data: Path | None = None
+    recipe: RecipeSource | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    dtype: DtypeName | None = None
+    overwrite: bool = False
+    resume: bool = False
+    check_images: bool = True
+    framework: FrameworkName = "trainer"
+
+    @cached_property
+    def resolved(self) -> tuple[Family, ResolvedRecipe]:
+        """Whose model it is, and the job's recipe, resolved when first asked for.
+
+        Raises:
+            ModelError: The folder is of no known family.
+            RecipeError: The recipe has an unknown key, value or preset, or is not that of the job to resume.
+            OutputError: There is no job to resume.
+        """
+        if self.resume:
+            return recipe_to_resume(self, OutputFolder(self.output))
+        return recognise(self.model, self.recipe, self.overrides)
+
+    def check(self) -> tuple[Family, ResolvedRecipe]:
+        """Check model folder, recipe, data files and output folder.
+
+        Returns:
+            Whose model it is, and the resolved recipe.
+
+        Raises:
+            ModelError: The folder is of no known family.
+            RecipeError: The recipe has an unknown key, value or preset.
+            DataError: A data file is missing.
+            OutputError: The output folder cannot be used, or holds nothing to go on with.
+            SwiftError: Swift is asked for, and not installed or of a version that is not supported.
+        """
+        if self.framework == "swift":
+            check_version()
+        resolved = self.resolved
+        for file in (self.data, self.val_data):
+            if file is not None and not file.is_file():
+                raise DataError(f"There is no data file {file}", fix="Give the path of a JSONL or JSON file.")
+        OutputFolder(self.output).check(overwrite=self.overwrite, resume=self.resume)
+        return resolved
+
+
+def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, ResolvedRecipe]:
+    """Return the recipe of an interrupted job, and check that it is the one that is asked for.
+
+    Settings alone are laid over the job's own recipe; a recipe or preset is compared as a whole.
+
+    Raises:
+        OutputError: The folder holds no recipe.
+        RecipeError: Another recipe is asked for.
+    """
+    from vlm_lora_plugin.planning.resolve import architecture_of, resolve
+    from vlm_lora_plugin.plugins.manager import get_manager
+
+    if not output.recipe.is_file():
+        raise OutputError(
+            f"There is no job to go on with in {output.folder}: it has no {output.recipe.name}",
+            fix="Give the output folder of an interrupted job, or leave --resume out.",
+        )
+    family = get_manager().family_of_folder(job.model)
+    kept = Recipe.parse(read_recipe(output.recipe), source=str(output.recipe))
+    if job.recipe is None and job.overrides.get("preset") is None:
+        asked: Recipe = Recipe.parse(lay_over(kept, _still_to_say(job.overrides, kept)))
+        resolved = resolve(RecipeDocument.read(output.recipe), family, architecture_of(family))
+    else:
+        written = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
+        asked = resolved = resolve(written, family, architecture_of(family))
+    found = differences(_decided(kept), _decided(asked))
+    if found:
+        raise RecipeError(
+            f"The recipe is not that of the job in {output.folder} (job / given): {listed(found)}",
+            why="Going on with another recipe would give a result that no recipe describes.",
+            fix="Leave it out to go on with the job's own recipe, or start a new job in another folder.",
+        )
+    return family, resolved.model_copy(update={"origin": kept.origin})
+
+
+def _still_to_say(overrides: Mapping[str, Any], kept: Recipe) -> dict[str, Any]:
+    """Return overrides without the rules that end the job's own, which they would only repeat."""
+    rules = lay_over(overrides, {}).get("rules", [])
+    own = [Rule.model_validate(rule) for rule in rules]
+    repeated = bool(own) and list(kept.rules[-len(own) :]) == own
+    return {key: value for key, value in overrides.items() if not (repeated and key in ("rules", "components"))}
+
+
+def _decided(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe without where it came from, which decides nothing."""
+    return {key: value for key, value in recipe.document().items() if key != "origin"}
+
+
+def recognise(folder: Path, recipe: RecipeSource | None, overrides: Mapping[str, Any]) -> tuple[Family, ResolvedRecipe]:
+    """Find out whose model a folder holds, and resolve a recipe for it.
+
+    Args:
+        folder: The model folder.
+        recipe: A recipe in any form, or None for the family's default preset.
+        overrides: A document laid over the recipe, what the command line says.
+
+    Raises:
+        ModelError: The folder is of no known family.
+        RecipeError: The recipe has an unknown key, value or preset.
+    """
+    from vlm_lora_plugin.planning.resolve import architecture_of, resolve, resolve_recipe
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+    from vlm_lora_plugin.plugins.manager import get_manager
+
+    family = get_manager().family_of_folder(folder)
+    if isinstance(recipe, ResolvedRecipe):
+        return family, resolve_recipe(recipe, family, overrides)
+    written = RecipeDocument.read(recipe, overrides, overridden_by=COMMAND_LINE)
+    return family, resolve(written, family, architecture_of(family))

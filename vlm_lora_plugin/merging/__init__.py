@@ -1,0 +1,1 @@
+"""An adapter folded into its base: one plain checkpoint."""

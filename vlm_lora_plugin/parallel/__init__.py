@@ -1,0 +1,1 @@
+"""Several processes: sharded parameters, ranks that must agree, launching."""

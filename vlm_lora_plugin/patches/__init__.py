@@ -1,0 +1,1 @@
+"""Reversible changes of the forward pass, one file each."""

@@ -1,0 +1,162 @@
+"""Text-only batches of a model that also sees: they train, and leave no other rank waiting.
+
+Such a batch reaches no vision parameter. In one process that only costs gradients: where nothing but vision
+learns, the loss has none. Several processes wait for each other's gradients (DistributedDataParallel), mix up
+whose gradient is whose (ZeRO-2, which reduces them in the order in which they come), or wait for parts of weights
+(ZeRO-3, whose modules must be called equally often and in the same order on all ranks, frozen or not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm_lora_plugin.contract import Patch
+from vlm_lora_plugin.contract.architecture import PIXELS
+from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.names import canonical_name
+from vlm_lora_plugin.parallel.agreement import several_ranks
+from vlm_lora_plugin.parallel.sharding import is_sharded, optimizer_keeps
+
+Look = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""Given a module and text embeddings, sends one made-up image through the vision modules just as the module does with
+real ones, and returns its features, of any shape. Pixels are in the range of real ones."""
+
+_Parameters = Callable[[], list[nn.Parameter]]
+
+WITHOUT_IMAGES = "without_images"
+"""Method of the module that puts images among the embeddings ``[B, T, C]``. Its forward pass calls it where a prompt
+has no image, at the place where it would put them, and goes on with what it returns."""
+
+
+def keep_text_only_trainable(
+    trunk: str,
+    unused: Sequence[str],
+    images: str = PIXELS,
+    *,
+    look: Look | None = None,
+    splicer: str | None = None,
+) -> Patch:
+    """Return the patch that lets a batch without an image train, in one process or several.
+
+    In one process it adds, in training, zero times the sum of the vision parameters to the hidden states, so
+    that every one gets a gradient of zero. In several, and where ZeRO-3 shards them, a made-up image takes
+    the way of a real one at the same place of the forward pass, and zero times its features is added to the
+    embeddings: so every rank calls the same modules in the same order and has the same graph, whatever its rows
+    hold. That is right only where all images of a batch go through the vision modules in one call.
+
+    Args:
+        trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
+        unused: Names of the modules, and of single parameters, that a text-only batch does not reach.
+        images: Keyword argument of ``trunk`` that is None or empty for a text-only batch.
+        look: Looks at a made-up image. Without it, several processes train under DistributedDataParallel alone.
+        splicer: Name of the module with the method :data:`WITHOUT_IMAGES`, ``""`` for the model itself; None for
+            the trunk.
+    """
+    return Patch(
+        name="text-only batches",
+        reason="every trainable parameter gets a gradient, of zero, without an image; ranks never wait",
+        apply=partial(_apply, trunk, tuple(unused), images, look, trunk if splicer is None else splicer),
+    )
+
+
+def _apply(
+    trunk: str, unused: Sequence[str], images: str, look: Look | None, splicer: str, model: nn.Module
+) -> Callable[[], None]:
+    try:
+        module = model.get_submodule(trunk)
+        unreached = _parameters_of(model, unused)
+        splicing = model.get_submodule(splicer)
+        if look is not None:
+            getattr(splicing, WITHOUT_IMAGES)
+    except AttributeError as error:
+        raise ModelError(
+            f"This {type(model).__name__} has another structure: {error}",
+            fix="Load the model with vlm_lora_plugin.load.",
+        ) from None
+
+    def touch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        given = kwargs.get(images)
+        if given is not None and len(given):
+            return output
+        # Between passes a sharded parameter is empty: the gradient of its sum would be, too.
+        if several_ranks() or any(map(is_sharded, _learning(unreached()))):
+            if look is not None:
+                return output
+            _refuse_zero(unreached())
+        learning = _learning(unreached()) if module.training and torch.is_grad_enabled() else []
+        if learning:
+            hidden = output.last_hidden_state
+            zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
+            output.last_hidden_state = hidden + zero.to(hidden.device, hidden.dtype)
+        return output
+
+    # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
+    undo: list[Callable[[], None]] = [module.register_forward_hook(touch, with_kwargs=True).remove]
+    if look is not None:
+        undo.append(_look_at_nothing(splicing, unreached, look))
+
+    def undo_all() -> None:
+        for step in undo:
+            step()
+
+    return undo_all
+
+
+def _look_at_nothing(splicing: nn.Module, unreached: _Parameters, look: Look) -> Callable[[], None]:
+    def without_images(embeds: torch.Tensor) -> torch.Tensor:
+        trains = splicing.training and torch.is_grad_enabled() and bool(_learning(unreached()))
+        in_parts, several = any(map(is_sharded, unreached())), several_ranks()
+        if not ((trains and (several or in_parts)) or (several and in_parts)):
+            return embeds
+        return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
+
+    vars(splicing)[WITHOUT_IMAGES] = without_images
+    return partial(vars(splicing).pop, WITHOUT_IMAGES)
+
+
+def _parameters_of(model: nn.Module, names: Sequence[str]) -> _Parameters:
+    """Return what lists the parameters of the modules, and the single parameters, of these names.
+
+    PEFT may have wrapped a parameter's layer; its canonical name is the one it had before. The modules are asked
+    each time, because LoRA may be added to them later.
+
+    Raises:
+        AttributeError: The model has neither a module nor a parameter of a name.
+    """
+    modules = dict(model.named_modules())
+    single = {canonical_name(path): parameter for path, parameter in model.named_parameters()}
+    for name in names:
+        if name not in modules and name not in single:
+            raise AttributeError(f"it has no module or parameter {name}")
+
+    def parameters() -> list[nn.Parameter]:
+        found: list[nn.Parameter] = []
+        for name in names:
+            found += modules[name].parameters() if name in modules else [single[name]]
+        return found
+
+    return parameters
+
+
+def _learning(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def _refuse_zero(parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse what ZeRO would mix up, or what would leave other ranks waiting.
+
+    Raises:
+        ModelError: ZeRO-3 shards parameters of these modules, or a stage of it trains some.
+    """
+    if any(map(is_sharded, parameters)) or any(map(optimizer_keeps, _learning(parameters))):
+        raise ModelError(
+            "This family's batches without an image cannot be used under ZeRO",
+            why="ZeRO-1 and 2 would add up gradients of different parameters, and under ZeRO-3 ranks wait forever, "
+            "or find gradients of nothing.",
+            fix="Train without DeepSpeed, or on rows that all have an image.",
+        )

@@ -1,0 +1,1 @@
+"""A recipe on its hardware: resolved values, predicted memory, tiers, DeepSpeed settings."""

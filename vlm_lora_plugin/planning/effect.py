@@ -1,0 +1,119 @@
+"""The refusal of keys that would have no effect in a model or a job, by who set them.
+
+What the user said and cannot be done is an error; what a preset, the hardware or a default says is switched off, and
+shown as off. A value that equals the key's default asks for nothing: a recipe that was written out in full has each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vlm_lora_plugin.documents import value_at
+from vlm_lora_plugin.errors import RecipeError
+from vlm_lora_plugin.patches.from_recipe import asked_keys, why_without_effect
+from vlm_lora_plugin.plugins.manager import get_manager
+from vlm_lora_plugin.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlm_lora_plugin.contract import Architecture, Family
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+    from vlm_lora_plugin.selection.trainables import TrainableSet
+
+WHY = "A setting without effect is most often a slip."
+
+EVALUATION_KEYS = (
+    "training.eval_steps",
+    "training.per_device_eval_batch_size",
+    "evaluation.metric",
+    "evaluation.max_rows",
+    "evaluation.max_new_tokens",
+)
+"""Keys that need validation data."""
+
+_ANSWER_KEYS = ("evaluation.max_rows", "evaluation.max_new_tokens")
+
+
+def effective_recipe(
+    recipe: ResolvedRecipe, model: nn.Module, family: Family, architecture: Architecture, *, strict: bool = True
+) -> ResolvedRecipe:
+    """Return a recipe without the patches that cannot work in a model.
+
+    Args:
+        recipe: The resolved recipe.
+        model: The base model, which may be on the meta device.
+        family: Whose model it is.
+        architecture: What it is made of.
+        strict: False also switches off what the user set, for an adapter that was trained when it was not refused.
+
+    Raises:
+        RecipeError: The user set a key that would have no effect; names it, the family, why, and what to write.
+    """
+    asked = asked_keys(recipe, architecture)
+    idle = {key: why for key in asked if (why := why_without_effect(key, model, architecture)) is not None}
+    if not idle:
+        return recipe
+    served = {patch.serves for patch in get_manager().wrap_forward(family, model, recipe)}
+    idle = {key: why for key, why in idle.items() if key not in served}
+    for key, why in idle.items():
+        if strict and recipe.by_user(key):
+            able = [
+                part.name for part in architecture.components if _can_be_checkpointed(part.name, model, architecture)
+            ]
+            table, _, name = key.partition(".")
+            off = f"{table}: {{{name}: false}}" if name else f"{table}: false"
+            others = f" Components that can be checkpointed: {', '.join(able) or 'none'}." if name else ""
+            raise RecipeError(
+                f"{key} is on ({recipe.source(key)}), but has no effect on {family.title}: {why}",
+                why="Neither the core nor the family's plugin can do it in this model, so memory would not be saved.",
+                fix=f"Write {off}, or remove it.{others}",
+            )
+    return recipe.without(idle)
+
+
+def _can_be_checkpointed(name: str, model: nn.Module, architecture: Architecture) -> bool:
+    return why_without_effect(f"gradient_checkpointing.{name}", model, architecture) is None
+
+
+def check_tables(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
+    """Refuse ``train_fixed_tables`` where no computed table learns.
+
+    Raises:
+        RecipeError: The user set it.
+    """
+    tables = trainables.architecture.fixed_tables
+    if not recipe.train_fixed_tables or not recipe.by_user("train_fixed_tables"):
+        return
+    if not any(re.fullmatch(table, name) for table in tables for name in trainables.names):
+        raise RecipeError(
+            f"train_fixed_tables is on ({recipe.source('train_fixed_tables')}), but no computed table is trained: "
+            + ("no rule trains one in full" if tables else "the model has none"),
+            why=WHY,
+            fix="Remove it" + (", or train the component that holds the table in full." if tables else "."),
+        )
+
+
+def check_evaluation(recipe: ResolvedRecipe, *, validates: bool) -> None:
+    """Refuse settings of evaluation in a job that does not evaluate, and of answers where none are measured.
+
+    Args:
+        recipe: The resolved recipe.
+        validates: Whether the job has validation data.
+
+    Raises:
+        RecipeError: The user set one of them to another value than its default.
+    """
+    if not validates:
+        _refuse(recipe, EVALUATION_KEYS, "the job has no validation data", "Give --val-data, or remove it.")
+    elif recipe.evaluation.metric is None:
+        _refuse(recipe, _ANSWER_KEYS, "evaluation.metric is null, so nothing is answered", "Remove it.")
+
+
+def _refuse(recipe: ResolvedRecipe, keys: Iterable[str], because: str, fix: str) -> None:
+    defaults, document = Recipe().document(), recipe.document()
+    for key in keys:
+        if recipe.by_user(key) and value_at(document, key) != value_at(defaults, key):
+            raise RecipeError(f"{recipe.said(key)}, but has no effect: {because}", why=WHY, fix=fix)

@@ -1,0 +1,1 @@
+"""Discovery, registry and manager: the only place that knows pluggy."""

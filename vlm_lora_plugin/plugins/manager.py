@@ -1,0 +1,193 @@
+"""The one place that knows which adapter a folder or a model belongs to, and asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, TrainableSelection
+from vlm_lora_plugin.errors import ModelError, VlmLoraError, listed, nearest
+from vlm_lora_plugin.plugins.architectures import check_architecture
+from vlm_lora_plugin.plugins.calling import attributed, title
+from vlm_lora_plugin.plugins.references import function_of
+from vlm_lora_plugin.plugins.registry import AdapterRegistry
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from vlm_lora_plugin.contract import Patch, Processor
+    from vlm_lora_plugin.recipe import Recipe
+    from vlm_lora_plugin.vocabulary import Hardware
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class AdapterManager(AdapterRegistry):
+    """Recognises whose a folder or a model is, and asks that adapter and every policy around it."""
+
+    def __init__(self, *, discover: bool = True) -> None:
+        super().__init__(discover=discover)
+        self._architectures: dict[tuple[str, Path, frozenset[tuple[str, int, int]], str | None], Architecture] = {}
+
+    def unregister(self, adapter: object) -> None:
+        """Remove an adapter or policy that was registered, and forget what it said."""
+        super().unregister(adapter)
+        kept = {key: value for key, value in self._architectures.items() if key[0] in self._families}
+        self._architectures = kept
+
+    def family_of_folder(self, folder: Path) -> Family:
+        """Return the family that recognises a model folder by its content; a fallback where no other one does.
+
+        Raises:
+            ModelError: No family, or more than one that is not a fallback, recognises it; or several fallbacks.
+        """
+        if not folder.is_dir():
+            raise ModelError(f"There is no model folder {folder}", fix="Give the path of a downloaded model.")
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{folder} is not a model folder: it has no config.json", fix="Give the folder that holds config.json."
+            )
+        matches: list[Family] = []
+        failed: list[str] = []
+        for fallbacks in (False, True):
+            for family in self.families().values():
+                if family.fallback == fallbacks:
+                    try:
+                        if self.call(family, family.recognises, folder):
+                            matches.append(family)
+                    except VlmLoraError as error:  # somebody else's adapter must not stop this one's
+                        failed.append(f"{family.name} ({error.what})")
+            if matches:
+                break
+        if len(matches) == 1:
+            return matches[0]
+        broken = [record.name for record in self.records() if record.error] + failed
+        hint = f"These adapters are broken and could not be asked: {', '.join(broken)}." if broken else ""
+        if matches:
+            raise ModelError(
+                f"{folder} is recognised by {self._all_of(matches)}; it must be one",
+                why="Which of them loads the model decides what is trained.",
+                fix="Uninstall all but one of these.",
+            )
+        raise ModelError(
+            f"{folder} holds none of the known models ({', '.join(f.title for f in self.families().values())})",
+            why=hint,
+            fix="Look at model_type and architectures in its config.json: it must be one of the families above.",
+        )
+
+    def family_of_model(self, model: nn.Module) -> Family:
+        """Return the family that owns a model object, by its config's ``model_type``; a fallback where no other does.
+
+        Raises:
+            ModelError: No family, or more than one that is not a fallback, owns it; or several fallbacks.
+        """
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        for fallbacks in (False, True):
+            owners = [
+                family
+                for family in self.families().values()
+                if family.fallback == fallbacks and model_type in family.model_types
+            ]
+            if len(owners) > 1:
+                raise ModelError(
+                    f"The model type {model_type!r} is claimed by {self._all_of(owners)}; it must be one",
+                    why="Which of them prepares the model decides what is trained.",
+                    fix="Uninstall all but one of these.",
+                )
+            if owners:
+                return owners[0]
+        known = [kind for family in self.families().values() for kind in family.model_types]
+        raise ModelError(
+            f"No adapter owns a {type(model).__name__} of model type {model_type!r}",
+            fix=f"Load the model with vlm_lora_plugin.load(folder). {nearest(str(model_type), known)}",
+        )
+
+    def _all_of(self, families: Sequence[Family]) -> str:
+        return listed(self.title(family) for family in families)
+
+    def load(self, family: Family, request: LoadRequest) -> tuple[PreTrainedModel, Processor | None]:
+        """Let a family's loader read a model folder.
+
+        Raises:
+            AdapterError: It raised something unexpected; names the adapter and its distribution. A VlmLoraError
+                is an answer to the user and passes as it is.
+        """
+        return attributed(lambda: family.load(request), f"The loader of {self.title(family)}")
+
+    def architecture(self, family: Family, model: nn.Module) -> Architecture:
+        """Ask a family what a model is made of, loaded or on the meta device, and check the answer against the model.
+
+        Raises:
+            AdapterError: The function raised something unexpected, or its answer does not describe the model.
+        """
+        answer: object = self.call(family, family.architecture, cast("PreTrainedModel", model))
+        return check_architecture(answer, model, self.title(family))
+
+    def architecture_of_folder(self, family: Family, folder: Path, variant: str | None = None) -> Architecture:
+        """Return what the model of a folder is made of, before any is loaded.
+
+        The family builds it on the meta device, once for each config and variant in this process.
+
+        Args:
+            family: Whose folder it is.
+            folder: The model folder; ``config.json`` alone is enough.
+            variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
+
+        Raises:
+            AdapterError: The family's functions raised something unexpected, or the answer is wrong.
+            ModelError: The config is impossible.
+        """
+        files = ((entry, entry.stat()) for entry in folder.iterdir())
+        state = frozenset((entry.name, stat.st_size, stat.st_mtime_ns) for entry, stat in files)
+        key = (family.name, folder.resolve(), state, variant)
+        if key not in self._architectures:
+            request = LoadRequest(folder=folder, device="meta", variant=variant, with_processor=False)
+            self._architectures[key] = self.architecture(family, self.load(family, request)[0])
+        return self._architectures[key]
+
+    def call(self, family: Family, function: Callable[P, R] | str, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call one of the functions of a family's description, importing it first where it is ``"module:function"``.
+
+        Raises:
+            AdapterError: It cannot be imported, or raised something unexpected; names the function, the plugin and
+                its distribution. A VlmLoraError is an answer to the user and passes as it is.
+        """
+        name = next((field.name for field in fields(family) if getattr(family, field.name) is function), "A function")
+        what = f"{name} of {self.title(family)}"
+        found = function_of(function, what)
+        return attributed(lambda: found(*args, **kwargs), what)
+
+    def title(self, family: Family) -> str:
+        """Return a family's plugin as messages call it: ``the adapter monkey of vlm-lora-plugin 0.1.0``."""
+        plugin = self._plugins.get(family.name)
+        return f"the family {family.name}" if plugin is None else title(self._pm, plugin)
+
+    def select_trainable(self, family: Family, model: nn.Module, recipe: Recipe) -> TrainableSelection:
+        """Ask the family's adapter for its rules; without the hook they are the recipe's own."""
+        result: TrainableSelection = self._ask_family(family, "select_trainable", model=model, recipe=recipe)
+        return result
+
+    def wrap_forward(self, family: Family, model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
+        """Ask the family's adapter for its patches; an adapter without the hook has none."""
+        result: Sequence[Patch] = self._ask_family(family, "wrap_forward", model=model, recipe=recipe)
+        return result
+
+    def deepspeed_config(self, family: Family, recipe: Recipe, hardware: Hardware) -> Mapping[str, Any]:
+        """Ask the family's adapter for its ZeRO overrides; an adapter without the hook has none."""
+        result: Mapping[str, Any] = self._ask_family(family, "deepspeed_config", recipe=recipe, hardware=hardware)
+        return result
+
+    def _ask_family(self, family: Family, hook: str, **arguments: Any) -> Any:
+        self.family(family.name)
+        return self._ask(self._plugins[family.name], hook, **arguments)
+
+
+@lru_cache(maxsize=1)
+def get_manager() -> AdapterManager:
+    """Return the process's manager, made on first use."""
+    return AdapterManager()

@@ -1,0 +1,1 @@
+"""The prepared model, and the core of ``prepare``; no framework is known here."""
