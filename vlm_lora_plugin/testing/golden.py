@@ -115,7 +115,9 @@ def _compare(folder: Path, family: Family, case: GoldenCase) -> Iterator[Finding
     }
 
     model.requires_grad_(True)
-    component_of = {name: part.name for name, part in Layout(model, get_manager().architecture(family, model)).component_of.items()}
+    component_of = {
+        name: part.name for name, part in Layout(model, get_manager().architecture(family, model)).component_of.items()
+    }
     passes = Passes(model, dict(model.named_parameters()), case.inputs, case.stages, sorted(tensors))
     yield compare_narrowing(passes.double)
     yield from compare_stages(passes, float(expected["loss"]), tensors, tolerance)
