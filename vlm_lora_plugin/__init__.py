@@ -8,11 +8,11 @@ Nothing here imports torch until one of them is used. Importing this package als
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_lora_plugin._version import __version__
 from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.lazy import lazy_names
 from vlm_lora_plugin.models.auto_finder import install as _install_auto_classes
 
 if TYPE_CHECKING:
@@ -75,10 +75,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from vlm_lora_monkey.names import LANGUAGE_LORA_NAME
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.weights import tensor_names
+from vlm_lora_plugin.models import tensor_names
 
 PUBLISHED_VISUAL: dict[str, Any] = {
     "heads": 16,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.models import read_config
 
 MODEL_TYPE = "monkey"
 QWEN_VL_MODEL_TYPE = "qwen"  # shared with the text-only Qwen, which has no `visual`

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vlm_lora_monkey.modeling import MonkeyForCausalLM, MonkeyModel
-from vlm_lora_plugin.patches.from_recipe import refuse_unknown_model
-from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
+from vlm_lora_plugin.patches import keep_text_only_trainable, refuse_unknown_model
 
 if TYPE_CHECKING:
     from torch import nn

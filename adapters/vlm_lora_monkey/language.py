@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.lora import LANGUAGE_RANK, LoraAdapter
-from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, rotary_tables
+from vlm_lora_plugin.models import RMSNorm, Rotary, apply_rotary, rotary_tables
 
 
 def ntk_factor(length: int, trained_length: int) -> float:

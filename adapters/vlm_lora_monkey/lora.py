@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
+from vlm_lora_plugin.models import to_weight_dtype
 
 # Upstream hard-codes the ranks: monkey_model/visual.py and modeling_qwen_nvdia3090.py.
 ATTENTION_RANK = 16

@@ -24,13 +24,18 @@ from vlm_lora_monkey.language import MonkeyBlock, log_n_scale, ntk_factor, rotar
 from vlm_lora_monkey.names import LORA_NAME
 from vlm_lora_monkey.visual import MonkeyVisionTower
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.generation import ImagesInPrompt
-from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
-from vlm_lora_plugin.models.keyed_init import draw_builtin
-from vlm_lora_plugin.models.language import RMSNorm, positions_in_row
-from vlm_lora_plugin.models.resampling import init_resampler
-from vlm_lora_plugin.models.splicing import find_image_blocks, put_images
-from vlm_lora_plugin.parallel.zero3 import zero3_configuration
+from vlm_lora_plugin.models import (
+    ImagesInPrompt,
+    RMSNorm,
+    draw_builtin,
+    find_image_blocks,
+    head_outputs,
+    init_resampler,
+    positions_in_row,
+    put_images,
+    refuse_contradicting_inputs,
+    zero3_configuration,
+)
 
 DEFAULT_SEED = 42
 

@@ -9,8 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_lora_monkey.configuration import VisionSettings
 from vlm_lora_monkey.lora import ATTENTION_RANK, MLP_RANK, LoraAdapter
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.models.resampling import Resampler, stretch_grid
+from vlm_lora_plugin.models import Resampler, stretch_grid, to_weight_dtype
 
 NORM_EPS = 1e-6
 STORED_POSITIONS = 256  # a 16 x 16 grid, stretched to the window's grid

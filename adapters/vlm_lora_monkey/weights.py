@@ -12,10 +12,7 @@ from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, VISION_LORA_NAME
 from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.building import build_empty
-from vlm_lora_plugin.models.config_folder import read_config
-from vlm_lora_plugin.models.keyed_init import draw_builtin
-from vlm_lora_plugin.models.weights import has_weights, load_weights
+from vlm_lora_plugin.models import build_empty, draw_builtin, has_weights, load_weights, read_config
 
 # Buffers of upstream's classes that some checkpoints carry; they follow from the config.
 IGNORED_TENSORS = (r".*attn\.masked_bias", r".*rotary_emb\.inv_freq")

@@ -129,7 +129,3 @@ class OmniLMMConfig(MistralConfig):
                 fix="Load the model with vlm_lora_plugin.load, or set im_patch_token, im_start_token and im_end_token.",
             )
         return self.im_patch_token, self.im_start_token, self.im_end_token
-
-
-# Registers the classes with transformers' auto classes, whichever part of this package is imported first.
-import vlm_lora_omnilmm.modeling  # noqa: E402, F401

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.models import read_config
 
 MODEL_TYPE = "omnilmm"
 

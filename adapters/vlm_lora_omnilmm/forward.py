@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel
-from vlm_lora_plugin.patches.from_recipe import refuse_unknown_model
-from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
+from vlm_lora_plugin.patches import keep_text_only_trainable, refuse_unknown_model
 
 if TYPE_CHECKING:
     from torch import nn

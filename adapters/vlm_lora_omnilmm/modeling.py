@@ -20,12 +20,17 @@ from transformers.models.mistral.modeling_mistral import MistralModel, MistralPr
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_plugin.errors import ModelError, listed
-from vlm_lora_plugin.models.generation import ImagesInPrompt
-from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
-from vlm_lora_plugin.models.resampling import init_resampler
-from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
-from vlm_lora_plugin.parallel.agreement import several_ranks
-from vlm_lora_plugin.parallel.sharding import is_sharded
+from vlm_lora_plugin.models import (
+    Blocks,
+    ImagesInPrompt,
+    find_image_blocks,
+    head_outputs,
+    init_resampler,
+    is_sharded,
+    put_images,
+    refuse_contradicting_inputs,
+    several_ranks,
+)
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 

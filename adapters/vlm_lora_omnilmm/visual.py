@@ -13,8 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig, TowerSettings
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.models.resampling import NORM_EPS, Resampler
+from vlm_lora_plugin.models import NORM_EPS, Resampler, to_weight_dtype
 
 try:
     from timm.models.eva import Eva, EvaAttention, EvaBlockPostNorm

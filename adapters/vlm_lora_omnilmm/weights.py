@@ -10,9 +10,7 @@ from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 from vlm_lora_omnilmm.tokenization import resolve_image_ids
 from vlm_lora_plugin.contract import LoadRequest
-from vlm_lora_plugin.models.building import build_empty, stored_dtype
-from vlm_lora_plugin.models.config_folder import read_config
-from vlm_lora_plugin.models.weights import load_weights
+from vlm_lora_plugin.models import build_empty, load_weights, read_config, stored_dtype
 
 # Buffers that older libraries saved. They follow from the config; the key's bias is always zero.
 IGNORED_TENSORS = (r".*rotary_emb\.inv_freq", r".*attn\.k_bias")

@@ -51,7 +51,7 @@ class XComposerConfig(PreTrainedConfig):
     Keys beyond the published ones, all optional:
 
     - ``variant``: one of :data:`~vlm_lora_xcomposer.variants.VARIANTS`. Without it ``img_size`` says version 2,
-      else it is 4KHD; a folder's tensors decide before that (see :mod:`vlm_lora_xcomposer.weights`).
+      else it is 4KHD; a folder's tensors decide before that (see :mod:`vlm_lora_xcomposer.shapes`).
     - ``vision``: keys of a CLIP vision tower, ``image_size`` included, laid over the published ones.
     - ``plora``: ``{"wqkv": [r, alpha], "other": [r, alpha], "dropout": 0.05}``, laid over the variant's.
     - ``projector_size``: width between the projector's two layers, ``hidden_size`` by default.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.models import read_config
 from vlm_lora_xcomposer.names import PLORA_NAME
 
 MODEL_TYPE = "internlmxcomposer2"
@@ -40,7 +40,7 @@ def recognises(folder: Path) -> bool:
 
 
 def _has_partial_lora(folder: Path) -> bool:
-    from vlm_lora_plugin.models.weights import has_weights, tensor_names
+    from vlm_lora_plugin.models import has_weights, tensor_names
 
     return has_weights(folder) and any(re.fullmatch(PLORA_NAME, name) for name in tensor_names(folder))
 

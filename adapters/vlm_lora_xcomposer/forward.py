@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from vlm_lora_plugin.contract import Patch
-from vlm_lora_plugin.names import canonical_name
-from vlm_lora_plugin.parallel.agreement import several_ranks
-from vlm_lora_plugin.parallel.sharding import is_sharded
-from vlm_lora_plugin.patches.from_recipe import refuse_unknown_model
-from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
+from vlm_lora_plugin.models import canonical_name, is_sharded, several_ranks
+from vlm_lora_plugin.patches import keep_text_only_trainable, refuse_unknown_model
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.names import (
     PLORA_NAME,

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, rotary_tables
+from vlm_lora_plugin.models import RMSNorm, Rotary, apply_rotary, rotary_tables
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.plora import PLoraLinear
 

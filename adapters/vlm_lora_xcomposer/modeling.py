@@ -20,15 +20,21 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
-from vlm_lora_plugin.models.generation import ImagesInPrompt
-from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
-from vlm_lora_plugin.models.language import RMSNorm, positions_in_row
+from vlm_lora_plugin.models import (
+    ImagesInPrompt,
+    RMSNorm,
+    head_outputs,
+    positions_in_row,
+    refuse_contradicting_inputs,
+    to_weight_dtype,
+)
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.generation import images_of_rows, stop_at_turn_end
 from vlm_lora_xcomposer.grids import grid_of
 from vlm_lora_xcomposer.language import XComposerBlock, rotary_of
+from vlm_lora_xcomposer.names import IGNORED_TENSORS
 from vlm_lora_xcomposer.plora import LowRankProjection
+from vlm_lora_xcomposer.shapes import with_sizes_of_tensors
 from vlm_lora_xcomposer.splicing import find_image_tokens, mask_of, put_images
 from vlm_lora_xcomposer.vision import (
     VisionEmbeddings,
@@ -37,9 +43,6 @@ from vlm_lora_xcomposer.vision import (
     merge_patches,
     views_of,
 )
-
-IGNORED_TENSORS = (r".*rotary_emb\.inv_freq", r".*\.embeddings\.position_ids")
-"""Whole names of buffers of upstream's classes that some checkpoints carry; they follow from the config."""
 
 
 class XComposerModel(nn.Module):
@@ -251,8 +254,6 @@ class XComposerForCausalLM(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """Load as the library does; a local folder's tensors tell the sizes that its config does not."""
-        from vlm_lora_xcomposer.weights import with_sizes_of_tensors
-
         folder = Path(str(pretrained_model_name_or_path))
         if folder.is_dir() and not isinstance(kwargs.get("config"), (str, os.PathLike)):
             config = kwargs.get("config") or XComposerConfig.from_pretrained(folder)

@@ -21,6 +21,9 @@ POST_NORM_NAME = r"vit\.vision_tower\.vision_model\.post_layernorm\.(weight|bias
 VIDEO_NAME = r"video_mem_proj\.[02]\.(weight|bias)"
 """Projector of OmniLive's video memory; no forward pass of an image or a text reaches it."""
 
+IGNORED_TENSORS = (r".*rotary_emb\.inv_freq", r".*\.embeddings\.position_ids")
+"""Whole names of buffers of upstream's classes that some checkpoints carry; they follow from the config."""
+
 VISION_PREFIX = "vit"
 PROJECTOR_PREFIX = "vision_proj"
 SEPARATOR_PREFIXES = ("plora_glb_GN", "plora_sub_GN")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
+from vlm_lora_plugin.models import to_weight_dtype
 from vlm_lora_xcomposer.configuration import PLoraSettings
 
 

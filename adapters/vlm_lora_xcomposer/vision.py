@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
-from vlm_lora_plugin.models.dtypes import to_weight_dtype
+from vlm_lora_plugin.models import to_weight_dtype
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.grids import Grid, grid_of
 

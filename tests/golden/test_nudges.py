@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from vlm_lora_plugin.plugins.manager import get_manager
 
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.testing.comparison import Tolerance
 from vlm_lora_plugin.testing.golden import compare_gradients
 from vlm_lora_plugin.testing.golden_comparison import compare_stages

@@ -1,1 +1,97 @@
-"""What the families' model code shares: loss, reading of checkpoints, registration with transformers."""
+"""What the families' model code shares, and what an adapter needs of the layers below.
+
+Names are imported when they are used: importing this package imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlm_lora_plugin.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.models.auto import register_auto_classes
+    from vlm_lora_plugin.models.building import build_empty, stored_dtype
+    from vlm_lora_plugin.models.config_folder import read_config
+    from vlm_lora_plugin.models.dtypes import to_weight_dtype
+    from vlm_lora_plugin.models.generation import ImagesInPrompt
+    from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
+    from vlm_lora_plugin.models.keyed_init import draw_builtin
+    from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, positions_in_row, rotary_tables
+    from vlm_lora_plugin.models.loss import causal_lm_loss
+    from vlm_lora_plugin.models.resampling import NORM_EPS, Resampler, init_resampler, stretch_grid
+    from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
+    from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names, tensor_shapes
+    from vlm_lora_plugin.names import canonical_name
+    from vlm_lora_plugin.parallel.agreement import several_ranks
+    from vlm_lora_plugin.parallel.sharding import is_sharded
+    from vlm_lora_plugin.parallel.zero3 import zero3_configuration
+
+_LAZY = {
+    "register_auto_classes": "vlm_lora_plugin.models.auto",
+    "build_empty": "vlm_lora_plugin.models.building",
+    "stored_dtype": "vlm_lora_plugin.models.building",
+    "read_config": "vlm_lora_plugin.models.config_folder",
+    "to_weight_dtype": "vlm_lora_plugin.models.dtypes",
+    "ImagesInPrompt": "vlm_lora_plugin.models.generation",
+    "head_outputs": "vlm_lora_plugin.models.image_text",
+    "refuse_contradicting_inputs": "vlm_lora_plugin.models.image_text",
+    "draw_builtin": "vlm_lora_plugin.models.keyed_init",
+    "RMSNorm": "vlm_lora_plugin.models.language",
+    "Rotary": "vlm_lora_plugin.models.language",
+    "apply_rotary": "vlm_lora_plugin.models.language",
+    "positions_in_row": "vlm_lora_plugin.models.language",
+    "rotary_tables": "vlm_lora_plugin.models.language",
+    "causal_lm_loss": "vlm_lora_plugin.models.loss",
+    "NORM_EPS": "vlm_lora_plugin.models.resampling",
+    "Resampler": "vlm_lora_plugin.models.resampling",
+    "init_resampler": "vlm_lora_plugin.models.resampling",
+    "stretch_grid": "vlm_lora_plugin.models.resampling",
+    "Blocks": "vlm_lora_plugin.models.splicing",
+    "find_image_blocks": "vlm_lora_plugin.models.splicing",
+    "put_images": "vlm_lora_plugin.models.splicing",
+    "has_weights": "vlm_lora_plugin.models.weights",
+    "load_weights": "vlm_lora_plugin.models.weights",
+    "tensor_names": "vlm_lora_plugin.models.weights",
+    "tensor_shapes": "vlm_lora_plugin.models.weights",
+    "canonical_name": "vlm_lora_plugin.names",
+    "several_ranks": "vlm_lora_plugin.parallel.agreement",
+    "is_sharded": "vlm_lora_plugin.parallel.sharding",
+    "zero3_configuration": "vlm_lora_plugin.parallel.zero3",
+}
+
+__all__ = [
+    "NORM_EPS",
+    "Blocks",
+    "ImagesInPrompt",
+    "RMSNorm",
+    "Resampler",
+    "Rotary",
+    "apply_rotary",
+    "build_empty",
+    "canonical_name",
+    "causal_lm_loss",
+    "draw_builtin",
+    "find_image_blocks",
+    "has_weights",
+    "head_outputs",
+    "init_resampler",
+    "is_sharded",
+    "load_weights",
+    "positions_in_row",
+    "put_images",
+    "read_config",
+    "refuse_contradicting_inputs",
+    "register_auto_classes",
+    "rotary_tables",
+    "several_ranks",
+    "stored_dtype",
+    "stretch_grid",
+    "tensor_names",
+    "tensor_shapes",
+    "to_weight_dtype",
+    "zero3_configuration",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, _LAZY)

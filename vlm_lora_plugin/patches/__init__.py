@@ -1,1 +1,36 @@
-"""Reversible changes of the forward pass, one file each."""
+"""Reversible changes of the forward pass, one file each.
+
+Names are imported when they are used: importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlm_lora_plugin.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.patches.answer_only import answer_only_logits
+    from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks
+    from vlm_lora_plugin.patches.from_recipe import refuse_unknown_model
+    from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
+    from vlm_lora_plugin.patches.wrapping import wrap_method
+
+_LAZY = {
+    "answer_only_logits": "vlm_lora_plugin.patches.answer_only",
+    "checkpoint_blocks": "vlm_lora_plugin.patches.checkpointing",
+    "refuse_unknown_model": "vlm_lora_plugin.patches.from_recipe",
+    "keep_text_only_trainable": "vlm_lora_plugin.patches.text_only",
+    "wrap_method": "vlm_lora_plugin.patches.wrapping",
+}
+
+__all__ = [
+    "answer_only_logits",
+    "checkpoint_blocks",
+    "keep_text_only_trainable",
+    "refuse_unknown_model",
+    "wrap_method",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, _LAZY)
