@@ -33,10 +33,10 @@ class Prompt:
 
 
 def render(turns: Sequence[Message], tokenizer: PreTrainedTokenizerFast, *, generation: bool = False) -> Prompt:
-    """Put a conversation into the tokenizer's chat template.
+    r"""Put a conversation into the tokenizer's chat template.
 
     The answers are found by rendering the conversation up to each of them. Upstream searches the token ids of
-    ``\\n<|assistant|>\\n``, which finds nothing where the tokenizer puts no space behind a special token.
+    ``\n<|assistant|>\n``, which finds nothing where the tokenizer puts no space behind a special token.
 
     Args:
         turns: User and assistant turns in alternation, perhaps a system message before them.

@@ -21,8 +21,15 @@ class Processor(Protocol):
     def encode(
         self, example: Example, *, max_length: int | None = None, truncation_strategy: str = "raise"
     ) -> dict[str, Any]:
-        """Return ``input_ids`` [T] int64, ``labels`` [T] int64 (-100 where not supervised) and
-        ``pixel_values``, a tensor [n, 3, S, S] or a list of [3, H, W]; opens the images. Raises DataError."""
+        """Encode a conversation for training; opens its images.
+
+        Returns:
+            ``input_ids`` [T] int64, ``labels`` [T] int64 (-100 where not supervised) and the keys that hold images,
+            such as ``pixel_values``: a tensor [n, 3, S, S] or a list of n tensors [3, H, W].
+
+        Raises:
+            DataError: The row or an image of it cannot be used.
+        """
         ...
 
     def encode_prompt(self, example: Example) -> dict[str, Any]:

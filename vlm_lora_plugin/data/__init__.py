@@ -1,0 +1,1 @@
+"""From rows of data files to encoded examples and batches."""
