@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlm_lora_plugin import hookimpl
 from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, Patch, TrainableSelection
+from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.vocabulary import Component
 
 QUERIES = 3
@@ -154,11 +155,15 @@ def _count_calls(model: nn.Module) -> Any:
     return undo
 
 
-def load(request: LoadRequest) -> tuple[ToyForCausalLM, Any]:
+def load_model(request: LoadRequest) -> ToyForCausalLM:
     if request.device == "meta":
         with torch.device("meta"):
-            return ToyForCausalLM(ToyConfig.from_pretrained(request.folder)).to(request.dtype).eval(), None
-    return ToyForCausalLM.from_pretrained(request.folder, dtype=request.dtype).eval(), None
+            return ToyForCausalLM(ToyConfig.from_pretrained(request.folder)).to(request.dtype).eval()
+    return ToyForCausalLM.from_pretrained(request.folder, dtype=request.dtype).eval()
+
+
+def load_processor(request: LoadRequest) -> Any:
+    raise ModelError("The toy family has no processor")
 
 
 def _recognises(folder: Path) -> bool:
@@ -177,13 +182,12 @@ class ToyAdapter:
             name="toy",
             title="Toy",
             model_types=("toy_vlm",),
-            components=ARCHITECTURE.components,
             presets=self.presets,
             default_preset="lora",
             recognises=_recognises,
-            load=load,
             architecture=architecture,
-            fixed_tables=ARCHITECTURE.fixed_tables,
+            load_model=load_model,
+            load_processor=load_processor,
         )
 
     @hookimpl

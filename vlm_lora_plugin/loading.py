@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.contract import LoadRequest, Processor
-from vlm_lora_plugin.errors import AdapterError, ModelError, nearest
+from vlm_lora_plugin.contract import LoadRequest, OptionValue, Processor
+from vlm_lora_plugin.errors import ModelError, nearest
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import RecipeSource
@@ -14,8 +16,6 @@ from vlm_lora_plugin.recipe import RecipeSource
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-    from vlm_lora_plugin.contract import Family
 
 
 def load(
@@ -40,7 +40,7 @@ def load(
         The model in eval mode, and its processor.
 
     Raises:
-        AdapterError: The family's own loader raised something unexpected.
+        AdapterError: A function of the family plugin raised something unexpected.
         ModelError: The folder is of no known family.
         RecipeError: The recipe cannot be read, or does not fit the model's processor.
         WeightsError: Tensors are missing, extra or of another shape.
@@ -48,27 +48,14 @@ def load(
     path = Path(folder)
     manager = get_manager()
     family = manager.family_of_folder(path)
-    settings = {} if recipe is None else resolve_recipe(recipe, family).data.processor
+    settings: Mapping[str, OptionValue] = {}
+    if recipe is not None:
+        find = partial(manager.architecture_of_folder, family, path)
+        settings = resolve_recipe(recipe, family, architecture=find).data.processor
     request = LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings)
-    return load_both(family, request)
-
-
-def load_both(family: Family, request: LoadRequest) -> tuple[PreTrainedModel, Processor]:
-    """Let a family load a model folder, with its processor: for those who know the family.
-
-    Raises:
-        AdapterError: The family's own loader raised something unexpected, or loaded no processor.
-        WeightsError: Tensors are missing, extra or of another shape.
-    """
-    manager = get_manager()
-    model, processor = manager.load(family, request)
-    if processor is None:
-        raise AdapterError(
-            f"The loader of {manager.title(family)} loaded no processor",
-            why="Nothing could turn text and images into what the model takes.",
-            fix="Its load function may leave it out only where LoadRequest.with_processor is False.",
-        )
-    return model, processor
+    # First what takes no time: a broken vocabulary is found before gigabytes of weights are read.
+    processor = manager.load_processor(family, request)
+    return manager.load_model(family, request), processor
 
 
 def load_model(
@@ -87,7 +74,7 @@ def load_model(
         variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
 
     Raises:
-        AdapterError: The family's own loader raised something unexpected.
+        AdapterError: A function of the family plugin raised something unexpected.
         ModelError: The folder is of no known family, or its family has no such variant.
         WeightsError: Tensors are missing, extra or of another shape.
     """
@@ -99,5 +86,5 @@ def load_model(
             f"{family.title} has no variant '{variant}'",
             fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
         )
-    request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant, with_processor=False)
-    return manager.load(family, request)[0]
+    request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant)
+    return manager.load_model(family, request)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_monkey.folder import MODEL_TYPE, VARIANTS, recognises
-from vlm_lora_monkey.names import COMPONENTS, FIXED_TABLE_NAME
 from vlm_lora_monkey.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_monkey.size import SIZE
-from vlm_lora_plugin.contract import Family, LoadRequest
+from vlm_lora_plugin.contract import DataFormats, Family, TestSupport
 from vlm_lora_plugin.contract.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
 
-    from vlm_lora_plugin.contract import GoldenCase, Hardware, Patch, Processor
-    from vlm_lora_plugin.contract.example import Example
+    from vlm_lora_plugin.contract import Hardware, Patch
     from vlm_lora_plugin.recipe import Recipe
 
 # The tower has 576 LoRA adapters, each called once an image: gathering their 1152 matrices one by one would cost more
@@ -33,18 +29,21 @@ def describe_family() -> Family:
         name="monkey",
         title="Monkey",
         model_types=(MODEL_TYPE,),
-        components=COMPONENTS,
         presets=PRESETS,
         default_preset=DEFAULT_PRESET,
         recognises=recognises,
-        load=_load,
         architecture="vlm_lora_monkey.names:architecture",
+        load_model="vlm_lora_monkey.weights:load_model",
+        load_processor="vlm_lora_monkey.processing:load_processor",
+        data_formats=DataFormats(
+            parse_record="vlm_lora_monkey.records:parse_record",
+        ),
+        test_support=TestSupport(
+            write_tiny_model="vlm_lora_monkey.tiny:write_demo_folder",
+            read_golden_case="vlm_lora_monkey.golden:read_golden_case",
+        ),
         variants=VARIANTS,
-        fixed_tables=(FIXED_TABLE_NAME,),
         auto_modules=("vlm_lora_monkey.modeling",),
-        parse_record=_parse_record,
-        read_golden_case=_read_golden_case,
-        demo=_write_demo,
         size=SIZE,
     )
 
@@ -61,31 +60,3 @@ def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
 def deepspeed_config(recipe: Recipe, hardware: Hardware) -> Mapping[str, Any]:
     """Keep the tower's LoRA whole under ZeRO-3."""
     return {"zero_optimization": {"stage3_param_persistence_threshold": LARGEST_LORA_TENSOR}}
-
-
-def _load(request: LoadRequest) -> tuple[PreTrainedModel, Processor | None]:
-    from vlm_lora_monkey.processing import MonkeyProcessor
-    from vlm_lora_monkey.weights import load_model
-
-    model = load_model(request)
-    if not request.with_processor:
-        return model, None
-    return model, MonkeyProcessor.from_pretrained(request.folder, model.config)
-
-
-def _parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Example | None:
-    from vlm_lora_monkey.records import parse_record
-
-    return parse_record(record, folder, origin)
-
-
-def _read_golden_case(folder: Path) -> GoldenCase | None:
-    from vlm_lora_monkey.golden import read_golden_case
-
-    return read_golden_case(folder)
-
-
-def _write_demo(folder: Path) -> None:
-    from vlm_lora_monkey.tiny import write_demo_folder
-
-    write_demo_folder(folder)

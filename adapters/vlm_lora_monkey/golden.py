@@ -14,14 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from vlm_lora_monkey.adapter import describe_family
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.data.pixels import load_pixels
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models import read_config
-from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 DEFAULT_VARIANT = "default"  # the other one has LoRA in the language model
 
@@ -75,13 +73,12 @@ def read_golden_case(folder: Path) -> GoldenCase | None:
     )
     model = MonkeyForCausalLM(config)
     model.train(inputs["mode"] == "train")
-    family = describe_family()
     return GoldenCase(
         model=model,
         weights=folder / inputs["weights"],
         inputs=_model_inputs(folder, inputs, config),
         stages=run_stages,
-        recipes={name: resolve_recipe(recipe, family) for name, recipe in UPSTREAM_RECIPES.items()},
+        recipes=UPSTREAM_RECIPES,
     )
 
 

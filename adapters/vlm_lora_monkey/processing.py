@@ -17,6 +17,8 @@ import torch
 
 from vlm_lora_monkey.special_tokens import END_OF_TEXT, IMAGE_END, IMAGE_PAD, IMAGE_START
 from vlm_lora_monkey.tokenization import load_tokenizer, save_vocabulary, token_ids
+from vlm_lora_monkey.weights import load_config
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.data.collation import IGNORE_INDEX, collate_rows
 from vlm_lora_plugin.data.pixels import load_pixels
@@ -257,3 +259,13 @@ class MonkeyProcessor:
             return {}
         pixels = [load_pixels(image, self.image_size, origin=example.origin) for image in example.images]
         return {"pixel_values": torch.stack(pixels)}
+
+
+def load_processor(request: LoadRequest) -> MonkeyProcessor:
+    """Build the processor of a folder.
+
+    Raises:
+        ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
+    """
+    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
+    return MonkeyProcessor.from_pretrained(request.folder, config)

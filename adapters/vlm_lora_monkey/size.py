@@ -7,10 +7,12 @@ storage once, without parameters and their 16-bit copies. Tests count all of the
 
 from __future__ import annotations
 
+from vlm_lora_monkey.names import ARCHITECTURE
 from vlm_lora_plugin.contract import ComponentSize, ModelSize
 
 SIZE = ModelSize(
     name="echo840/Monkey",
+    architecture=ARCHITECTURE,
     components={
         "vision": ComponentSize(
             parameters=1_910_674_752,

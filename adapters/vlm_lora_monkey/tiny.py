@@ -77,13 +77,13 @@ def write_tiny_folder(folder: str | Path, *, seed: int = 0, llm_lora: bool = Fal
     return path
 
 
-def write_demo_folder(folder: str | Path) -> Path:
+def write_demo_folder(folder: str | Path) -> None:
     """Write the model that the demo starts from: random weights that LoRA and the resampler alone can steer.
 
     The weights are drawn wider than usual. With the published 0.02 the frozen head's logits stay so close
     together that no input could make one answer likely.
     """
-    return write_tiny_folder(
+    write_tiny_folder(
         folder,
         num_hidden_layers=1,
         intermediate_size=512,

@@ -15,13 +15,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from vlm_lora_omnilmm.adapter import describe_family
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel, passes_by_size
 from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models import Blocks, read_config
-from vlm_lora_plugin.planning.resolve import resolve_recipe
 
 MODEL_CLASS = "OmniLMMForCausalLM"
 ATOL = 2e-6  # what the references' README states for transformers 5
@@ -75,13 +73,12 @@ def read_golden_case(folder: Path) -> GoldenCase | None:
     model = OmniLMMForCausalLM(config)
     expected = json.loads((folder / "expected.json").read_text("utf-8"))
     model.train(expected.get("mode", "train()") == "train()")
-    family = describe_family()
     return GoldenCase(
         model=model,
         weights=folder / "weights.safetensors",
         inputs=_model_inputs(folder),
         stages=run_stages,
-        recipes={name: resolve_recipe(recipe, family) for name, recipe in UPSTREAM_RECIPES.items()},
+        recipes=UPSTREAM_RECIPES,
         atol=ATOL,
     )
 

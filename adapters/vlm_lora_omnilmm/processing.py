@@ -12,6 +12,8 @@ import torch
 from vlm_lora_omnilmm.names import IMAGE_END, IMAGE_PATCH, IMAGE_START, IMAGE_TOKENS
 from vlm_lora_omnilmm.prompt import render
 from vlm_lora_omnilmm.tokenization import image_ids, load_tokenizer
+from vlm_lora_omnilmm.weights import load_config
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.data.collation import IGNORE_INDEX, pad_rows
 from vlm_lora_plugin.data.pixels import load_pixels
@@ -244,3 +246,13 @@ class OmniLMMProcessor:
         if not images:
             return {}
         return {"pixel_values": torch.stack([load_pixels(image, self.image_size, origin=origin) for image in images])}
+
+
+def load_processor(request: LoadRequest) -> OmniLMMProcessor:
+    """Build the processor of a folder.
+
+    Raises:
+        ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
+    """
+    config = load_config(request.folder)
+    return OmniLMMProcessor.from_pretrained(request.folder, config)

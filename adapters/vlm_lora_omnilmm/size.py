@@ -9,10 +9,12 @@ count all of them again.
 
 from __future__ import annotations
 
+from vlm_lora_omnilmm.names import ARCHITECTURE
 from vlm_lora_plugin.contract import ComponentSize, ModelSize
 
 SIZE = ModelSize(
     name="openbmb/OmniLMM-12B",
+    architecture=ARCHITECTURE,
     components={
         "vision": ComponentSize(
             parameters=4_280_795_904,

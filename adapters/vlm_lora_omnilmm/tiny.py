@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,16 @@ DEMO_OVERRIDES: dict[str, Any] = {"optimizer": {"learning_rate": 3e-3}, "trainin
 """The recipe's keys with which the demo learns digits within six epochs; measured."""
 
 
-def write_demo_folder(folder: str | Path) -> Path:
+def write_demo_folder(folder: str | Path) -> Mapping[str, Any]:
     """Write the model that the demo starts from: random weights that LoRA, resampler and embeddings can steer.
 
     The weights are drawn wider than usual. With the published 0.02 the frozen head's logits stay so close
     together that no input could make one answer likely. The tower is frozen and knows nothing, so that it sees
     the picture as one patch: what one random layer makes of that can be told apart by what learns behind it.
+
+    Returns:
+        The recipe's keys with which the demo learns digits.
     """
     tower = {"embed_dim": 128, "num_heads": 4, "depth": 2, "patch_size": 32}
-    return write_tiny_folder(folder, num_hidden_layers=1, initializer_range=0.15, num_query=1, tower=tower)
+    write_tiny_folder(folder, num_hidden_layers=1, initializer_range=0.15, num_query=1, tower=tower)
+    return DEMO_OVERRIDES

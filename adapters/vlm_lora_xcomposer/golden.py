@@ -13,9 +13,6 @@ from safetensors.torch import load_file
 
 from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.models import read_config
-from vlm_lora_plugin.planning.resolve import resolve_recipe
-from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_xcomposer.adapter import describe_family
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.golden_stages import run_stages
 from vlm_lora_xcomposer.images import load_pixels
@@ -54,27 +51,26 @@ def read_golden_case(folder: Path) -> GoldenCase | None:
     )
 
 
-def upstream_recipes(*, has_video: bool) -> dict[str, Recipe]:
+def upstream_recipes(*, has_video: bool) -> dict[str, dict[str, Any] | str]:
     """Return upstream's recipes by name, each the one of ours that trains the same.
 
     ``fix_vit`` and ``fix_sampler`` change nothing beside LoRA. Without ``fix_vit`` upstream takes CLIP's last
     norm out of the model; in full training it also lets the projector of the video memory learn, which no image
     or text reaches.
     """
-    family = describe_family()
-    recipes: dict[str, Recipe] = {}
+    recipes: dict[str, dict[str, Any] | str] = {}
     accident = {"pattern": VIDEO_PREFIX, "means": "full"}
     removed = {"pattern": POST_NORM_NAME, "means": "frozen"}
     for fix_vit in (True, False):
         for fix_sampler in (True, False):
             rules: list[dict[str, Any]] = [] if fix_sampler else [{"pattern": PROJECTOR_PREFIX, "means": "full"}]
             rules += [accident] * has_video + [removed] * (not fix_vit)
-            document = {"preset": "full-llm", "rules": rules, "train_fixed_tables": True}
+            document: dict[str, Any] = {"preset": "full-llm", "rules": rules, "train_fixed_tables": True}
             if not fix_vit:
                 document["components"] = {"vision": "full"}
             name = f"fix_vit={fix_vit}_fix_sampler={fix_sampler}"
-            recipes[f"full_{name}"] = resolve_recipe(document, family)
-            recipes[f"lora_{name}"] = resolve_recipe("lora+separators", family)
+            recipes[f"full_{name}"] = document
+            recipes[f"lora_{name}"] = "lora+separators"
     return recipes
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.collation import collate_rows
 from vlm_lora_plugin.data.images import image_size
@@ -16,6 +17,7 @@ from vlm_lora_xcomposer.encoding import Encoded, Encoder
 from vlm_lora_xcomposer.fitting import refuse_unfit
 from vlm_lora_xcomposer.images import load_pixels, number_of_image_tokens, refuse_elongated, transformed_size
 from vlm_lora_xcomposer.prompt import TURN_END, TURN_START
+from vlm_lora_xcomposer.shapes import load_config
 from vlm_lora_xcomposer.tokenization import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -200,3 +202,14 @@ class XComposerProcessor:
 
         refuse_unfit(encoded, example.origin, max_length, truncation_strategy, hd_num=self.hd_num, tokens_at=tokens_at)
         return self._encoder.cut(encoded, max_length, verbatim=example.verbatim)
+
+
+def load_processor(request: LoadRequest) -> XComposerProcessor:
+    """Build the processor of a folder.
+
+    Raises:
+        ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
+        RecipeError: An option does not fit the model.
+    """
+    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
+    return XComposerProcessor.from_pretrained(request.folder, config, request.processor)

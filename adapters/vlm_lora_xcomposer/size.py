@@ -14,9 +14,11 @@ all of them again.
 from __future__ import annotations
 
 from vlm_lora_plugin.contract import ComponentSize, ModelSize
+from vlm_lora_xcomposer.names import architecture_of
 
 SIZE = ModelSize(
     name="internlm/internlm-xcomposer2-4khd-7b",
+    architecture=architecture_of(),
     components={
         "vision": ComponentSize(
             parameters=303_505_408,

@@ -76,10 +76,10 @@ def write_tiny_folder(
     return path
 
 
-def write_demo_folder(folder: str | Path) -> Path:
+def write_demo_folder(folder: str | Path) -> None:
     """Write the model that the demo starts from: random weights that LoRA alone can steer.
 
     The weights are drawn wider than usual. With the published 0.02 the frozen head's logits stay so close
     together that no input could make one answer likely.
     """
-    return write_tiny_folder(folder, hidden_size=128, initializer_range=0.15, hd_num=1)
+    write_tiny_folder(folder, hidden_size=128, initializer_range=0.15, hd_num=1)

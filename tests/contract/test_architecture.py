@@ -96,11 +96,11 @@ def test_an_answer_that_names_what_the_model_lacks_is_refused(change, missing):
 def test_where_no_model_is_loaded_the_one_of_the_config_is_built_once(folder):
     asked = []
 
-    def load(request):
+    def load_model(request):
         asked.append(request.device)
-        return toy_family.load(request)
+        return toy_family.load_model(request)
 
-    manager, family = manager_of(load=load)
+    manager, family = manager_of(load_model=load_model)
     assert [manager.architecture_of_folder(family, folder) for _ in range(3)] == [ARCHITECTURE] * 3
     assert asked == ["meta"]
     toy_config(num_hidden_layers=3).save_pretrained(folder)

@@ -11,7 +11,7 @@ from vlm_lora_plugin.contract import Family, LoadRequest
 from vlm_lora_plugin.errors import AdapterError, ModelError, SelectionError
 from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_plugin.vocabulary import Component, Hardware
+from vlm_lora_plugin.vocabulary import Hardware
 
 ADAPTER = """
     from vlm_lora_plugin import hookimpl
@@ -24,12 +24,12 @@ ADAPTER = """
             name="{name}",
             title="{name}",
             model_types=("{name}",),
-            components=(Component("language", ("model",)),),
             presets={{"lora": {{"components": {{"language": "lora"}}}}}},
             default_preset="lora",
             recognises=lambda folder: (folder / "{name}").exists(),
-            load=lambda request: None,
             architecture="toy_family:architecture",
+            load_model="toy_family:load_model",
+            load_processor="toy_family:load_processor",
         )
 """
 RECIPE = Recipe(rules=[{"component": "language", "means": "lora"}])
@@ -205,12 +205,12 @@ def family_of(name):
         name=name,
         title=name,
         model_types=(name,),
-        components=(Component("language", ("model",)),),
         presets={"lora": {}},
         default_preset="lora",
         recognises=lambda folder: False,
-        load=lambda request: None,
         architecture="toy_family:architecture",
+        load_model="toy_family:load_model",
+        load_processor="toy_family:load_processor",
     )
 
 
@@ -359,24 +359,24 @@ def test_a_broken_plugin_is_named_with_its_distribution_and_the_others_work(sour
 
 @pytest.mark.parametrize("raised", ["KeyError('vision_config')", "OSError('no such file')"])
 def test_an_unexpected_error_of_a_familys_loader_names_the_adapter_and_its_distribution(site, tmp_path, raised):
-    failing = adapter("tiny").replace("load=lambda request: None", "load=broken")
+    failing = adapter("tiny").replace('load_model="toy_family:load_model"', "load_model=broken")
     site.install(
         "tiny-adapter", "tiny", f"{failing}\n    def broken(request):\n        raise {raised}\n", version="3.1"
     )
     manager = AdapterManager()
     request = LoadRequest(folder=tmp_path)
     kind = raised.partition("(")[0]
-    with pytest.raises(AdapterError, match=rf"loader of the adapter tiny of tiny-adapter 3\.1 raised {kind}"):
-        manager.load(manager.family("tiny"), request)
+    with pytest.raises(AdapterError, match=rf"load_model of the adapter tiny of tiny-adapter 3\.1 raised {kind}"):
+        manager.load_model(manager.family("tiny"), request)
 
 
 @pytest.mark.parametrize("raised", ["MemoryError()", "WeightsError('mlp is missing')", "OutOfMemoryError('of 80 GiB')"])
 def test_an_answer_to_the_user_and_memory_that_ran_out_are_not_the_loaders_fault(site, tmp_path, raised):
-    failing = adapter("tiny").replace("load=lambda request: None", "load=broken")
+    failing = adapter("tiny").replace('load_model="toy_family:load_model"', "load_model=broken")
     body = "def broken(request):\n        from vlm_lora_plugin.errors import WeightsError\n"
     body += f"        from torch import OutOfMemoryError\n        raise {raised}\n"
     site.install("tiny-adapter", "tiny", f"{failing}\n    {body}")
     manager = AdapterManager()
     with pytest.raises(Exception, match=r"^(mlp is missing|of 80 GiB)?$") as caught:
-        manager.load(manager.family("tiny"), LoadRequest(folder=tmp_path))
+        manager.load_model(manager.family("tiny"), LoadRequest(folder=tmp_path))
     assert type(caught.value).__name__ == raised.partition("(")[0]

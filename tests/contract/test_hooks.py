@@ -7,7 +7,7 @@ from vlm_lora_plugin import get_manager, hookimpl, prepare
 from vlm_lora_plugin.contract import Family, Patch, TrainableSelection
 from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe, Rule
-from vlm_lora_plugin.vocabulary import Component, Hardware
+from vlm_lora_plugin.vocabulary import Hardware
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def test_describe_family_decides_name_model_types_and_whose_model_it_is():
                 name="sketch",
                 title="Sketch",
                 model_types=("toy_vlm",),
-                components=(Component("language", ("model",)),),
                 presets={},
                 default_preset="",
                 recognises=lambda folder: (folder / "sketch").exists(),
-                load=lambda request: None,
                 architecture="toy_family:architecture",
+                load_model="toy_family:load_model",
+                load_processor="toy_family:load_processor",
             )
 
     manager = AdapterManager(discover=False)

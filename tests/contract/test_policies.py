@@ -8,7 +8,7 @@ from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.errors import AdapterError
 from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_plugin.vocabulary import Component, Hardware
+from vlm_lora_plugin.vocabulary import Hardware
 
 GROUP = "vlm_lora_plugin.policies"
 NO_EMBEDDINGS = """
@@ -57,12 +57,12 @@ class Bare:
             name=self.name,
             title=self.name,
             model_types=(self.name,),
-            components=(Component("embeddings", ("wte",)),),
             presets={"lora": {}},
             default_preset="lora",
             recognises=lambda folder: False,
-            load=lambda request: None,
             architecture="toy_family:architecture",
+            load_model="toy_family:load_model",
+            load_processor="toy_family:load_processor",
         )
 
 
@@ -145,12 +145,10 @@ def test_an_adapter_registered_as_a_policy_is_told_its_group(site):
     source = """
         from vlm_lora_plugin import hookimpl
         from vlm_lora_plugin.contract import Family
-        from vlm_lora_plugin.vocabulary import Component
 
         @hookimpl
         def describe_family():
-            parts = (Component("head", ("h",)),)
-            return Family("x", "X", ("x",), parts, {"a": {}}, "a", lambda folder: False, lambda request: None, print)
+            return Family("x", "X", ("x",), {"a": {}}, "a", "x:recognises", "x:architecture", "x:model", "x:processor")
     """
     site.install("house-rules", "misplaced", source, group=GROUP)
     with pytest.raises(AdapterError, match=r"entry-point group vlm_lora_plugin\.adapters"):

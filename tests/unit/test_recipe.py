@@ -5,20 +5,23 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from vlm_lora_plugin.contract import Family, ProcessorOption
-from vlm_lora_plugin.errors import RecipeError
+from vlm_lora_plugin.contract import Architecture, DataFormats, Family, ProcessorOption
+from vlm_lora_plugin.errors import HardwareError, RecipeError
 from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import Recipe, lay_over, parse_assignments, read_recipe
 from vlm_lora_plugin.vocabulary import Component
 
+PARTS = Architecture(
+    (
+        Component("vision", ("visual",), blocks=r"visual\.h\.\d+"),
+        Component("language", ("model",), target_modules=("q_proj",)),
+    )
+)
 FAMILY = Family(
     name="tiny",
     title="Tiny",
     model_types=("tiny",),
-    components=(
-        Component("vision", ("visual",), blocks=r"visual\.h\.\d+"),
-        Component("language", ("model",), target_modules=("q_proj",)),
-    ),
     presets={
         "lora": {
             "components": {"language": "lora"},
@@ -30,8 +33,9 @@ FAMILY = Family(
     },
     default_preset="lora",
     recognises=lambda folder: False,
-    load=lambda request: None,
     architecture="toy_family:architecture",
+    load_model="toy_family:load_model",
+    load_processor="toy_family:load_processor",
 )
 
 
@@ -180,7 +184,9 @@ def test_an_unknown_preset_is_answered_with_the_nearest():
         resolve_recipe("lorra", FAMILY)
 
 
-WITH_CROPS = replace(FAMILY, processor_options=(ProcessorOption("hd_num", "Most crops.", least=1),))
+WITH_CROPS = replace(
+    FAMILY, data_formats=DataFormats(processor_options=(ProcessorOption("hd_num", "Most crops.", least=1),))
+)
 
 
 def test_a_setting_of_the_families_processor_is_kept():
@@ -194,7 +200,9 @@ def test_a_setting_of_the_families_processor_is_kept():
     [
         ({"hdnum": 4}, "Tiny's processor has no setting 'hdnum'\nDid you mean hd_num"),
         ({"hd_num": 0}, "data.processor.hd_num is 0, less than 1"),
-        ({"hd_num": "many"}, "data.processor.hd_num"),
+        ({"hd_num": "many"}, "data.processor.hd_num is many, which is not a whole number"),
+        ({"hd_num": 2.0}, "data.processor.hd_num is 2.0, which is not a whole number"),
+        ({"hd_num": True}, "data.processor.hd_num is true, which is not a whole number"),
     ],
 )
 def test_a_wrong_setting_of_the_processor_is_refused(settings, message):
@@ -202,21 +210,77 @@ def test_a_wrong_setting_of_the_processor_is_refused(settings, message):
         resolve_recipe({"data": {"processor": settings}}, WITH_CROPS)
 
 
+OPTIONS = (
+    ProcessorOption("scale", "Of the image.", type=float, least=0.5),
+    ProcessorOption("crop", "Whether to crop.", type=bool),
+    ProcessorOption("resize", "How to resize.", type=str, choices=("fit", "fill")),
+)
+
+
+def test_settings_of_the_processor_may_be_numbers_booleans_and_words(tmp_path):
+    family = replace(FAMILY, data_formats=DataFormats(processor_options=OPTIONS))
+    settings = {"scale": 1.5, "crop": True, "resize": "fit"}
+    words = [f"data.processor.{name}={str(value).lower()}" for name, value in settings.items()]
+    recipe = resolve_recipe("lora", family, parse_assignments(words))
+    assert recipe.data.processor == settings
+    assert type(recipe.data.processor["crop"]) is bool
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert resolve_recipe(tmp_path / "recipe.yaml", family).data.processor == settings
+    assert resolve_recipe("lora", family, {"data": {"processor": {"scale": 2}}}).data.processor == {"scale": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": 0.4}, "scale is 0.4, less than 0.5"),
+        ({"scale": "large"}, "scale is large, which is not a number"),
+        ({"crop": 1}, "crop is 1, which is not true or false"),
+        ({"resize": "stretch"}, "resize is stretch, which is none of fit, fill"),
+        ({"resize": 3}, "resize is 3, which is not a word"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_refused(settings, message):
+    family = replace(FAMILY, data_formats=DataFormats(processor_options=OPTIONS))
+    with pytest.raises(RecipeError, match=f"data.processor.{message}"):
+        resolve_recipe({"data": {"processor": settings}}, family)
+
+
 def test_a_family_without_processor_settings_takes_none():
     with pytest.raises(RecipeError, match="Tiny's processor has no setting 'hd_num'"):
         resolve_recipe({"data": {"processor": {"hd_num": 4}}}, FAMILY)
 
 
-def test_a_component_the_family_lacks_is_refused():
+def test_a_component_the_model_lacks_is_refused():
     with pytest.raises(RecipeError, match="no component 'aligner'"):
-        resolve_recipe({"components": {"aligner": "full"}}, FAMILY)
+        resolve_recipe({"components": {"aligner": "full"}}, FAMILY, architecture=PARTS)
+
+
+def test_what_a_model_is_made_of_is_found_out_once_and_only_when_the_recipe_can_be_used():
+    asked = []
+
+    def find():
+        asked.append(None)
+        return PARTS
+
+    with pytest.raises(RecipeError, match="no preset 'lorra'"):
+        resolve_recipe("lorra", FAMILY, architecture=find)
+    assert not asked
+    assert resolve_recipe("lora", FAMILY, architecture=find).architecture is PARTS
+    assert len(asked) == 1
+
+
+def test_hardware_without_a_model_is_for_the_published_one():
+    with pytest.raises(HardwareError, match="unknown for Tiny without a model"):
+        resolve_recipe({"hardware": "3x24"}, FAMILY)
+    monkey = get_manager().family("monkey")
+    assert resolve_recipe({"hardware": "3x24"}, monkey).architecture is monkey.size.architecture
 
 
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "lora"])
-def test_a_component_the_family_lacks_is_refused_wherever_it_is_named(key):
+def test_a_component_the_model_lacks_is_refused_wherever_it_is_named(key):
     document = {"gradient_checkpointing": {"head": True}, "lora": {"target_modules": {"head": ["x"]}}}
     with pytest.raises(RecipeError, match="no component 'head'"):
-        resolve_recipe({key: document[key]}, FAMILY)
+        resolve_recipe({key: document[key]}, FAMILY, architecture=PARTS)
 
 
 def test_a_recipe_for_another_family_is_refused():

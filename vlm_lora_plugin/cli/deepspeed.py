@@ -97,22 +97,22 @@ def _of_family(name: str, source: Path | None, over: dict[str, Any]) -> tuple[Fa
 
 
 def _of_model(path: Path, source: Path | None, over: dict[str, Any]) -> tuple[Family, ResolvedRecipe, HardwarePlan]:
+    from vlm_lora_plugin.job.meta_model import MetaModel
     from vlm_lora_plugin.job.train_job import recognise
     from vlm_lora_plugin.models.config_folder import config_folder, read_config
     from vlm_lora_plugin.planning.deepspeed_checks import check_base
     from vlm_lora_plugin.planning.plan import plan_hardware
 
     with config_folder(path) as folder:
-        family, resolved = recognise(folder, source, over)
+        outline = MetaModel(folder)
+        family, resolved = recognise(folder, source, over, outline.architecture)
         recipe = _named(resolved)
         known = plan_hardware(recipe, family)
         check_base(read_config(folder), known.stage, known.load, known.hardware)
-        from vlm_lora_plugin.loading import load_model  # imports torch: after what can be refused without it
-        from vlm_lora_plugin.selection.resolve import trace_selection
+        from vlm_lora_plugin.selection.resolve import trace_selection  # imports torch
 
-        outline = load_model(folder, device="meta")
-        trainables = trace_selection(outline, family, recipe).trainables
-    return family, recipe, plan_hardware(recipe, family, outline, trainables)
+        trainables = trace_selection(outline.model, family, recipe).trainables
+    return family, recipe, plan_hardware(recipe, family, outline.model, trainables)
 
 
 def _named(recipe: ResolvedRecipe) -> ResolvedRecipe:

@@ -41,24 +41,24 @@ def inspect(
     """Show what a recipe would train, predicted memory, and who set each value of the recipe. Loads no weights."""
     import json
 
+    from vlm_lora_plugin.job.meta_model import MetaModel
     from vlm_lora_plugin.job.train_job import recognise
     from vlm_lora_plugin.models.config_folder import config_folder
+    from vlm_lora_plugin.plugins.manager import get_manager
     from vlm_lora_plugin.reporting.console import make_console
 
     with config_folder(model) as folder:
-        family, resolved = recognise(folder, recipe, overrides(assignments, preset))
+        outline = MetaModel(folder, name_of(dtype), variant)
+        family, resolved = recognise(folder, recipe, overrides(assignments, preset), outline.architecture)
         # These import torch: after what can be refused without it.
         from vlm_lora_plugin.job.inspection import inspect_model
-        from vlm_lora_plugin.loading import load_model
         from vlm_lora_plugin.models.weights import has_weights
-        from vlm_lora_plugin.planning.dtypes import DTYPES
 
-        wanted = name_of(dtype)
-        outline = load_model(folder, dtype=DTYPES[wanted] if wanted else None, device="meta", variant=variant)
-        look = inspect_model(outline, str(model), family, resolved)
+        look = inspect_model(outline.model, str(model), family, resolved)
         if family.variants and variant is None and not has_weights(folder):
             typer.echo(f"No weights: config.json decides, or --variant {'|'.join(family.variants)}.", err=True)
-    advice = [] if names or rules or family.advise is None else list(family.advise(resolved))
+    advise = None if names or rules else family.advise
+    advice = [] if advise is None else list(get_manager().function(family, advise)(resolved))
     if as_json:
         document = {**_document(look, names=names, rules=rules), **({"advice": advice} if advice else {})}
         typer.echo(json.dumps(document, indent=2))

@@ -53,7 +53,7 @@ def _document(family: Family) -> dict[str, Any]:
     return {
         "title": family.title,
         "default": family.default_preset,
-        "processor": {option.name: option.description for option in family.processor_options},
+        "processor": {option.name: option.description for option in family.data_formats.processor_options},
         "presets": {name: resolve_recipe(name, family).document() for name in family.presets},
     }
 
@@ -75,6 +75,6 @@ def _tree(family: Family) -> Tree:
         for key in ("learning_rate", "weight_decay"):
             table = getattr(recipe.optimizer, key)
             node.add(Text(f"{key.replace('_', ' ')} {', '.join(f'{k} {v:g}' for k, v in table.items())}", style="dim"))
-    for option in family.processor_options:
+    for option in family.data_formats.processor_options:
         tree.add(Text(f"data.processor.{option.name}: {option.description}", style="dim"))
     return tree

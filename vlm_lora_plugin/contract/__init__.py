@@ -6,8 +6,10 @@ Nothing here imports torch, transformers or pydantic, so that listing families s
 from vlm_lora_plugin.contract.answers import Patch, TrainableSelection
 from vlm_lora_plugin.contract.architecture import Architecture
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
-from vlm_lora_plugin.contract.family import Family, GoldenCase, LoadRequest, MixturePart, ProcessorOption
+from vlm_lora_plugin.contract.family import DataFormats, Family, LoadRequest, MixturePart, TestSupport
+from vlm_lora_plugin.contract.golden import GoldenCase
 from vlm_lora_plugin.contract.hookspecs import AdapterSpecs, hookimpl
+from vlm_lora_plugin.contract.options import OptionValue, ProcessorOption
 from vlm_lora_plugin.contract.processor import MeasuringProcessor, Processor
 from vlm_lora_plugin.contract.sizes import ComponentSize, ModelSize
 from vlm_lora_plugin.vocabulary import COMPONENT_NAMES, MEANS, Component, ComponentName, Hardware, Kind, Means
@@ -21,6 +23,7 @@ __all__ = [
     "Component",
     "ComponentName",
     "ComponentSize",
+    "DataFormats",
     "Example",
     "Family",
     "GoldenCase",
@@ -32,9 +35,11 @@ __all__ = [
     "Message",
     "MixturePart",
     "ModelSize",
+    "OptionValue",
     "Patch",
     "Processor",
     "ProcessorOption",
+    "TestSupport",
     "TrainableSelection",
     "hookimpl",
 ]

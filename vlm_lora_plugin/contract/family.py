@@ -1,4 +1,4 @@
-"""What a family plugin says about itself: everything about a model family that is data."""
+"""What a family plugin says about itself: who it is, and the functions that answer for it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora_plugin.contract.options import OptionValue, ProcessorOption
 from vlm_lora_plugin.contract.processor import Processor
 from vlm_lora_plugin.contract.sizes import ModelSize
-from vlm_lora_plugin.vocabulary import Component
 
 if TYPE_CHECKING:
     import torch
@@ -17,24 +17,8 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.contract.architecture import Architecture
     from vlm_lora_plugin.contract.example import Example
+    from vlm_lora_plugin.contract.golden import GoldenCase
     from vlm_lora_plugin.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class ProcessorOption:
-    """A whole number that users may set as ``data.processor.<name>`` in a recipe.
-
-    The processor has its value as an attribute of the same name.
-
-    Attributes:
-        name: The key.
-        description: What it does, for tables.
-        least: The smallest value allowed.
-    """
-
-    name: str
-    description: str
-    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,17 +38,16 @@ class MixturePart:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What :func:`vlm_lora_plugin.load` asks of a family's loader.
+    """What is asked of a family's ``load_model`` and ``load_processor``.
 
     Attributes:
-        folder: A model folder on disk, already recognised as the family's.
+        folder: A model folder on disk, already recognised as the family's. For a model on the meta device it may
+            hold ``config.json`` alone.
         dtype: The wanted parameter dtype, or None for the one the config names.
         device: ``"cpu"``, ``"cuda"``, or ``"meta"`` for a model without weights (``inspect`` uses it).
         seed: Seed of the keyed initialisation of LoRA that the checkpoint lacks.
         variant: One of the family's ``variants``, where neither the config nor weights say which one it is;
             None leaves the choice to the loader.
-        with_processor: Whether a processor is wanted. If not, the folder may hold ``config.json`` alone, and
-            the loader may return None in its place.
         processor: The recipe's ``data.processor``, checked against the family's ``processor_options``.
     """
 
@@ -73,90 +56,87 @@ class LoadRequest:
     device: str = "cpu"
     seed: int = 42
     variant: str | None = None
-    with_processor: bool = True
-    processor: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class GoldenCase:
-    """One folder of reference numbers, turned into our model and inputs by a family's reader.
+class DataFormats:
+    """The data forms of a family's own, beside the common ``messages``/``images`` rows.
 
     Attributes:
-        model: The freshly built model, dropout off, in the case's mode (train or eval), without its weights.
-        weights: The file whose tensors are loaded strictly.
-        inputs: Keyword arguments of ``model.forward``, labels included.
-        stages: Runs ``model(**inputs)`` once and returns its output and the tensors of the stages named.
-        recipes: Upstream's recipe name -> the recipe of ours that must give the same trainable names.
-        rtol: Relative tolerance that the family's README states.
-        atol: Absolute tolerance that the family's README states.
+        parse_record: Reads one row of the family's own form into an Example, or returns None when the row is not
+            in it. Given the row, the folder that relative image paths start at, and the row's name for errors.
+        read_mixture: Reads a file that names data files and how much of each to train on, or returns None when
+            the file is not such a mixture but data itself.
+        processor_options: What a recipe may set in ``data.processor``.
     """
 
-    model: PreTrainedModel
-    weights: Path
-    inputs: Mapping[str, Any]
-    stages: Callable[[PreTrainedModel, Mapping[str, Any], Sequence[str]], tuple[Any, dict[str, torch.Tensor]]]
-    recipes: Mapping[str, Recipe]
-    rtol: float = 1e-5
-    atol: float = 1e-6
+    parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | str | None = None
+    read_mixture: Callable[[Path], Sequence[MixturePart] | None] | str | None = None
+    processor_options: tuple[ProcessorOption, ...] = ()
+
+
+@dataclass(frozen=True)
+class TestSupport:
+    """What lets a family be tried without its published weights.
+
+    Attributes:
+        write_tiny_model: Writes a loadable folder of a tiny model, for ``vlm-lora train --demo``, ``vlm-lora parity
+            --demo`` and tests. It may return a recipe document that is laid over the demo's own settings.
+        read_golden_case: Reads a folder of reference numbers, or returns None when the folder is another
+            family's.
+    """
+
+    __test__ = False  # pytest would take it for tests
+
+    write_tiny_model: Callable[[Path], Mapping[str, Any] | None] | str | None = None
+    read_golden_case: Callable[[Path], GoldenCase | None] | str | None = None
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything about a model family that is data; the other hooks are its behaviour.
+    """Who a model family is. Each function may be given as ``"module:function"``, imported when it is first called.
 
     Attributes:
         name: The entry point's name, lower case: ``monkey``.
         title: What people call it: ``Monkey``.
         model_types: The ``model_type`` values of configs of this family's classes.
-        components: Its parts; every parameter belongs to exactly one.
         presets: Recipe documents by name, each the mapping that a YAML recipe would hold.
         default_preset: The one used when the user names none.
         recognises: Whether a model folder is this family's, judged by content (config keys, tensor names),
             never by running code from it.
-        load: Builds model and processor from a folder without remote code.
         architecture: What a model of the family is made of. It is given a model, loaded or on the meta device; a
-            family that knows its answer reads ``model.config`` alone. ``"module:function"`` is allowed.
+            family that knows its answer reads ``model.config`` alone.
+        load_model: Builds the model of a folder, in eval mode, without remote code.
+        load_processor: Builds the processor of a folder, without remote code.
         fallback: Whether the family is asked only where no other one recognises a folder or owns a model.
+        data_formats: The data forms of its own.
+        test_support: What lets it be tried without its published weights.
         variants: Names of architectures that one ``config.json`` can stand for, the common one first; empty
             where the config says everything.
-        fixed_tables: Regular expressions for whole names of parameters that are computed tables. They stay
-            frozen unless the recipe sets ``train_fixed_tables``.
-        parse_record: Reads one row of the family's own data format into an Example, or returns None when
-            the row is not in it. The common ``messages``/``images`` rows never get here.
-        read_golden_case: Reads a folder of reference numbers, or returns None when the folder is another
-            family's.
         auto_modules: Modules that register this family's own model types with transformers' auto classes when
             they are imported. That happens by itself once ``AutoModelForCausalLM`` is imported.
+        swift_model_types: Model types that ms-swift itself has for this family's checkpoints and that the
+            family takes over there, because Swift's own cannot work. A fallback takes over none.
         size: The published model's sizes, from which hardware tiers are chosen before a model is at hand; None
             leaves the choice to rules that need no sizes.
-        processor_options: What a recipe may set in ``data.processor``.
-        read_mixture: Reads a file that names data files and how much of each to train on, or returns None when
-            the file is no such mixture but data itself.
-        swift_model_types: Model types that ms-swift itself has for this family's checkpoints and that the
-            family takes over there, because Swift's own cannot work.
         advise: What ``inspect`` says about a resolved recipe beside its numbers, one sentence or two a line.
-        demo: A folder-building function for ``vlm-lora train --demo``: writes a tiny model of this family, and
-            may return a recipe document that is laid over the demo's own settings.
     """
 
     name: str
     title: str
     model_types: tuple[str, ...]
-    components: tuple[Component, ...]
     presets: Mapping[str, Mapping[str, Any]]
     default_preset: str
-    recognises: Callable[[Path], bool]
-    load: Callable[[LoadRequest], tuple[PreTrainedModel, Processor | None]]
+    recognises: Callable[[Path], bool] | str
     architecture: Callable[[PreTrainedModel], Architecture] | str
+    load_model: Callable[[LoadRequest], PreTrainedModel] | str
+    load_processor: Callable[[LoadRequest], Processor] | str
     fallback: bool = False
+    data_formats: DataFormats = field(default_factory=DataFormats)
+    test_support: TestSupport = field(default_factory=TestSupport)
     variants: tuple[str, ...] = ()
-    fixed_tables: tuple[str, ...] = ()
-    parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None = None
-    read_golden_case: Callable[[Path], GoldenCase | None] | None = None
     auto_modules: tuple[str, ...] = ()
-    size: ModelSize | None = None
-    processor_options: tuple[ProcessorOption, ...] = ()
-    read_mixture: Callable[[Path], Sequence[MixturePart] | None] | None = None
     swift_model_types: tuple[str, ...] = ()
-    advise: Callable[[Recipe], Sequence[str]] | None = None
-    demo: Callable[[Path], Mapping[str, Any] | None] | None = None
+    size: ModelSize | None = None
+    advise: Callable[[Recipe], Sequence[str]] | str | None = None

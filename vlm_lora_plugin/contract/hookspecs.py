@@ -31,10 +31,10 @@ class AdapterSpecs:
 
     @hookspec(firstresult=True)
     def describe_family(self) -> Family:  # type: ignore[empty-body]
-        """Say who you are: names, parts, presets, loader.
+        """Say who you are: names, presets, and the functions that look, load and describe.
 
-        Called once when the adapter is loaded, before any model exists. Must not import torch: give the
-        callables of :class:`~vlm_lora_plugin.contract.Family` as functions that import when they are called.
+        Called once when the adapter is loaded, before any model exists. Must not import torch: give the functions of
+        :class:`~vlm_lora_plugin.contract.Family` as ``"module:function"``, imported when they are first called.
 
         Results: ``firstresult``; only the one adapter is asked.
 
@@ -52,12 +52,12 @@ class AdapterSpecs:
             ...             name="tiny",
             ...             title="Tiny",
             ...             model_types=("tiny",),
-            ...             components=parts,
             ...             presets={"lora": {"components": {"language": "lora"}}},
             ...             default_preset="lora",
             ...             recognises=lambda folder: False,
-            ...             load=lambda request: None,
             ...             architecture=lambda model: Architecture(parts),
+            ...             load_model="my_package.modeling:load_model",
+            ...             load_processor="my_package.processing:load_processor",
             ...         )
             >>> Adapter().describe_family().title
             'Tiny'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vlm_lora_plugin.contract.architecture import Architecture
 from vlm_lora_plugin.vocabulary import ComponentName
 
 
@@ -45,12 +46,14 @@ class ModelSize:
 
     Attributes:
         name: Which model that is: ``echo840/Monkey``.
+        architecture: What it is made of.
         components: Each of its parts.
         vocabulary: Logits of one position.
         tokens_per_image: Tokens that one image takes of a row.
     """
 
     name: str
+    architecture: Architecture
     components: Mapping[ComponentName, ComponentSize]
     vocabulary: int
     tokens_per_image: int

@@ -7,13 +7,12 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from vlm_lora_plugin.contract.example import Example
-from vlm_lora_plugin.data.reading import LIKE_THIS, parse_row, raise_for_rows
+from vlm_lora_plugin.data.reading import LIKE_THIS, RowFormat, parse_row, raise_for_rows
 from vlm_lora_plugin.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,14 +24,6 @@ LARGE_LIST = 2**30
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Format:
-    """The part of a family that reading needs; unlike a whole family it can be pickled for a worker."""
-
-    title: str
-    parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None
-
-
 class ExampleFile(Sequence[Example]):
     """The rows of a JSONL file, or of a JSON file that holds one list.
 
@@ -40,7 +31,7 @@ class ExampleFile(Sequence[Example]):
     long the rows are. A JSON list is held in memory as a whole; from 1 GiB on a warning says how to make JSONL of it.
 
     A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` as ms-swift users have it, or a row of
-    the family's own format (``Family.parse_record``). An image is a path, ``{"path": ...}`` or
+    the family's own format (``DataFormats.parse_record``). An image is a path, ``{"path": ...}`` or
     ``{"bytes": base64}``; a relative path starts at the data file's folder. Where a row has images and no
     ``<image>`` mark, the marks are put in front of the first user message.
 
@@ -58,7 +49,7 @@ class ExampleFile(Sequence[Example]):
         self, path: str | Path, family: Family, *, allow_outside_images: bool = False, folder: Path | None = None
     ) -> None:
         self.path = Path(path)
-        self._format = _Format(family.title, family.parse_record)
+        self._format = RowFormat.of(family)
         self._folder = folder or self.path.parent
         self._root = None if allow_outside_images else self._folder.resolve()
         self._items: list[object] | None = None

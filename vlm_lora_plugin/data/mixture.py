@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, overload
 from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.files import ExampleFile
 from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family, MixturePart
@@ -100,7 +101,17 @@ def open_examples(
     Raises:
         DataError: The file is missing, empty, or in no known form.
     """
-    parts = family.read_mixture(Path(path)) if family.read_mixture is not None else None
+    parts = mixture_parts(path, family)
     if parts is None:
         return ExampleFile(path, family, allow_outside_images=allow_outside_images)
     return ExampleMixture(Path(path), parts, family, allow_outside_images=allow_outside_images, seed=seed)
+
+
+def mixture_parts(path: str | Path, family: Family) -> Sequence[MixturePart] | None:
+    """Return the parts of a mixture in the family's own form, or None where a file is not one.
+
+    Raises:
+        DataError: It is one, and wrong.
+    """
+    read = family.data_formats.read_mixture
+    return None if read is None else get_manager().function(family, read)(Path(path))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
+from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.errors import DataError, TooLongError, nearest, ways_to_fit
+from vlm_lora_plugin.plugins.manager import get_manager
 
 LIKE_THIS = (
     'A row looks like this: {"messages": [{"role": "user", "content": "<image>What is this?"}, '
@@ -23,28 +26,34 @@ _UNSUPPORTED = ("videos", "audios", "objects", "tools", "rejected_response", "re
 _MISNAMED = {"image": "images", "image_path": "images", "img": "images", "message": "messages"}
 
 
-class RowFormat(Protocol):
-    """What reading asks of a family."""
+@dataclass(frozen=True)
+class RowFormat:
+    """The part of a family that reading needs; unlike a whole family it can be pickled for a worker.
 
-    @property
-    def title(self) -> str:
-        """The family's title."""
-        ...
+    Attributes:
+        title: The family's title.
+        parse_record: Reads a row of the family's own form; None where it has none. See
+            :class:`vlm_lora_plugin.contract.DataFormats`.
+    """
 
-    @property
-    def parse_record(self) -> Callable[[Mapping[str, Any], Path, str], Example | None] | None:
-        """See :class:`vlm_lora_plugin.contract.Family`."""
-        ...
+    title: str
+    parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | None
+
+    @classmethod
+    def of(cls, family: Family) -> RowFormat:
+        """Return a family's."""
+        parse = family.data_formats.parse_record
+        return cls(family.title, None if parse is None else get_manager().function(family, parse))
 
 
-def parse_row(record: object, folder: Path, origin: str, family: RowFormat) -> Example:
+def parse_row(record: object, folder: Path, origin: str, own: RowFormat) -> Example:
     """Turn one row into an Example.
 
     Args:
         record: The decoded JSON value.
         folder: Where relative image paths start.
         origin: Name of the row for error messages, ``data.jsonl:17``.
-        family: Whose own format is tried when there are no ``messages``.
+        own: The family's own form, tried when there are no ``messages``.
 
     Raises:
         DataError: The row is in neither form.
@@ -53,11 +62,11 @@ def parse_row(record: object, folder: Path, origin: str, family: RowFormat) -> E
         raise DataError(f"{origin}: a row must be an object, this is a {type(record).__name__}", fix=LIKE_THIS)
     if "messages" in record:
         return _parse_messages(record, folder, origin)
-    example = family.parse_record(record, folder, origin) if family.parse_record else None
+    example = own.parse_record(record, folder, origin) if own.parse_record else None
     if example is None:
         keys = ", ".join(map(str, record)) or "none"
         raise DataError(
-            f"{origin}: the row has no `messages` and is not in {family.title}'s own format; its keys: {keys}",
+            f"{origin}: the row has no `messages` and is not in {own.title}'s own format; its keys: {keys}",
             fix=LIKE_THIS,
         )
     return example

@@ -100,13 +100,14 @@ def run(output: Path, *, family_name: str | None = None) -> float:
 
 def _demo_of(name: str | None) -> tuple[Family, Callable[[Path], Mapping[str, Any] | None]]:
     families = get_manager().families()
-    demos = {family.name: family for family in families.values() if family.demo is not None}
+    demos = {family.name: family for family in families.values() if family.test_support.write_tiny_model is not None}
     if name is None:
         name = next(iter(demos), None)
     family = None if name is None else demos.get(name)
-    if family is None or family.demo is None:
+    write = None if family is None else family.test_support.write_tiny_model
+    if family is None or write is None:
         raise AdapterError(
             "No installed family brings a demo" if name is None else f"There is no demo of '{name}'",
             fix=f"Families with a demo: {', '.join(demos)}." if demos else "",
         )
-    return family, family.demo
+    return family, get_manager().function(family, write)

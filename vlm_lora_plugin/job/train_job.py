@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, lay_over, read_recipe
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.contract import Architecture, Family
     from vlm_lora_plugin.planning.dtypes import DtypeName
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import RecipeSource
@@ -102,7 +102,7 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
         OutputError: The folder holds no recipe.
         RecipeError: Another recipe is asked for.
     """
-    from vlm_lora_plugin.planning.resolve import architecture_of, resolve
+    from vlm_lora_plugin.planning.resolve import resolve
     from vlm_lora_plugin.plugins.manager import get_manager
 
     if not output.recipe.is_file():
@@ -110,14 +110,16 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
             f"There is no job to go on with in {output.folder}: it has no {output.recipe.name}",
             fix="Give the output folder of an interrupted job, or leave --resume out.",
         )
-    family = get_manager().family_of_folder(job.model)
+    manager = get_manager()
+    family = manager.family_of_folder(job.model)
+    find = partial(manager.architecture_of_folder, family, job.model)
     kept = Recipe.parse(read_recipe(output.recipe), source=str(output.recipe))
     if job.recipe is None and job.overrides.get("preset") is None:
         asked: Recipe = Recipe.parse(lay_over(kept, _still_to_say(job.overrides, kept)))
-        resolved = resolve(RecipeDocument.read(output.recipe), family, architecture_of(family))
+        resolved = resolve(RecipeDocument.read(output.recipe), family, find)
     else:
         written = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
-        asked = resolved = resolve(written, family, architecture_of(family))
+        asked = resolved = resolve(written, family, find)
     found = differences(_decided(kept), _decided(asked))
     if found:
         raise RecipeError(
@@ -141,24 +143,33 @@ def _decided(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in recipe.document().items() if key != "origin"}
 
 
-def recognise(folder: Path, recipe: RecipeSource | None, overrides: Mapping[str, Any]) -> tuple[Family, ResolvedRecipe]:
+def recognise(
+    folder: Path,
+    recipe: RecipeSource | None,
+    overrides: Mapping[str, Any],
+    architecture: Callable[[Family], Architecture] | None = None,
+) -> tuple[Family, ResolvedRecipe]:
     """Find out whose model a folder holds, and resolve a recipe for it.
 
     Args:
         folder: The model folder.
         recipe: A recipe in any form, or None for the family's default preset.
         overrides: A document laid over the recipe, what the command line says.
+        architecture: Finds out what the folder's model is made of; None builds it on the meta device.
 
     Raises:
         ModelError: The folder is of no known family.
         RecipeError: The recipe has an unknown key, value or preset.
     """
-    from vlm_lora_plugin.planning.resolve import architecture_of, resolve, resolve_recipe
+    from vlm_lora_plugin.planning.resolve import resolve, resolve_recipe
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.plugins.manager import get_manager
 
-    family = get_manager().family_of_folder(folder)
+    manager = get_manager()
+    family = manager.family_of_folder(folder)
     if isinstance(recipe, ResolvedRecipe):
-        return family, resolve_recipe(recipe, family, overrides)
+        return family, resolve_recipe(recipe, family, overrides, recipe.architecture)
     written = RecipeDocument.read(recipe, overrides, overridden_by=COMMAND_LINE)
-    return family, resolve(written, family, architecture_of(family))
+    if architecture is None:
+        architecture = partial(manager.architecture_of_folder, folder=folder)
+    return family, resolve(written, family, partial(architecture, family))

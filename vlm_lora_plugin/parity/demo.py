@@ -40,14 +40,14 @@ def write_demo(folder: Path, family_name: str | None) -> tuple[Path, Path, Path]
     """
     manager = get_manager()
     families = list(manager.families().values()) if family_name is None else [manager.family(family_name)]
-    write_base = next((family.demo for family in families if family.demo is not None), None)
-    if write_base is None:
+    writers = [(family, write) for family in families if (write := family.test_support.write_tiny_model) is not None]
+    if not writers:
         raise AdapterError(
             f"{families[0].title} brings no demo" if family_name else "No installed family brings a demo",
             fix="Give a model, --recipe and --data instead.",
         )
     model = folder / "model"
-    write_base(model)
+    manager.function(*writers[0])(model)
     return model, write_rows(folder, "train", 0, TRAINING_ROWS), write_rows(folder, "val", 50, VALIDATION_ROWS)
 
 

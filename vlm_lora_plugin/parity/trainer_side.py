@@ -11,9 +11,8 @@ from transformers import Trainer
 
 from vlm_lora_plugin import ConversationDataset, VlmLoraCallback, load, prepare, training_arguments
 from vlm_lora_plugin.frameworks.recorder import Recorder
+from vlm_lora_plugin.job.train_job import recognise
 from vlm_lora_plugin.parity.parity_job import Side, TrainerTask
-from vlm_lora_plugin.planning.resolve import resolve_recipe
-from vlm_lora_plugin.plugins.manager import get_manager
 
 
 def main(file: str) -> None:
@@ -21,7 +20,7 @@ def main(file: str) -> None:
     task = TrainerTask.read(Path(file))
     side = Side("trainer", Path(task.folder))
     dtype = getattr(torch, task.dtype)
-    recipe = resolve_recipe(task.recipe, get_manager().family_of_folder(Path(task.model)))
+    _, recipe = recognise(Path(task.model), task.recipe, {})
     options: dict[str, Any] = {"disable_tqdm": True, **({"ddp_backend": "gloo"} if task.gloo else {})}
     arguments = training_arguments(recipe, side.checkpoints, dtype=dtype, evaluate=task.val_data is not None, **options)
     base, processor = load(task.model, recipe, dtype=dtype, seed=recipe.seed)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
-from vlm_lora_plugin.contract import Architecture, Family
+from vlm_lora_plugin.contract import Architecture, Family, OptionValue
 from vlm_lora_plugin.documents import value_at
-from vlm_lora_plugin.errors import RecipeError, nearest
+from vlm_lora_plugin.errors import HardwareError, RecipeError, nearest
 from vlm_lora_plugin.planning.fitting import fit
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, RecipeSource, Source
 from vlm_lora_plugin.recipe.document import Stacked, lay
 from vlm_lora_plugin.vocabulary import Hardware
 
+ArchitectureSource: TypeAlias = Architecture | Callable[[], Architecture] | None
+"""What a model is made of; a function that finds out, called once what needs no model is checked; None for no model.
+
+Without a model a recipe may name any component, and with hardware it is for the family's published model.
+"""
+
 
 def resolve_recipe(
     source: RecipeSource | None,
     family: Family,
     overrides: Mapping[str, Any] | None = None,
-    architecture: Architecture | None = None,
+    architecture: ArchitectureSource = None,
 ) -> ResolvedRecipe:
     """Read a recipe in any form and resolve it; one that is resolved is returned as it is.
 
@@ -29,7 +35,7 @@ def resolve_recipe(
         family: The family whose presets and components apply.
         overrides: A document laid over the recipe (``--set`` on the command line). Over a resolved recipe, what
             was written for that one is resolved anew.
-        architecture: What the model is made of; None for what the family says of all its models.
+        architecture: What the model is made of, see :data:`ArchitectureSource`.
 
     Raises:
         RecipeError: Unknown key, value, preset, family or component.
@@ -43,18 +49,13 @@ def resolve_recipe(
         architecture = architecture or source.architecture
     else:
         written = RecipeDocument.read(source, overrides)
-    return resolve(written, family, architecture or architecture_of(family))
-
-
-def architecture_of(family: Family) -> Architecture:
-    """Return what a family says of all its models, where there is no model to ask about."""
-    return Architecture(family.components)
+    return resolve(written, family, architecture)
 
 
 def resolve(
     document: RecipeDocument,
     family: Family,
-    architecture: Architecture,
+    architecture: ArchitectureSource,
     hardware: Hardware | None = None,
 ) -> ResolvedRecipe:
     """Expand preset and shorthand into one recipe that stands on its own; once for a process.
@@ -66,7 +67,7 @@ def resolve(
     Args:
         document: What was written.
         family: The family whose presets apply.
-        architecture: What the model is made of.
+        architecture: What the model is made of, see :data:`ArchitectureSource`.
         hardware: The machine, where the document names none.
 
     Raises:
@@ -90,19 +91,22 @@ def resolve(
         layers.insert(0, (base.model_dump(exclude_unset=True), Source("preset", preset)))
     stacked = Stacked.of(layers)
     values, sources = stacked.document, {k: v for k, v in stacked.sources.items() if k not in _INFORMATION}
-    _check_components(values, stacked.rules, {*architecture.component_names}, family)
     _check_processor(value_at(values, "data.processor", {}), family)
     values.pop("preset", None)
     _check_machine(values)
+    known = architecture() if callable(architecture) else architecture
+    if known is not None:
+        _check_components(values, stacked.rules, known, family)
     origin = f"{family.name}/{preset}" if preset else values.get("origin")
     values |= {"family": family.name, "origin": origin, "rules": stacked.rules}
-    recipe = ResolvedRecipe.of(values, sources, document, architecture)
-    if recipe.hardware is None:
-        return recipe
-    fitted = fit(recipe, family, architecture, base.training)
+    if values.get("hardware") is None:
+        return ResolvedRecipe.of(values, sources, document, known or Architecture(()))
+    known = known or _published(family)
+    recipe = ResolvedRecipe.of(values, sources, document, known)
+    fitted = fit(recipe, family, known, base.training)
     whole = lay(values, fitted.document())
     asked = recipe.adapter_settings
-    return ResolvedRecipe.of(whole, {**sources, **fitted.sources}, document, architecture, fitted, asked)
+    return ResolvedRecipe.of(whole, {**sources, **fitted.sources}, document, known, fitted, asked)
 
 
 _INFORMATION = ("family", "preset", "origin")
@@ -117,9 +121,19 @@ def _check_family(recipe: Recipe, source: Source, family: Family) -> None:
         )
 
 
+def _published(family: Family) -> Architecture:
+    if family.size is None:
+        raise HardwareError(
+            f"What fits on a machine is unknown for {family.title} without a model: it publishes no sizes",
+            fix="Give the model's folder, or its config.json alone: vlm-lora deepspeed --model FOLDER.",
+        )
+    return family.size.architecture
+
+
 def _check_components(
-    values: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], owned: Collection[str], family: Family
+    values: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], architecture: Architecture, family: Family
 ) -> None:
+    owned = architecture.component_names
     named = [rule["component"] for rule in rules if rule.get("component") is not None]
     for name in (*named, *values.get("gradient_checkpointing", ()), *value_at(values, "lora.target_modules", ())):
         if name not in owned:
@@ -142,15 +156,14 @@ def _check_machine(document: Mapping[str, Any]) -> None:
             )
 
 
-def _check_processor(settings: Mapping[str, int], family: Family) -> None:
-    known = {option.name: option for option in family.processor_options}
+def _check_processor(settings: Mapping[str, OptionValue], family: Family) -> None:
+    known = {option.name: option for option in family.data_formats.processor_options}
     for name, value in settings.items():
         if name not in known:
             raise RecipeError(
                 f"data.processor: {family.title}'s processor has no setting '{name}'",
                 fix=nearest(name, list(known)) if known else "Leave data.processor out.",
             )
-        if value < known[name].least:
-            raise RecipeError(
-                f"data.processor.{name} is {value}, less than {known[name].least}", fix=known[name].description
-            )
+        problem = known[name].problem(value)
+        if problem:
+            raise RecipeError(f"data.processor.{name} {problem}", fix=known[name].description)

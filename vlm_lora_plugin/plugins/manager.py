@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, TrainableSelection
-from vlm_lora_plugin.errors import ModelError, VlmLoraError, listed, nearest
+from vlm_lora_plugin.errors import AdapterError, ModelError, VlmLoraError, listed, nearest
 from vlm_lora_plugin.plugins.architectures import check_architecture
-from vlm_lora_plugin.plugins.calling import attributed, title
-from vlm_lora_plugin.plugins.references import function_of
+from vlm_lora_plugin.plugins.calling import title
+from vlm_lora_plugin.plugins.references import PluginFunction
 from vlm_lora_plugin.plugins.registry import AdapterRegistry
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class AdapterManager(AdapterRegistry):
             for family in self.families().values():
                 if family.fallback == fallbacks:
                     try:
-                        if self.call(family, family.recognises, folder):
+                        if self.function(family, family.recognises)(folder):
                             matches.append(family)
                     except VlmLoraError as error:  # somebody else's adapter must not stop this one's
                         failed.append(f"{family.name} ({error.what})")
@@ -110,14 +110,34 @@ class AdapterManager(AdapterRegistry):
     def _all_of(self, families: Sequence[Family]) -> str:
         return listed(self.title(family) for family in families)
 
-    def load(self, family: Family, request: LoadRequest) -> tuple[PreTrainedModel, Processor | None]:
-        """Let a family's loader read a model folder.
+    def load_model(self, family: Family, request: LoadRequest) -> PreTrainedModel:
+        """Let a family build the model of a folder.
 
         Raises:
-            AdapterError: It raised something unexpected; names the adapter and its distribution. A VlmLoraError
-                is an answer to the user and passes as it is.
+            AdapterError: Its function raised something unexpected; names it, the plugin and its distribution. A
+                VlmLoraError is an answer to the user and passes as it is.
         """
-        return attributed(lambda: family.load(request), f"The loader of {self.title(family)}")
+        model = self.function(family, family.load_model)(request)
+        if not hasattr(model, "named_parameters"):  # torch is not imported here
+            raise self._wrong_answer(family, "load_model", model, "a model")
+        return model
+
+    def load_processor(self, family: Family, request: LoadRequest) -> Processor:
+        """Let a family build the processor of a folder.
+
+        Raises:
+            AdapterError: As in :meth:`load_model`.
+        """
+        processor = self.function(family, family.load_processor)(request)
+        if not hasattr(processor, "encode"):
+            raise self._wrong_answer(family, "load_processor", processor, "a processor")
+        return processor
+
+    def _wrong_answer(self, family: Family, name: str, answer: object, wanted: str) -> AdapterError:
+        return AdapterError(
+            f"{name} of {self.title(family)} returned a {type(answer).__name__}, not {wanted}",
+            fix="See docs/reference/hooks.md for what each function of Family returns.",
+        )
 
     def architecture(self, family: Family, model: nn.Module) -> Architecture:
         """Ask a family what a model is made of, loaded or on the meta device, and check the answer against the model.
@@ -125,7 +145,7 @@ class AdapterManager(AdapterRegistry):
         Raises:
             AdapterError: The function raised something unexpected, or its answer does not describe the model.
         """
-        answer: object = self.call(family, family.architecture, cast("PreTrainedModel", model))
+        answer: object = self.function(family, family.architecture)(cast("PreTrainedModel", model))
         return check_architecture(answer, model, self.title(family))
 
     def architecture_of_folder(self, family: Family, folder: Path, variant: str | None = None) -> Architecture:
@@ -146,21 +166,15 @@ class AdapterManager(AdapterRegistry):
         state = frozenset((entry.name, stat.st_size, stat.st_mtime_ns) for entry, stat in files)
         key = (family.name, folder.resolve(), state, variant)
         if key not in self._architectures:
-            request = LoadRequest(folder=folder, device="meta", variant=variant, with_processor=False)
-            self._architectures[key] = self.architecture(family, self.load(family, request)[0])
+            request = LoadRequest(folder=folder, device="meta", variant=variant)
+            self._architectures[key] = self.architecture(family, self.load_model(family, request))
         return self._architectures[key]
 
-    def call(self, family: Family, function: Callable[P, R] | str, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call one of the functions of a family's description, importing it first where it is ``"module:function"``.
-
-        Raises:
-            AdapterError: It cannot be imported, or raised something unexpected; names the function, the plugin and
-                its distribution. A VlmLoraError is an answer to the user and passes as it is.
-        """
-        name = next((field.name for field in fields(family) if getattr(family, field.name) is function), "A function")
-        what = f"{name} of {self.title(family)}"
-        found = function_of(function, what)
-        return attributed(lambda: found(*args, **kwargs), what)
+    def function(self, family: Family, function: Callable[P, R] | str) -> PluginFunction[P, R]:
+        """Return one of the functions of a family's description, ready to be called and to name whose fault it is."""
+        groups = (family, family.data_formats, family.test_support)
+        names = (field.name for group in groups for field in fields(group) if getattr(group, field.name) is function)
+        return PluginFunction(function, f"{next(names, 'A function')} of {self.title(family)}")
 
     def title(self, family: Family) -> str:
         """Return a family's plugin as messages call it: ``the adapter monkey of vlm-lora-plugin 0.1.0``."""

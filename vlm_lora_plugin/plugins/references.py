@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
+from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.errors import AdapterError
+from vlm_lora_plugin.plugins.calling import attributed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -15,9 +18,38 @@ R = TypeVar("R")
 _FORM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-def is_reference(value: object) -> bool:
-    """Return whether a value is a function, or a string of the form ``module:function``."""
-    return callable(value) or (isinstance(value, str) and _FORM.fullmatch(value) is not None)
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "Family": ("recognises", "architecture", "load_model", "load_processor"),
+    "DataFormats": (),
+    "TestSupport": (),
+}
+_OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "Family": ("advise",),
+    "DataFormats": ("parse_record", "read_mixture"),
+    "TestSupport": ("write_tiny_model", "read_golden_case"),
+}
+
+
+def check_functions(family: Family, who: str) -> None:
+    """Refuse a description whose functions are neither functions nor ``"module:function"``; imports nothing.
+
+    Args:
+        family: The description.
+        who: The plugin, as messages call it.
+
+    Raises:
+        AdapterError: One is something else.
+    """
+    for group in (family, family.data_formats, family.test_support):
+        kind = type(group).__name__
+        for name in (*_NEEDED.get(kind, ()), *_OPTIONAL.get(kind, ())):
+            value = getattr(group, name)
+            left_out = value is None and name in _OPTIONAL[kind]
+            if not (left_out or callable(value) or (isinstance(value, str) and _FORM.fullmatch(value))):
+                raise AdapterError(
+                    f"{who} gives {kind}.{name} as {value!r}",
+                    fix='Give a function, or a string of the form "package.module:function".',
+                )
 
 
 def function_of(reference: Callable[P, R] | str, what: str) -> Callable[P, R]:
@@ -49,3 +81,26 @@ def function_of(reference: Callable[P, R] | str, what: str) -> Callable[P, R]:
         )
     function: Callable[P, R] = found
     return function
+
+
+@dataclass(frozen=True)
+class PluginFunction(Generic[P, R]):
+    """A function of a family plugin, imported when it is first called; it can be pickled if the reference can.
+
+    Attributes:
+        reference: The function, or ``"module:function"``.
+        what: Whose it is, the beginning of a sentence.
+    """
+
+    reference: Callable[P, R] | str
+    what: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call it.
+
+        Raises:
+            AdapterError: It cannot be imported, or raised something unexpected. A VlmLoraError is an answer to the user
+                and passes as it is.
+        """
+        found = function_of(self.reference, self.what)
+        return attributed(lambda: found(*args, **kwargs), self.what)

@@ -26,6 +26,7 @@ from vlm_lora_plugin.plugins.discovery import (
     is_own,
 )
 from vlm_lora_plugin.plugins.records import AdapterRecord
+from vlm_lora_plugin.plugins.references import check_functions
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Patch
@@ -99,6 +100,7 @@ class AdapterRegistry:
                     )
                 return None
             family: Family = self._ask(adapter, "describe_family")
+            check_functions(family, label)
             if family.name in self._plugins:
                 raise AdapterError(f"Two adapters claim the family {family.name}", fix="Unregister one of them.")
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,8 +81,9 @@ def _prepare(
             why="Layers that this recipe does not know of would be trained, saved and loaded wrongly.",
             fix="Give the freshly loaded model, or the one that prepare returned.",
         )
-    family = get_manager().family_of_model(model)
-    resolved = resolve_recipe(recipe, family)
+    manager = get_manager()
+    family = manager.family_of_model(model)
+    resolved = resolve_recipe(recipe, family, architecture=partial(manager.architecture, family, model))
     _check_loaded(model, resolved)
     selection = resolve_selection(model, family, resolved)
     architecture = selection.architecture
@@ -139,7 +141,7 @@ def load_trained(
 
 def _prepared_before(model: VlmLoraPeftModel, recipe: RecipeSource | None) -> VlmLoraPeftModel:
     state = model.vlm_lora
-    wanted = state.effective(resolve_recipe(recipe, state.family))
+    wanted = state.effective(resolve_recipe(recipe, state.family, architecture=state.trainable.architecture))
     found = differences(state.recipe.document(), wanted.document())
     if found:
         raise ModelError(

@@ -282,7 +282,7 @@ class DataSettings(_Strict):
     max_image_pixels: int | None = Field(
         50_000_000, ge=1, description="Width x height beyond which an image is a bad sample; null: Pillow's limit."
     )
-    processor: dict[str, int] = Field(
+    processor: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
         description="Settings of the family's own processor, such as `hd_num`, the most crops that XComposer cuts an "
         "image into. `vlm-lora presets` lists them.",

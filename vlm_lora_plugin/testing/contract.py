@@ -77,6 +77,7 @@ PROMISES: tuple[Promise, ...] = (
         "padding_on_either_side_changes_no_token",
         "an_image_is_seen_in_its_own_place",
         "images_that_do_not_fit_their_places_are_refused",
+        "ids_and_embeddings_together_are_refused",
         "logits_to_keep_gives_the_last_positions",
         "generation_with_cache_equals_generation_without",
         "a_batch_is_answered_as_its_rows_are",
@@ -88,7 +89,12 @@ PROMISES: tuple[Promise, ...] = (
         "what_learns_gets_gradients_and_nothing_else",
         "a_text_only_batch_trains",
     ),
-    *_of("patching", "patches_keep_loss_and_gradients", "undoing_leaves_the_model_bitwise_as_it_was"),
+    *_of(
+        "patching",
+        "patches_keep_loss_and_gradients",
+        "answer_only_loss_computes_fewer_logits",
+        "undoing_leaves_the_model_bitwise_as_it_was",
+    ),
     *_of(
         "training",
         "a_saved_adapter_is_the_trained_model",

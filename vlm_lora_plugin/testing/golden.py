@@ -1,7 +1,7 @@
 """Check adapters against folders of reference numbers: ``python -m vlm_lora_plugin.testing.golden FOLDER...``.
 
 A case folder holds ``config.json``, ``inputs.*``, ``expected.json`` and ``expected.safetensors``. Its family is
-the one whose ``read_golden_case`` takes it. The model loads the case's weights strictly and runs once; then
+the one whose ``TestSupport.read_golden_case`` takes it. The model loads the case's weights strictly and runs once; then
 the loss, every stored stage, every gradient and the trainable names of every recipe are compared, and for a
 case with an adapter the same with that loaded, and merged (:mod:`vlm_lora_plugin.testing.golden_lora`). The exit
 status is 1 when anything misses, and 2 when there is no case in the folders given.
@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from vlm_lora_plugin.contract import Family, GoldenCase
 from vlm_lora_plugin.errors import ModelError, VlmLoraError, listed
 from vlm_lora_plugin.names import canonical_name
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.resolve import resolve_selection
@@ -84,8 +85,10 @@ def check_case(folder: Path) -> CaseReport:
 
 
 def _read_case(folder: Path) -> tuple[Family, GoldenCase]:
-    for family in get_manager().families().values():
-        case = family.read_golden_case(folder) if family.read_golden_case else None
+    manager = get_manager()
+    for family in manager.families().values():
+        read = family.test_support.read_golden_case
+        case = None if read is None else manager.function(family, read)(folder)
         if case is not None:
             return family, case
     raise ModelError(f"No family reads {folder}", fix="Install the adapter of the family that the case is for.")
@@ -191,13 +194,16 @@ def _recipes(folder: Path, expected: Mapping[str, Any]) -> Mapping[str, Sequence
 def _compare_recipes(
     model: torch.nn.Module, family: Family, case: GoldenCase, recipes: Mapping[str, Sequence[str]]
 ) -> Iterator[Finding]:
+    architecture = get_manager().architecture(family, model)
     for name, expected in recipes.items():
         what = f"recipe {name}"
         if name not in case.recipes:
             yield miss(what, f"{family.title} has no recipe for it")
             continue
         wanted = {canonical_name(parameter) for parameter in expected}
-        ours = resolve_selection(model, family, case.recipes[name]).names
+        ours = resolve_selection(
+            model, family, resolve_recipe(case.recipes[name], family, architecture=architecture)
+        ).names
         parts = {"missing": sorted(wanted - ours), "extra": sorted(ours - wanted)}
         if any(parts.values()):
             yield miss(what, "; ".join(f"{part}: {listed(names)}" for part, names in parts.items() if names))

@@ -69,11 +69,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one test of each promise."""
-    if "promise" not in metafunc.fixturenames:
-        return
     marker = metafunc.definition.get_closest_marker(MARKER)
-    if marker is None or not marker.args:
-        raise pytest.UsageError(f'{metafunc.definition.nodeid}: give its family, @pytest.mark.{MARKER}("name")')
+    if marker is None or "promise" not in metafunc.fixturenames:
+        return
+    if len(marker.args) != 1:
+        raise pytest.UsageError(f'{metafunc.definition.nodeid}: name one family, @pytest.mark.{MARKER}("name")')
     (family,), model = marker.args, marker.kwargs.get("model")
     cases = [
         pytest.param((family, model, promise), id=promise.name, marks=[pytest.mark.slow] if promise.slow else [])
@@ -96,6 +96,8 @@ def promise(
     """One promise of the family that the test's ``adapter_contract`` marker names."""
     from vlm_lora_plugin.testing.subject import Subject
 
+    if not hasattr(request, "param"):
+        raise pytest.UsageError(f'{request.node.nodeid}: name its family, @pytest.mark.{MARKER}("name")')
     family, model, promised = request.param
     key = (family, str(model))
     if key not in _contract_subjects:

@@ -79,7 +79,8 @@ class Subject:
         return folder
 
     def _own_writer(self) -> WriteModel | None:
-        return self.family.demo
+        write = self.family.test_support.write_tiny_model
+        return None if write is None else get_manager().function(self.family, write)
 
     def model(self) -> PreTrainedModel:
         """Load it anew: fp32, on the CPU, in eval mode."""

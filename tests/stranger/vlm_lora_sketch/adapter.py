@@ -32,12 +32,12 @@ def describe_family():
         name="sketch",
         title="Sketch",
         model_types=("sketch_vlm",),
-        components=COMPONENTS,
         presets=PRESETS,
         default_preset="lora",
         recognises=recognises,
-        load=load,
         architecture=lambda model: Architecture(COMPONENTS, image_only=("eyes", "bridge")),
+        load_model="vlm_lora_sketch.modeling:load_model",
+        load_processor="vlm_lora_sketch.processing:load_processor",
     )
 
 
@@ -59,19 +59,3 @@ def wrap_forward(model, recipe):
 
 def recognises(folder):
     return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") == "sketch_vlm"
-
-
-def load(request):
-    import torch
-
-    from vlm_lora_sketch.modeling import SketchConfig, SketchForCausalLM
-    from vlm_lora_sketch.processing import SketchProcessor
-
-    config = SketchConfig.from_pretrained(request.folder)
-    if request.device == "meta":
-        with torch.device("meta"):
-            model = SketchForCausalLM(config).to(request.dtype or torch.float32)
-    else:
-        model = SketchForCausalLM.from_pretrained(request.folder, dtype=request.dtype or torch.float32)
-        model.to(request.device)
-    return model.eval(), SketchProcessor(config) if request.with_processor else None

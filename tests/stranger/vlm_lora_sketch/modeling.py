@@ -39,17 +39,38 @@ class SketchForCausalLM(LlamaForCausalLM):
         self.bridge = nn.Linear(config.hidden_size, config.hidden_size)
         self.post_init()
 
-    def forward(self, input_ids=None, attention_mask=None, pixel_values=None, inputs_embeds=None, **kwargs):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        pixel_values=None,
+        inputs_embeds=None,
+        labels=None,
+        logits_to_keep=0,
+        **kwargs,
+    ):
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give input_ids or inputs_embeds, exactly one")
         if inputs_embeds is None:
             inputs_embeds = self.model.embed_tokens(input_ids)
             if pixel_values is not None and (input_ids == IMAGE).any():
                 features = self.bridge(self.eyes(pixel_values)).flatten(0, 1).to(inputs_embeds.dtype)
                 places = (input_ids == IMAGE).unsqueeze(-1)
                 inputs_embeds = inputs_embeds.masked_scatter(places, features)
-        return super().forward(attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        kwargs |= {"attention_mask": attention_mask, "labels": labels, "logits_to_keep": logits_to_keep}
+        return super().forward(inputs_embeds=inputs_embeds, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids, pixel_values=None, **kwargs):
         return {**super().prepare_inputs_for_generation(input_ids, **kwargs), "pixel_values": pixel_values}
+
+
+def load_model(request):
+    if request.device == "meta":
+        with torch.device("meta"):
+            config = SketchConfig.from_pretrained(request.folder)
+            return SketchForCausalLM(config).to(request.dtype or torch.float32).eval()
+    model = SketchForCausalLM.from_pretrained(request.folder, dtype=request.dtype or torch.float32)
+    return model.to(request.device).eval()
 
 
 def write_tiny(folder):

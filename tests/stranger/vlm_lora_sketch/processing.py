@@ -7,7 +7,7 @@ from vlm_lora_plugin.contract.example import IMAGE_MARK
 from vlm_lora_plugin.data.collation import IGNORE_INDEX, pad_rows
 from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_sketch.modeling import END, IMAGE, PAD
+from vlm_lora_sketch.modeling import END, IMAGE, PAD, SketchConfig
 
 
 class ByteTokenizer:
@@ -68,3 +68,7 @@ class SketchProcessor:
                 small = np.array(opened.convert("RGB").resize((self.image_size, self.image_size)))
             images.append(torch.from_numpy(small).permute(2, 0, 1).float() / 255 - 0.5)
         return {"pixel_values": torch.stack(images)} if images else {}
+
+
+def load_processor(request):
+    return SketchProcessor(SketchConfig.from_pretrained(request.folder))

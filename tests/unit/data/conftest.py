@@ -11,7 +11,7 @@ from PIL import Image
 from vlm_lora_monkey.processing import MonkeyProcessor
 from vlm_lora_monkey.records import parse_record
 from vlm_lora_monkey.tokenization import load_tokenizer, write_tiny_vocabulary
-from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.contract import DataFormats, Family
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +31,13 @@ def family():
         name="monkey",
         title="Monkey",
         model_types=("monkey",),
-        components=(),
         presets={},
         default_preset="lora",
         recognises=lambda folder: False,
-        load=lambda request: None,
         architecture="toy_family:architecture",
-        parse_record=parse_record,
+        load_model="toy_family:load_model",
+        load_processor="toy_family:load_processor",
+        data_formats=DataFormats(parse_record=parse_record),
     )
 
 

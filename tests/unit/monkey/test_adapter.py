@@ -20,7 +20,7 @@ def patches(model, document):
     return [patch.name for patch in get_manager().wrap_forward(family, model, resolve_recipe(document, family))]
 
 
-def test_presets_have_upstreams_defaults(family):
+def test_presets_have_the_defaults_of_monkeys_own_script(family):
     for preset in family.presets:
         recipe = resolve_recipe(preset, family)
         assert recipe.optimizer.rate("vision", "full") == 1e-5
@@ -87,6 +87,6 @@ def test_answer_only_loss_follows_the_recipe():
     assert "answer-only logits" in asked.vlm_lora.patches
 
 
-def test_an_unknown_forward_is_refused():
+def test_patches_are_for_monkeys_forward_alone():
     with pytest.raises(ModelError, match="not known here"):
         patches(nn.Linear(1, 1), "lora")

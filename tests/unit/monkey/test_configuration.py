@@ -40,7 +40,7 @@ PUBLISHED = {
 }
 
 
-def test_published_config_is_taken_unchanged():
+def test_monkeys_published_config_says_where_images_stand():
     config = MonkeyConfig(**PUBLISHED)
 
     assert config.image_token_span == 1280
@@ -85,7 +85,7 @@ def test_incomplete_visual_names_the_missing_key():
         MonkeyConfig(visual={key: value for key, value in PUBLISHED["visual"].items() if key != "patch_size"})
 
 
-def test_published_model_has_the_published_parameters():
+def test_published_monkey_has_its_parameters():
     with torch.device("meta"):
         sizes = {name: p.numel() for name, p in MonkeyForCausalLM(MonkeyConfig(**PUBLISHED)).named_parameters()}
 

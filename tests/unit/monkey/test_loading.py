@@ -67,7 +67,7 @@ def as_qwen_vl(folder):
     return edit_weights(folder, without_lora)
 
 
-def test_tiny_folder_loads_through_the_front_door(folder):
+def test_a_tiny_folder_has_every_tensor_and_the_image_tokens(folder):
     model, processor = vlm_lora_plugin.load(folder)
 
     assert isinstance(model, MonkeyForCausalLM)
@@ -114,7 +114,7 @@ def test_wanted_dtype_wins(folder):
 
 @pytest.mark.parametrize("shards", ["safetensors", "bin"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_librarys_loader_gives_the_same_model(folder, shards, dtype):
+def test_sharded_pickles_and_bf16_load_as_the_librarys_loader_does(folder, shards, dtype):
     if shards == "bin":
         split_into_pickles(folder, 3)
     ours = load_model(LoadRequest(folder, dtype=dtype))
@@ -242,7 +242,7 @@ def test_a_monkey_from_qwen_vl_reloads_as_itself(folder, tmp_path):
     ],
     ids=["text-only Qwen", "another family", "half a tower", "no tower", "TextMonkey"],
 )
-def test_other_models_are_not_recognised(folder, changes):
+def test_relatives_of_monkey_are_not_recognised(folder, changes):
     edit_config(folder, **changes)
 
     assert not recognises(folder)
@@ -274,7 +274,7 @@ def poisoned(folder, tmp_path):
 
 
 @pytest.mark.parametrize("load", [vlm_lora_plugin.load, AutoModelForCausalLM.from_pretrained])
-def test_code_in_a_folder_is_never_run(poisoned, load):
+def test_code_of_a_folders_tokenizer_is_never_run(poisoned, load):
     folder, marker = poisoned
 
     load(folder)
@@ -306,8 +306,9 @@ def test_recognising_imports_neither_torch_nor_transformers(folder):
 
 
 def test_the_demo_writes_a_loadable_folder(tmp_path):
-    family = vlm_lora_plugin.get_manager().family("monkey")
-    family.demo(tmp_path / "demo")
+    manager = vlm_lora_plugin.get_manager()
+    family = manager.family("monkey")
+    manager.function(family, family.test_support.write_tiny_model)(tmp_path / "demo")
 
     assert recognises(Path(tmp_path / "demo"))
 

@@ -27,15 +27,6 @@ def test_rows_with_none_one_and_several_images_mix(lively, prompts):
         torch.testing.assert_close(together[index, : len(row)], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_images_fill_their_places_in_order(lively, prompts):
-    row = torch.tensor([prompts.row("I", 1, "I", 1)])
-    pixels = prompts.images(2)
-
-    straight, swapped = (lively(input_ids=row, pixel_values=p).logits for p in (pixels, pixels.flip(0)))
-
-    assert not torch.allclose(straight, swapped, atol=1e-3)
-
-
 def test_path_bytes_between_the_markers_have_no_influence(lively, prompts):
     row = torch.tensor([prompts.row("I", 3)])
     other = row.clone()
@@ -132,21 +123,6 @@ def test_frozen_embeddings_that_require_gradients_do_not_break_images(model, pro
     assert model.transformer.visual.attn_pool.query.grad.any()
 
 
-@pytest.mark.parametrize("rows", [(["I", 5],), ([3, "I", 2, "I", 4], [6], ["I", 8])])
-def test_generation_with_cache_equals_generation_without(lively, prompts, rows):
-    rows = [prompts.row(*row) for row in rows]
-    batch = prompts.batch(*rows, side="left")
-    images = sum(row.count(lively.config.image_start_id) for row in rows)
-    settings = {"pixel_values": prompts.images(images), "max_new_tokens": 8, "do_sample": False}
-    settings["suppress_tokens"] = [lively.config.image_start_id, lively.config.eos_token_id]
-
-    cached = lively.generate(**batch, **settings)
-    plain = lively.generate(**batch, **settings, use_cache=False)
-
-    assert cached.shape == (len(rows), batch["input_ids"].shape[1] + 8)
-    assert torch.equal(cached, plain)
-
-
 def test_generation_of_a_padded_batch_equals_that_of_its_rows(lively, prompts):
     rows = [prompts.row("I", 5), prompts.row(3)]
     pixels = prompts.images(1)
@@ -189,12 +165,6 @@ def test_a_generation_keeps_its_prompts_ntk_factor(lively, prompts):
     without_rule = lively(input_ids=row[:, :9]).logits[:, -1:]
 
     torch.testing.assert_close(step, without_rule, rtol=1e-4, atol=1e-5)
-
-
-def test_logits_to_keep_gives_the_last_positions(lively, prompts):
-    row = torch.tensor([prompts.row(6)])
-
-    torch.testing.assert_close(lively(input_ids=row, logits_to_keep=2).logits, lively(input_ids=row).logits[:, -2:])
 
 
 def test_embeddings_may_be_given_in_place_of_ids(lively, prompts):

@@ -11,7 +11,7 @@ from vlm_lora_omnilmm.records import parse_record
 from vlm_lora_omnilmm.tiny import WORDS
 from vlm_lora_omnilmm.tokenization import tiny_tokenizer
 from vlm_lora_plugin.contract.example import Example, Message
-from vlm_lora_plugin.data.reading import parse_row
+from vlm_lora_plugin.data.reading import RowFormat, parse_row
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_plugin.plugins.manager import get_manager
 
@@ -34,7 +34,7 @@ def conversation(*contents, **row):
 
 
 def read(row, folder):
-    return parse_row(row, folder, "data.json:1", get_manager().family("omnilmm"))
+    return parse_row(row, folder, "data.json:1", RowFormat.of(get_manager().family("omnilmm")))
 
 
 def text_of(processor, row):

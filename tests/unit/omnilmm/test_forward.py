@@ -89,14 +89,6 @@ def test_each_component_is_checkpointed_by_its_own_switch(prompts):
     assert names(vision=False, language=True) == ("text-only batches", "checkpoint language", "answer-only logits")
 
 
-def test_logits_are_those_of_answers_alone_where_the_recipe_says_so(prompts):
-    def logits(**changes):
-        return prepare(tiny_model(), recipe("lora", **changes)).train()(**prompts.training_batch()).logits
-
-    assert logits() is None
-    assert logits(answer_only_loss=False) is not None
-
-
 def test_a_checkpointed_tower_keeps_the_inputs_of_its_blocks_alone(prompts):
     kept = {}
     for on in (False, True):

@@ -54,7 +54,8 @@ def test_numbers_are_upstreams(preset):
 def test_every_group_learns_over_some_hundred_steps(preset, tmp_path):
     """On the demo's data with the rates raised as a tiny model needs them; the groups are the preset's own."""
     torch.set_num_threads(1)
-    base = write_demo_folder(tmp_path / "base")
+    base = tmp_path / "base"
+    write_demo_folder(base)
     train, _ = write_digits(tmp_path / "data")
     overrides = {
         "preset": preset,

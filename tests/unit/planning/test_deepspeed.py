@@ -1,6 +1,7 @@
 """The DeepSpeed document: read by DeepSpeed itself, by transformers and by ms-swift."""
 
 import pytest
+from toy_family import ARCHITECTURE
 
 from vlm_lora_plugin import hookimpl
 from vlm_lora_plugin.documents import leaves, merge
@@ -184,7 +185,7 @@ def test_an_adapters_answer_is_checked_like_a_users(toy):
     get_manager().register(policy)
     try:
         with pytest.raises(HardwareError, match="Toy's adapter has the block optimizer"):
-            resolve_recipe({"hardware": "3x24"}, toy)
+            resolve_recipe({"hardware": "3x24"}, toy, architecture=ARCHITECTURE)
     finally:
         get_manager().unregister(policy)
 
@@ -199,7 +200,7 @@ def test_an_adapter_may_choose_the_stage(toy):
     policy = Policy()
     get_manager().register(policy)
     try:
-        recipe = resolve_recipe({"hardware": "3x24"}, toy)
+        recipe = resolve_recipe({"hardware": "3x24"}, toy, architecture=ARCHITECTURE)
         assert recipe.hardware.zero_stage == 2
         zero = deepspeed_settings(recipe, toy, Hardware(3, 24))["zero_optimization"]
         assert zero["stage"] == 2

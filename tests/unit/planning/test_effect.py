@@ -159,10 +159,8 @@ class Llava(ToyAdapter):
             name="llava",
             title="LLaVA",
             model_types=("llava",),
-            components=COMPONENTS,
             architecture=lambda model: Architecture(COMPONENTS, trunk="model", head="lm_head"),
             presets={"lora": {"components": {"language": "lora", "vision": "lora"}}},
-            fixed_tables=(),
         )
 
     @hookimpl

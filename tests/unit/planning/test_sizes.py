@@ -168,7 +168,7 @@ KEYS = [("lora_", "kept_per_position"), ("nothing", "passed_per_position")]
 
 
 def learning(block, learns, name):
-    targets = next(part for part in get_manager().family(name).components if part.name == "language").target_modules
+    targets = size_of(name).architecture.component("language").target_modules
     return with_lora(block, targets, 64 if name != "monkey" else 16) if learns == "lora_" else halved(block, learns)
 
 

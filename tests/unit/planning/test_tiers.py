@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from toy_family import ARCHITECTURE
 
 from vlm_lora_plugin.errors import HardwareError
 from vlm_lora_plugin.planning.memory import keeps_activations, means_by_component
@@ -171,7 +172,7 @@ def test_a_rounded_batch_is_explained_after_resolving_too(monkey):
 
 
 def test_a_family_without_known_sizes_is_treated_with_care(toy):
-    recipe = resolve_recipe({"hardware": "3x24"}, toy)
+    recipe = resolve_recipe({"hardware": "3x24"}, toy, architecture=ARCHITECTURE)
     assert recipe.hardware.zero_stage == 3
     assert plan_hardware(recipe, toy).memory is None
 

@@ -64,7 +64,7 @@ def test_presets_fit_version_2_which_has_no_separators(family, preset):
     assert resolve_selection(tiny_model("xcomposer2"), family, resolve_recipe(preset, family)).names
 
 
-def test_presets_have_upstreams_defaults(family):
+def test_presets_have_the_defaults_of_xcomposers_own_script(family):
     assert tuple(family.presets) == PRESETS
     recipe = resolve_recipe(None, family)
     assert recipe.origin == "xcomposer/lora"
@@ -156,15 +156,6 @@ def test_patches_change_neither_loss_nor_gradients(lively, batches, preset, vari
     assert sum(bool(gradient.any()) for gradient in expected.values()) > 10
 
 
-def test_logits_are_those_of_answers_alone_where_the_recipe_says_so(lively, batches):
-    prepared = prepare(lively(), recipe_for("lora", answer_only_loss=False))
-    assert "answer-only logits" not in prepared.vlm_lora.patches
-    batch = batches(prepared.get_base_model()).labelled([6, (1, 1), 9])
-    assert prepared.train()(**batch).logits is not None
-    prepared = prepare(lively(), recipe_for("lora"))
-    assert prepared.train()(**batch).logits is None
-
-
 def test_a_frozen_tower_sees_views_in_chunks_without_a_graph(lively, batches):
     prepared = prepare(lively(), recipe_for("lora"))
     seen = []
@@ -196,7 +187,7 @@ def test_a_text_only_batch_gives_every_parameter_a_gradient(lively, batches, pre
     assert not [name for name, parameter in prepared.named_trainables().items() if parameter.grad is None]
 
 
-def test_an_unknown_forward_is_refused(family):
+def test_patches_are_for_xcomposers_forward_alone(family):
     with pytest.raises(ModelError, match="not known"):
         patches(torch.nn.Linear(1, 1), resolve_recipe(None, family))
 

@@ -43,7 +43,7 @@ def published(**changes):
     return XComposerConfig(**{**PUBLISHED, **changes})
 
 
-def test_published_config_is_taken_unchanged():
+def test_a_published_config_without_a_variant_is_4khds():
     config = published()
 
     assert config.variant == "xcomposer2_4khd"
@@ -84,7 +84,7 @@ def test_partial_lora_of_the_fused_projection_differs_in_4khd_alone(variant, ran
     # 4KHD: 2 bytes each are the total_size of the published index, 17,194,999,808.
     [({}, 8_597_499_904), ({"variant": "xcomposer2_5"}, 8_679_813_120)],
 )
-def test_published_model_has_the_published_parameters(changes, total):
+def test_each_published_variant_has_its_parameters(changes, total):
     with torch.device("meta"):
         model = XComposerForCausalLM(published(**changes))
 
@@ -112,6 +112,6 @@ def test_saved_config_names_no_code_and_comes_back(tmp_path):
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
     ],
 )
-def test_impossible_configs_are_refused(changes, what):
+def test_sizes_and_scalings_that_xcomposer_lacks_are_refused(changes, what):
     with pytest.raises(ModelError, match=what):
         published(**changes)

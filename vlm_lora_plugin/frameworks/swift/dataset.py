@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.dataset import ConversationDataset
+from vlm_lora_plugin.data.mixture import mixture_parts
 from vlm_lora_plugin.errors import DataError, SwiftError
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _local(name: str, family: Family) -> Path:
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() in (".jsonl", ".json"):
         return path
-    if path.is_file() and family.read_mixture is not None and family.read_mixture(path) is not None:
+    if path.is_file() and mixture_parts(path, family) is not None:
         return path
     raise SwiftError(
         f"--dataset {name} is not a JSONL or JSON file on disk",

@@ -1,12 +1,13 @@
 """Loading a family's model and processor for Swift, without code from the model folder.
 
 Swift's own loader always allows remote code, for the config, the tokenizer and the model. This one is no
-subclass of it: everything goes through the family's ``load``.
+subclass of it: everything goes through the family's ``load_model`` and ``load_processor``.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from vlm_lora_plugin.contract import LoadRequest, Processor
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
-from vlm_lora_plugin.loading import load_both
 from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from swift.model import ModelInfo, ModelMeta
@@ -85,19 +86,21 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         """Return the model in evaluation mode, or None when it was not asked for, and its processor.
 
         Raises:
-            AdapterError: The family's own loader raised something unexpected, or loaded no processor.
+            AdapterError: A function of the family plugin raised something unexpected, or answered something else.
             ModelError: The folder is not of this family.
             WeightsError: Tensors are missing, extra or of another shape.
         """
+        manager = get_manager()
         family = family_of_type(self.model_info.model_type)
         folder = Path(self.model_info.model_dir)
         device = "meta" if self._on_meta else self._device
         request = LoadRequest(folder=folder, dtype=self.model_info.torch_dtype, device=device)
         source = given_recipe()
         if source is not None:
-            recipe = resolve_recipe(source, family)
+            find = partial(manager.architecture_of_folder, family, folder)
+            recipe = resolve_recipe(source, family, architecture=find)
             request = replace(request, seed=recipe.seed, processor=recipe.data.processor)
-        model, processor = load_both(family, request)
+        processor, model = manager.load_processor(family, request), manager.load_model(family, request)
         self.model_info.config = model.config
         vars(model).update(model_info=self.model_info, model_meta=self.model_meta, model_dir=str(folder))
         return model if self._wanted else None, SwiftProcessor(processor, self.model_info, self.model_meta)

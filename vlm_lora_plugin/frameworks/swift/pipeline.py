@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
@@ -10,6 +12,7 @@ from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
 from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Processor
@@ -38,7 +41,8 @@ def reading_data(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]
 
         args = self.args
         family = family_of_type(args.model_type)
-        recipe = resolve_recipe(given_recipe(), family)
+        find = partial(get_manager().architecture_of_folder, family, Path(args.model_dir))
+        recipe = resolve_recipe(given_recipe(), family, architecture=find)
         processor: Processor = self.template.inner
         if args.system:
             processor = with_system_prompt(processor, args.system)

@@ -16,7 +16,7 @@ import torch
 from swift.template import Template
 
 from vlm_lora_plugin.contract.example import Example
-from vlm_lora_plugin.data.reading import parse_row
+from vlm_lora_plugin.data.reading import RowFormat, parse_row
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
 
@@ -65,7 +65,7 @@ class VlmLoraTemplate(Template):  # type: ignore[misc]  # Swift is untyped
         _refuse_unsupported(inputs)
         row = {"messages": [*first, *inputs.messages], "images": [str(n) for n, _ in enumerate(inputs.images)]}
         example: Example = replace(
-            parse_row(row, Path(), ORIGIN, family), images=tuple(_image(image) for image in inputs.images)
+            parse_row(row, Path(), ORIGIN, RowFormat.of(family)), images=tuple(_image(image) for image in inputs.images)
         )
         if not self.is_training:
             return self.inner.encode_prompt(example)

@@ -139,7 +139,8 @@ class VlmLoraCallback(TrainerCallback):
             )
         own = prepared.vlm_lora
         if self._recipe is not None:
-            self._recipe = wanted = own.effective(resolve_recipe(self._recipe, own.family))
+            resolved = resolve_recipe(self._recipe, own.family, architecture=own.trainable.architecture)
+            self._recipe = wanted = own.effective(resolved)
             found = differences(own.recipe.document(), wanted.document())
             if found:
                 raise TrainingError(

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from vlm_lora_plugin.contract import Architecture, Patch
 from vlm_lora_plugin.errors import ModelError, listed
@@ -116,19 +118,26 @@ def code_in_a_folder_is_never_run(subject: Subject) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": classes}), "utf-8")
     for name in ("code", "configuration", "modeling", "processing", "tokenization"):
         (folder / f"{name}.py").write_text(_CODE, "utf-8")
-    model, _ = load(folder, dtype=torch.float32)
-    require(not (folder / "it-ran").exists(), "loading the folder ran a Python file of it")
-    _require_equal(model, subject.plain)
+    for model in (
+        load(folder, dtype=torch.float32)[0],
+        _librarys(subject).from_pretrained(folder, dtype=torch.float32),
+    ):
+        require(not (folder / "it-ran").exists(), "loading the folder ran a Python file of it")
+        _require_equal(model, subject.plain)
 
 
 def the_librarys_loader_gives_the_same_model(subject: Subject) -> None:
-    """``from_pretrained`` of the model's class reads the same tensors as the front door."""
-    model = type(subject.plain).from_pretrained(subject.folder, dtype=torch.float32)
-    _require_equal(model, subject.plain)
+    """``from_pretrained`` of the auto class, or of the model's own, reads what the front door reads, in eval mode."""
+    require(not subject.plain.training, "load gives a model in training mode")
+    _require_equal(_librarys(subject).from_pretrained(subject.folder, dtype=torch.float32), subject.plain)
+
+
+def _librarys(subject: Subject) -> Any:
+    return AutoModelForCausalLM if subject.family.auto_modules else type(subject.plain)
 
 
 def _require_equal(ours: torch.nn.Module, expected: torch.nn.Module) -> None:
-    one, other = ours.state_dict(), expected.state_dict()
+    one, other = ({**model.state_dict(), **dict(model.named_buffers())} for model in (ours, expected))
     different = sorted(
         name for name in one.keys() | other.keys() if name not in one or name not in other
         or not torch.equal(one[name], other[name])

@@ -13,6 +13,7 @@ from vlm_lora_plugin.data.collation import IGNORE_INDEX
 from vlm_lora_plugin.errors import VlmLoraError
 from vlm_lora_plugin.testing.subject import (
     BLUE,
+    RED,
     Subject,
     apart,
     inputs_of,
@@ -69,6 +70,11 @@ def an_image_is_seen_in_its_own_place(subject: Subject) -> None:
     both = logits_of(subject.plain, subject.batch(blue, red))
     found = max(apart(both[0], other[0]), apart(both[1], one[0]))
     require(found < CLOSE, f"in a batch, the logits of rows with an image each differ by {found:.1e}")
+    pictures = [picture(RED), picture(BLUE)]
+    straight, swapped = (
+        logits_of(subject.plain, subject.batch(with_image(images=images))) for images in (pictures, pictures[::-1])
+    )
+    require(apart(straight, swapped) > CLOSE, "two images in one row may change places without effect")
 
 
 def images_that_do_not_fit_their_places_are_refused(subject: Subject) -> None:
@@ -81,6 +87,19 @@ def images_that_do_not_fit_their_places_are_refused(subject: Subject) -> None:
     except (VlmLoraError, ValueError, RuntimeError, IndexError):
         return
     require(False, "two rows with places for an image each are taken with one image")
+
+
+def ids_and_embeddings_together_are_refused(subject: Subject) -> None:
+    """``input_ids`` and ``inputs_embeds`` contradict each other; a model that takes both would ignore one of them."""
+    ids = subject.batch(text_only())["input_ids"]
+    if "inputs_embeds" not in inspect.signature(subject.plain.forward).parameters:
+        raise NotApplicable("forward takes no inputs_embeds")
+    embeds = subject.plain.get_input_embeddings()(ids)
+    try:
+        subject.plain(input_ids=ids, inputs_embeds=embeds)
+    except (VlmLoraError, ValueError):
+        return
+    require(False, "both are taken")
 
 
 def logits_to_keep_gives_the_last_positions(subject: Subject) -> None:
@@ -100,8 +119,9 @@ def logits_to_keep_gives_the_last_positions(subject: Subject) -> None:
 def generation_with_cache_equals_generation_without(subject: Subject) -> None:
     """Each step of greedy generation has the logits of a forward pass over everything so far."""
     processor, model = subject.processor, subject.plain
-    for row in (with_image(), text_only()):
-        batch = processor.collate([processor.encode_prompt(row)])
+    rows = (with_image(), text_only(), with_image(images=[picture(BLUE)], question="Which one is it?"))
+    for prompts in ([rows[0]], [rows[1]], rows):
+        batch = processor.collate([processor.encode_prompt(row) for row in prompts])
         runs = []
         for cached in (True, False):
             settings = {"do_sample": False, "use_cache": cached, "max_new_tokens": NEW_TOKENS}

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_lora_plugin.errors import listed
+from vlm_lora_plugin.documents import merge
+from vlm_lora_plugin.errors import RecipeError, listed
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 from vlm_lora_plugin.testing.subject import Subject, apart, text_only, with_image
-from vlm_lora_plugin.testing.verdict import require
+from vlm_lora_plugin.testing.verdict import NotApplicable, require
 
 CLOSE = 1e-4
 """Largest difference of a gradient relative to its largest value, in fp32: the same sum in another order."""
@@ -34,6 +35,20 @@ def patches_keep_loss_and_gradients(subject: Subject) -> None:
     require(not far, f"gradients differ: {listed(far)}")
 
 
+def answer_only_loss_computes_fewer_logits(subject: Subject) -> None:
+    """In training, ``answer_only_loss`` leaves no logits of positions without a label; without it all are there."""
+    batch = subject.batch(with_image(), text_only(answer="red, or blue"))
+    all_of_them = batch["labels"].numel()
+    for wanted in (False, True):
+        try:
+            model = subject.prepared(answer_only_loss=wanted).train()
+        except RecipeError as error:
+            raise NotApplicable(str(error)) from error
+        logits = model(**batch).logits
+        count = 0 if logits is None else logits.shape[:-1].numel()
+        require((count < all_of_them) == wanted, f"with answer_only_loss={wanted} there are {count} of {all_of_them}")
+
+
 def undoing_leaves_the_model_bitwise_as_it_was(subject: Subject) -> None:
     """After the patches are undone, attributes, tensors, outputs and gradients are those of a model without any."""
     batch = subject.batch(with_image(), text_only(answer="red, or blue"))
@@ -52,8 +67,16 @@ def undoing_leaves_the_model_bitwise_as_it_was(subject: Subject) -> None:
 
 
 def _all_on(subject: Subject) -> VlmLoraPeftModel:
-    parts = dict.fromkeys(subject.architecture.repeating, True)
-    return subject.prepared(gradient_checkpointing=parts, answer_only_loss=True)
+    """Prepare with each key that asks for a patch switched on, where the model refuses none of them."""
+    on: dict[str, Any] = {}
+    parts: list[dict[str, Any]] = [{"gradient_checkpointing": {name: True}} for name in subject.architecture.repeating]
+    for document in (*parts, {"answer_only_loss": True}):
+        try:
+            subject.prepared(**merge(on, document))
+        except RecipeError:  # a key without effect in this model
+            continue
+        on = merge(on, document)
+    return subject.prepared(**on)
 
 
 def _step(model: VlmLoraPeftModel, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_family import ToyForCausalLM, toy_config
 
 from vlm_lora_plugin.errors import AdapterError, ModelError, VlmLoraError
 from vlm_lora_plugin.plugins.manager import get_manager
@@ -162,27 +161,23 @@ def test_what_the_loader_cannot_do_is_refused(swift, model, option):
         get_model_processor(str(model), torch_dtype=torch.float32, **option)
 
 
-def _without_processor(request):
-    return ToyForCausalLM(toy_config()), None
-
-
 def _broken(request):
     raise KeyError("tokenizer")
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("load", "message"),
-    [(_broken, "raised KeyError: 'tokenizer'"), (_without_processor, "loaded no processor")],
+    ("load_processor", "message"),
+    [(_broken, "raised KeyError: 'tokenizer'"), (lambda request: None, "returned a NoneType, not a processor")],
     ids=["raises", "without a processor"],
 )
-def test_a_loader_that_fails_is_named_as_by_load(swift, toy, load, message, monkeypatch, tmp_path):
+def test_a_loader_that_fails_is_named_as_by_load(swift, toy, load_processor, message, monkeypatch, tmp_path):
     from types import SimpleNamespace
 
     from vlm_lora_plugin.frameworks.swift import loader
 
-    family = replace(toy, load=load)
+    family = replace(toy, load_processor=load_processor)
     monkeypatch.setattr(loader, "family_of_type", lambda name: family)
     info = SimpleNamespace(model_type="toy", model_dir=str(tmp_path), torch_dtype=torch.float32)
-    with pytest.raises(AdapterError, match=rf"The loader of .*ToyAdapter.* {message}"):
+    with pytest.raises(AdapterError, match=rf"load_processor of .*ToyAdapter.* {message}"):
         loader.VlmLoraLoader(info, SimpleNamespace(model_type="toy"), load_model=True).load()

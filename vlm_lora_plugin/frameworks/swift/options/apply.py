@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ from vlm_lora_plugin.frameworks.swift.options.table import (
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe, keep_recipe
 from vlm_lora_plugin.frameworks.trainer import argument_values
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
-from vlm_lora_plugin.planning.resolve import architecture_of, resolve
+from vlm_lora_plugin.planning.resolve import resolve
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, RecipeSource
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Resolved
     if source is None and checkpoint:
         source = dict(read_manifest(checkpoint).recipe)
     problems = [problem for name, value in given.items() if (problem := _impossible(name, value, arguments, family))]
-    recipe = _resolved(source, given, family)
+    recipe = _resolved(source, given, family, Path(arguments.model_info.model_dir))
     outline = None
     for name, value in given.items():
         treatment = OPTIONS.get(name)
@@ -104,7 +106,7 @@ def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Resolved
     return recipe
 
 
-def _resolved(source: RecipeSource | None, given: Mapping[str, Any], family: Family) -> ResolvedRecipe:
+def _resolved(source: RecipeSource | None, given: Mapping[str, Any], family: Family, folder: Path) -> ResolvedRecipe:
     """Resolve the run's recipe with the options laid over it that say what it leaves open."""
     if isinstance(source, ResolvedRecipe):
         return source
@@ -115,7 +117,7 @@ def _resolved(source: RecipeSource | None, given: Mapping[str, Any], family: Fam
             laid |= {key: new for key, new in (in_recipe(name, value) or {}).items() if not written.says(key)}
     if laid:
         written = written.under(nested(laid), "the options of swift sft")
-    return resolve(written, family, architecture_of(family))
+    return resolve(written, family, partial(get_manager().architecture_of_folder, family, folder))
 
 
 def in_recipe(option: str, value: Any) -> dict[str, Any] | None:
