@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora_monkey.folder import MODEL_TYPE, VARIANTS, recognises
 from vlm_lora_monkey.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_monkey.size import SIZE
-from vlm_lora_plugin.contract import DataFormats, Family, TestSupport
-from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.contract import DataFormats, Family, TestSupport, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,10 +49,10 @@ def describe_family() -> Family:
 
 @hookimpl
 def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
-    """Checkpoint what the recipe says, and let text-only batches train."""
+    """Let text-only batches train."""
     from vlm_lora_monkey.forward import patches
 
-    return patches(model, recipe)
+    return patches(model)
 
 
 @hookimpl

@@ -19,6 +19,12 @@ LANGUAGE_LORA_NAME = r"transformer\.h\.\d+\.(attn\.c_attn_lora|attn\.c_proj_lora
 LORA_NAME = f"({VISION_LORA_NAME})|({LANGUAGE_LORA_NAME})"
 FIXED_TABLE_NAME = r"transformer\.visual\.attn_pool\.pos_embed"
 
+IGNORED_TENSORS = (r".*attn\.masked_bias", r".*rotary_emb\.inv_freq")
+"""Whole names of buffers of upstream's classes that some checkpoints carry; they follow from the config."""
+
+TRUNK = "transformer"
+EMBEDDINGS = "transformer.wte"
+
 COMPONENTS = (
     Component(
         "vision",
@@ -35,13 +41,13 @@ COMPONENTS = (
         builtin_lora=LANGUAGE_LORA_NAME,
         blocks=r"transformer\.h\.\d+",
     ),
-    Component("embeddings", ("transformer.wte",)),
+    Component("embeddings", (EMBEDDINGS,)),
     Component("head", ("lm_head",), target_modules=("lm_head",)),
 )
 
 ARCHITECTURE = Architecture(
     COMPONENTS,
-    trunk="transformer",
+    trunk=TRUNK,
     fixed_tables=(FIXED_TABLE_NAME,),
     image_only=(r"transformer\.visual",),
 )

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from vlm_lora_omnilmm.folder import MODEL_TYPE, recognises
 from vlm_lora_omnilmm.presets import DEFAULT_PRESET, PRESETS
 from vlm_lora_omnilmm.size import SIZE
-from vlm_lora_plugin.contract import DataFormats, Family, TestSupport
-from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.contract import DataFormats, Family, TestSupport, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +44,7 @@ def describe_family() -> Family:
 
 @hookimpl
 def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
-    """Checkpoint what the recipe says, and let text-only batches train."""
+    """Let text-only batches train."""
     from vlm_lora_omnilmm.forward import patches
 
-    return patches(model, recipe)
+    return patches(model)

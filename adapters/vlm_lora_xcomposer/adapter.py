@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.contract import DataFormats, Family, ProcessorOption, TestSupport
-from vlm_lora_plugin.contract.hookspecs import hookimpl
+from vlm_lora_plugin.contract import DataFormats, Family, ProcessorOption, TestSupport, hookimpl
 from vlm_lora_xcomposer.advice import advise
 from vlm_lora_xcomposer.folder import MODEL_TYPE, recognises
 from vlm_lora_xcomposer.presets import DEFAULT_PRESET, PRESETS
@@ -67,4 +66,4 @@ def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
     """What makes the forward pass leaner; see :mod:`vlm_lora_xcomposer.forward`."""
     from vlm_lora_xcomposer.forward import patches
 
-    return patches(model, recipe)
+    return patches(model)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.testing import numbered, recorded
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 
 _THINNED = re.compile(r"every (\d+)\w* index of axis 1")
@@ -33,42 +32,23 @@ def run_stages(
     Raises:
         ModelError: A stage has an unknown name.
     """
-    modules = {
-        "vit_input": model.get_submodule("vit"),
-        "clip_features": model.get_submodule("vit"),
-        "vit_output": model.get_submodule("vision_proj"),
-        "vision_proj_output": model.get_submodule("vision_proj"),
-        "last_hidden": model.get_submodule("model.norm"),
-        "inputs_embeds": model.get_submodule("model"),
+    trunk, tower, projector = (model.get_submodule(name) for name in ("model", "vit", "vision_proj"))
+    outputs = {
+        "clip_features": tower,
+        "vision_proj_output": projector,
+        "last_hidden": trunk.get_submodule("norm"),
+        **numbered("layer.", trunk.get_submodule("layers")),
     }
-    for index, block in enumerate(model.get_submodule("model.layers").children()):
-        modules[f"layer.{index}"] = block
-    results: dict[str, torch.Tensor] = {}
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            hook = _input_of if name in ("vit_input", "vit_output", "inputs_embeds") else _output_of
-            stack.callback(hook(module, name, results))
+    taken = {"vit_input": tower, "vit_output": projector, "inputs_embeds": trunk}
+    with recorded(outputs, taken) as calls:
         output = model(**inputs)
+    results = {name: tensors[0] for name, tensors in calls.items() if tensors}
     for name in ("vit_output", "vision_proj_output"):
         if name in results:
             results[name] = results[name][None]
     results.update(_from_inputs(model, inputs), logits=output.logits)
     results["logits_supervised"] = output.logits[:, :-1][inputs["labels"][:, 1:] != _IGNORED]
     return output, {name: _stage(name, results, stored) for name in names}
-
-
-def _input_of(module: nn.Module, name: str, results: dict[str, torch.Tensor]) -> Any:
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        results[name] = args[0] if args else kwargs[name]
-
-    return module.register_forward_pre_hook(keep, with_kwargs=True).remove
-
-
-def _output_of(module: nn.Module, name: str, results: dict[str, torch.Tensor]) -> Any:
-    def keep(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        results[name] = output
-
-    return module.register_forward_hook(keep).remove
 
 
 def _from_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:

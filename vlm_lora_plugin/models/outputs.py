@@ -1,4 +1,4 @@
-"""The ends of a forward pass that every family has alike: inputs that contradict each other, logits and loss."""
+"""What every family's forward pass begins and ends with: inputs that contradict each other, logits and loss."""
 
 from __future__ import annotations
 
