@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_plugin.contract import GoldenCase
-from vlm_lora_plugin.data.pixels import load_pixels
+from vlm_lora_plugin.data.encoding import load_pixels
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models import read_config
 from vlm_lora_plugin.testing import Calls, numbered, recorded

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.contract.example import Message
+from vlm_lora_plugin.contract import Message
 from vlm_lora_plugin.errors import ModelError
 
 if TYPE_CHECKING:

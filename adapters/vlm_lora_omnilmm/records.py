@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message, Role
-from vlm_lora_plugin.data.reading import resolve_image_path, turns_of
+from vlm_lora_plugin.contract import IMAGE_MARK, Example, Message, Role
+from vlm_lora_plugin.data.encoding import resolve_image_path, turns_of
 from vlm_lora_plugin.errors import DataError
 
 _LIKE_THIS = (

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
-from vlm_lora_plugin.data.collation import IGNORE_INDEX
+from vlm_lora_plugin.contract import IMAGE_MARK, Example, Message
+from vlm_lora_plugin.data.encoding import (
+    IGNORE_INDEX,
+    Encoded,
+    check_alternating,
+    check_ends_with_answer,
+    check_image_marks,
+)
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.prompt import ANSWER_HEADER, BEGIN, END, TURN_START, upstream_labels, upstream_text
 from vlm_lora_xcomposer.records import UPSTREAM_MARK
@@ -18,30 +23,6 @@ from vlm_lora_xcomposer.variants import XCOMPOSER2_5
 if TYPE_CHECKING:
     from vlm_lora_xcomposer.configuration import XComposerConfig
     from vlm_lora_xcomposer.tokenization import Vocabulary
-
-
-@dataclass
-class Encoded:
-    """Ids and labels of equal length, and where images stand as (first, one past the last)."""
-
-    ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    blocks: list[tuple[int, int]] = field(default_factory=list)
-
-    def append(self, ids: Sequence[int], *, supervised: bool = False) -> None:
-        """Add tokens of text."""
-        self.ids += ids
-        self.labels += ids if supervised else [IGNORE_INDEX] * len(ids)
-
-    def append_image(self, token: int, count: int) -> None:
-        """Add an image's places."""
-        self.blocks.append((len(self.ids), len(self.ids) + count))
-        self.append([token] * count)
-
-    @property
-    def supervised(self) -> int:
-        """How many tokens are learnt from. The first is predicted from nothing, so it never is one."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
 
 class Encoder:
@@ -76,12 +57,7 @@ class Encoder:
             encoded.labels = self._upstream_labels(encoded.ids)
         else:
             _check_turns(example)
-            if example.messages[-1].role != "assistant":
-                raise DataError(
-                    f"{example.origin}: the last message is the {example.messages[-1].role}'s, so there is nothing "
-                    "to learn",
-                    fix="End the conversation with an assistant message.",
-                )
+            check_ends_with_answer(example.messages, example.origin)
             encoded = self._encode_turns(example.messages, example, image_tokens)
             encoded.append([*self._text_ids("\n", example), self._end_id], supervised=True)
         if not encoded.supervised:
@@ -130,7 +106,7 @@ class Encoder:
         encoded, begin = Encoded(), [self._begin_id]
         for part in _parts(text, example, image_tokens):
             if isinstance(part, int):
-                encoded.append_image(self._image_id, part)
+                encoded.append_image([self._image_id] * part)
             elif part:
                 encoded.append([*begin, *self._text_ids(part, example, special=True)])
                 begin = []
@@ -152,7 +128,7 @@ class Encoder:
             else:
                 for part in _interleaved(f"{turn.role}\n{text}".split(IMAGE_MARK), counts):
                     if isinstance(part, int):
-                        encoded.append_image(self._image_id, part)
+                        encoded.append_image([self._image_id] * part)
                     else:
                         encoded.append(self._text_ids(part, example))
             encoded.append([self._turn_end_id], supervised=answer)
@@ -195,33 +171,11 @@ def _check_turns(example: Example) -> None:
     Raises:
         DataError: They do not fit the prompt.
     """
-    messages = list(example.messages)
-    spoken = messages[1:] if messages and messages[0].role == "system" else messages
-    for position, message in enumerate(spoken):
-        expected = ("user", "assistant")[position % 2]
-        if message.role != expected:
-            raise DataError(
-                f"{example.origin}: message {position + 1} is the {message.role}'s, not the {expected}'s",
-                why="XComposer was trained on questions and answers that alternate.",
-                fix="Start with a user message (after at most one system message) and join messages of one role.",
-            )
-    if not spoken:
-        raise DataError(f"{example.origin}: there is no user message", fix="Add a question and its answer.")
-    for message in messages:
-        if message.role != "user" and IMAGE_MARK in message.content:
-            raise DataError(
-                f"{example.origin}: {IMAGE_MARK} stands outside the user's messages",
-                fix=f"Move {IMAGE_MARK} into a user message; XComposer reads images, it cannot answer with one.",
-            )
-        if UPSTREAM_MARK in message.content:
-            raise DataError(
-                f"{example.origin}: a message holds {UPSTREAM_MARK}, which marks images in upstream's own rows",
-                why="In rows with `messages` it would be read as plain text and the image never be seen.",
-                fix=f"Write {IMAGE_MARK} in its place and the path into `images`.",
-            )
-    marks = sum(message.content.count(IMAGE_MARK) for message in messages)
-    if marks != len(example.images):
+    check_alternating(example, why="XComposer was trained on questions and answers that alternate.")
+    check_image_marks(example, "XComposer")
+    if any(UPSTREAM_MARK in message.content for message in example.messages):
         raise DataError(
-            f"{example.origin}: {marks} {IMAGE_MARK} marks in the messages, {len(example.images)} images",
-            fix=f"Write one {IMAGE_MARK} for each image, where it belongs in the text.",
+            f"{example.origin}: a message holds {UPSTREAM_MARK}, which marks images in upstream's own rows",
+            why="In rows with `messages` it would be read as plain text and the image never be seen.",
+            fix=f"Write {IMAGE_MARK} in its place and the path into `images`.",
         )

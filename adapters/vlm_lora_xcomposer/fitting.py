@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vlm_lora_plugin.data.collation import IGNORE_INDEX
+from vlm_lora_plugin.data.encoding import IGNORE_INDEX, Encoded
 from vlm_lora_plugin.errors import TooLongError
-from vlm_lora_xcomposer.encoding import Encoded
 
 HD_NUM = "hd_num"
 SETTING = f"data.processor.{HD_NUM}"

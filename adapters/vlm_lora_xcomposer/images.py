@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from vlm_lora_plugin.data.pixels import load_pixels as load_square
-from vlm_lora_plugin.data.pixels import normalised, read_rgb
+from vlm_lora_plugin.data.encoding import load_pixels as load_square
+from vlm_lora_plugin.data.encoding import normalised, read_rgb
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.variants import XCOMPOSER2_5
 

@@ -6,14 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from vlm_lora_plugin.contract import LoadRequest
-from vlm_lora_plugin.contract.example import Example
-from vlm_lora_plugin.data.collation import collate_rows
-from vlm_lora_plugin.data.images import image_size
+from vlm_lora_plugin.contract import Example, LoadRequest
+from vlm_lora_plugin.data.encoding import Encoded, EncodingProcessor, image_size
 from vlm_lora_plugin.errors import ModelError, RecipeError
-from vlm_lora_xcomposer.encoding import Encoded, Encoder
+from vlm_lora_xcomposer.encoding import Encoder
 from vlm_lora_xcomposer.fitting import refuse_unfit
 from vlm_lora_xcomposer.images import load_pixels, number_of_image_tokens, refuse_elongated, transformed_size
 from vlm_lora_xcomposer.prompt import TURN_END, TURN_START
@@ -21,11 +17,13 @@ from vlm_lora_xcomposer.shapes import load_config
 from vlm_lora_xcomposer.tokenization import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
+    import torch
+
     from vlm_lora_xcomposer.configuration import XComposerConfig
 
 
-class XComposerProcessor:
-    """Implements :class:`vlm_lora_plugin.contract.Processor` and ``MeasuringProcessor`` for XComposer.
+class XComposerProcessor(EncodingProcessor):
+    """Encodes conversations, and images as ``pixel_values``, a list of ``[3, H, W]`` fp32, for XComposer.
 
     Rows with ``messages`` are put into upstream's prompt, roles deciding what is learnt: each answer with the end
     of its turn, and at the very end the new line and ``</s>`` that upstream supervises. The spelling of a control
@@ -44,6 +42,8 @@ class XComposerProcessor:
     Raises:
         RecipeError: ``hd_num`` is given for version 2.
     """
+
+    image_span = None
 
     def __init__(self, vocabulary: Vocabulary, config: XComposerConfig, *, hd_num: int | None = None) -> None:
         if hd_num is not None and not config.takes_crops:
@@ -91,117 +91,52 @@ class XComposerProcessor:
         """Write the vocabulary; sizes come from the model's config when it is read again."""
         self.vocabulary.save(folder)
 
-    def encode(
-        self, example: Example, *, max_length: int | None = None, truncation_strategy: str = "raise"
-    ) -> dict[str, Any]:
-        """Turn a conversation into training tensors; opens the images.
+    def encode_row(self, example: Example, image_tokens: Sequence[int], *, answered: bool) -> Encoded:
+        """Return the tokens of a conversation, ``config.image_token_id`` where an image stands."""
+        encode = self._encoder.encode if answered else self._encoder.encode_prompt
+        return encode(example, image_tokens)
 
-        Args:
-            example: The conversation.
-            max_length: Most tokens allowed, images included; None for no limit.
-            truncation_strategy: ``raise``, or ``right`` to cut the end off, though never inside an image.
+    def load_image(self, image: Path | bytes, origin: str) -> torch.Tensor:
+        """Return the pixels ``[3, H, W]`` of an image."""
+        return load_pixels(image, self.config, self.hd_num, origin=origin)
 
-        Returns:
-            ``input_ids`` [T] int64, ``config.image_token_id`` where an image stands; ``labels`` [T] int64, -100 where
-            nothing is learnt; with images ``pixel_values``, a list of ``[3, H, W]`` fp32 whose sizes may differ.
-
-        Raises:
-            DataError: The turns, image marks, images or length do not allow it.
-        """
-        pixels = self._pixels(example)
-        encoded = self._encoder.encode(example, [self._tokens_of(image) for image in pixels])
-        encoded = self._shorten(encoded, example, max_length, truncation_strategy)
-        labels = torch.tensor(encoded.labels, dtype=torch.int64)
-        return self._tensors(encoded, pixels) | {"labels": labels}
-
-    def encode_prompt(self, example: Example) -> dict[str, Any]:
-        """Return ``input_ids`` [T] and ``pixel_values`` of everything before the last answer, its header included.
-
-        Raises:
-            DataError: The turns, image marks or images do not allow it.
-        """
-        pixels = self._pixels(example)
-        encoded = self._encoder.encode_prompt(example, [self._tokens_of(image) for image in pixels])
-        return self._tensors(encoded, pixels)
-
-    def count_tokens(self, example: Example) -> tuple[int, int]:
-        """Return (tokens, supervised tokens) of the untruncated example; reads image headers, no pixels.
-
-        Raises:
-            DataError: The turns, image marks or images do not allow training on it.
-        """
-        return self.measure(example, [image_size(image, origin=example.origin) for image in example.images])
-
-    def measure(
-        self,
-        example: Example,
-        image_sizes: Sequence[tuple[int, int]],
-        *,
-        max_length: int | None = None,
-        truncation_strategy: str = "raise",
-    ) -> tuple[int, int]:
-        """Return (tokens, supervised tokens) that :meth:`encode` would give, by arithmetic.
-
-        Args:
-            example: The conversation.
-            image_sizes: (width, height) in pixels of each image.
-            max_length: As in :meth:`encode`.
-            truncation_strategy: As in :meth:`encode`.
-
-        Raises:
-            DataError: What :meth:`encode` would raise; of a row that is too long with the largest ``hd_num`` that fits.
-        """
-        encoded = self._encoder.encode(example, self._image_tokens(image_sizes, self.hd_num, example.origin))
-        encoded = self._shorten(encoded, example, max_length, truncation_strategy, image_sizes)
-        return len(encoded.ids), encoded.supervised
-
-    def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make one batch of encoded examples.
-
-        Returns:
-            ``input_ids``, ``attention_mask`` and ``labels`` [B, T] int64, padded on the right to the longest
-            (prompts without labels: on the left); ``pixel_values``, a list with the images of all rows in order,
-            absent when no row has one.
-        """
-        return collate_rows(features, pad_token_id=self.tokenizer.pad_token_id)
-
-    def _tensors(self, encoded: Encoded, pixels: list[torch.Tensor]) -> dict[str, Any]:
-        ids = {"input_ids": torch.tensor(encoded.ids, dtype=torch.int64)}
-        return {**ids, "pixel_values": pixels} if pixels else ids
-
-    def _pixels(self, example: Example) -> list[torch.Tensor]:
-        return [load_pixels(image, self.config, self.hd_num, origin=example.origin) for image in example.images]
-
-    def _tokens_of(self, pixels: torch.Tensor) -> int:
+    def tokens_of_pixels(self, pixels: torch.Tensor) -> int:
+        """Return how many tokens an image takes."""
         _, height, width = pixels.shape
         return number_of_image_tokens(height, width, self.config)
 
-    def _image_tokens(self, sizes: Sequence[tuple[int, int]], hd_num: int | None, origin: str) -> list[int]:
-        counts = []
-        for size in sizes:
-            refuse_elongated(*size, self.config, hd_num, origin)
-            width, height = transformed_size(*size, self.config, hd_num)
-            counts.append(number_of_image_tokens(height, width, self.config))
-        return counts
+    def tokens_of_size(self, width: int, height: int, origin: str) -> int:
+        """Return how many tokens an image of this size takes, by arithmetic."""
+        return self._tokens_at(self.hd_num, width, height, origin)
 
-    def _shorten(
+    def refuse_unfit(
         self,
         encoded: Encoded,
         example: Example,
-        max_length: int | None,
+        max_length: int,
         truncation_strategy: str,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> Encoded:
-        """Return what is left of a row; ``sizes`` are read from the images' headers where they are not known."""
-        if max_length is None or len(encoded.ids) <= max_length:
-            return encoded
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Refuse as the base class does, but name the largest ``hd_num`` with which the row fits.
+
+        Raises:
+            TooLongError: The row does not fit.
+        """
 
         def tokens_at(hd_num: int) -> list[int]:
-            known = sizes or [image_size(image, origin=example.origin) for image in example.images]
-            return self._image_tokens(known, hd_num, example.origin)
+            known = image_sizes or [image_size(image, origin=example.origin) for image in example.images]
+            return [self._tokens_at(hd_num, *size, example.origin) for size in known]
 
         refuse_unfit(encoded, example.origin, max_length, truncation_strategy, hd_num=self.hd_num, tokens_at=tokens_at)
-        return self._encoder.cut(encoded, max_length, verbatim=example.verbatim)
+
+    def shortened(self, encoded: Encoded, example: Example, length: int) -> Encoded:
+        """Return a row without its end, labelled as upstream does."""
+        return self._encoder.cut(encoded, length, verbatim=example.verbatim)
+
+    def _tokens_at(self, hd_num: int | None, width: int, height: int, origin: str) -> int:
+        refuse_elongated(width, height, self.config, hd_num, origin)
+        width, height = transformed_size(width, height, self.config, hd_num)
+        return number_of_image_tokens(height, width, self.config)
 
 
 def load_processor(request: LoadRequest) -> XComposerProcessor:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import torch
 
-from vlm_lora_plugin.contract.example import Message
-from vlm_lora_plugin.data.collation import IGNORE_INDEX
+from vlm_lora_plugin.contract import Message
+from vlm_lora_plugin.data.encoding import IGNORE_INDEX
 
 TURN_START = "[UNUSED_TOKEN_146]"
 TURN_END = "[UNUSED_TOKEN_145]"
@@ -34,7 +34,7 @@ def upstream_labels(input_ids: torch.Tensor, *, turn_end_id: int, end_id: int, h
     masked; without one, everything from the second token behind the last answer on.
 
     Args:
-        input_ids: ``[T]`` int64, with :data:`~vlm_lora_plugin.data.collation.IGNORE_INDEX` where an image stands.
+        input_ids: ``[T]`` int64, with :data:`~vlm_lora_plugin.data.encoding.IGNORE_INDEX` where an image stands.
         turn_end_id: Of ``[UNUSED_TOKEN_145]``.
         end_id: Of ``</s>``.
         header: Tokens of :data:`ANSWER_HEADER`; 6 in the published vocabulary.

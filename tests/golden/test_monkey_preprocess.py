@@ -49,8 +49,8 @@ class PathProcessor(MonkeyProcessor):
         pads = [self.image_pad_id] * (self.image_token_span - len(path))
         return [self.image_start_id, *path, *pads, self.image_end_id]
 
-    def _pixels(self, example):
-        return {}
+    def load_image(self, image, origin):
+        return torch.zeros(3, 1, 1)
 
 
 def example_of(case):

@@ -1,0 +1,56 @@
+"""From a conversation to tensors: the base class of processors, and all of ``data`` that a family's package needs.
+
+What needs torch is imported when it is first used, so that reading rows stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vlm_lora_plugin.data.encoding.conversations import check_alternating, check_ends_with_answer, check_image_marks
+from vlm_lora_plugin.data.images import image_size, open_image
+from vlm_lora_plugin.data.reading import resolve_image_path, turns_of
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.data.collation import IGNORE_INDEX, collate_rows, pad_rows
+    from vlm_lora_plugin.data.encoding.encoded import Encoded
+    from vlm_lora_plugin.data.encoding.processor import EncodingProcessor
+    from vlm_lora_plugin.data.pixels import CLIP_MEAN, CLIP_STD, load_pixels, normalised, read_rgb
+
+_WITH_TORCH = {
+    "CLIP_MEAN": "vlm_lora_plugin.data.pixels",
+    "CLIP_STD": "vlm_lora_plugin.data.pixels",
+    "Encoded": "vlm_lora_plugin.data.encoding.encoded",
+    "EncodingProcessor": "vlm_lora_plugin.data.encoding.processor",
+    "IGNORE_INDEX": "vlm_lora_plugin.data.collation",
+    "collate_rows": "vlm_lora_plugin.data.collation",
+    "load_pixels": "vlm_lora_plugin.data.pixels",
+    "normalised": "vlm_lora_plugin.data.pixels",
+    "pad_rows": "vlm_lora_plugin.data.collation",
+    "read_rgb": "vlm_lora_plugin.data.pixels",
+}
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "IGNORE_INDEX",
+    "Encoded",
+    "EncodingProcessor",
+    "check_alternating",
+    "check_ends_with_answer",
+    "check_image_marks",
+    "collate_rows",
+    "image_size",
+    "load_pixels",
+    "normalised",
+    "open_image",
+    "pad_rows",
+    "read_rgb",
+    "resolve_image_path",
+    "turns_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WITH_TORCH[name]), name)
