@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from vlm_lora_plugin.contract.example import IMAGE_MARK
-from vlm_lora_plugin.data.collation import IGNORE_INDEX, pad_rows
-from vlm_lora_plugin.data.images import open_image
+from vlm_lora_plugin.contract import IMAGE_MARK
+from vlm_lora_plugin.data.encoding import IGNORE_INDEX, open_image, pad_rows
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_sketch.modeling import END, IMAGE, PAD, SketchConfig
 
