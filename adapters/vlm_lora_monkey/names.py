@@ -1,4 +1,4 @@
-"""Names of Monkey's parameters that rules and loaders speak about, and its architecture. Nothing here imports torch."""
+"""Names that rules, loaders and the prompt speak about, and Monkey's architecture. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from vlm_lora_plugin.contract import Architecture, Component
 
 if TYPE_CHECKING:
     from torch import nn
+
+END_OF_TEXT = "<|endoftext|>"
+IMAGE_START, IMAGE_END, IMAGE_PAD = "<img>", "</img>", "<imgpad>"
+GROUNDING_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|extra_{number}|>" for number in range(205)),
+    *GROUNDING_TAGS,
+    IMAGE_START,
+    IMAGE_END,
+    IMAGE_PAD,
+)
+"""Monkey's special tokens, in the order of their ids (upstream's ``monkey_model/tokenization_qwen.py``)."""
 
 _PARTS = r"(lora_scale|lora_a\.weight|lora_b\.weight)"
 

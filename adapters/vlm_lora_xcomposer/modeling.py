@@ -20,11 +20,11 @@ from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.generation import images_of_rows, stop_at_turn_end
 from vlm_lora_xcomposer.grids import grid_of
 from vlm_lora_xcomposer.language import XComposerBlock, rotary_of
+from vlm_lora_xcomposer.lora import LowRankProjection
 from vlm_lora_xcomposer.names import EMBEDDINGS_PREFIX, HEAD_PREFIX, IGNORED_TENSORS
-from vlm_lora_xcomposer.plora import LowRankProjection
 from vlm_lora_xcomposer.shapes import with_sizes_of_tensors
 from vlm_lora_xcomposer.splicing import find_image_tokens, mask_of, put_images
-from vlm_lora_xcomposer.vision import (
+from vlm_lora_xcomposer.visual import (
     VisionEmbeddings,
     VisionTower,
     in_token_order,
@@ -83,7 +83,6 @@ class XComposerForCausalLM(ImageTextModel):
         if config.video_memory_size is not None:
             self.video_mem_proj = _projector(config.video_memory_size, inner, hidden)
         self.post_init()
-        stop_at_turn_end(self.generation_config, config)
 
     @property
     def image_side(self) -> int:
@@ -131,13 +130,9 @@ class XComposerForCausalLM(ImageTextModel):
         """Let a folder's tensors tell the sizes that its config does not."""
         return with_sizes_of_tensors(config, folder)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load as the library does; an answer ends where its turn does."""
-        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        whole = model[0] if isinstance(model, tuple) else model  # a tuple with output_loading_info
-        stop_at_turn_end(whole.generation_config, whole.config)
-        return model
+    def after_loading(self) -> None:
+        """Let an answer end where its turn does."""
+        stop_at_turn_end(self.generation_config, self.config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.models import load_model_of
-from vlm_lora_xcomposer.generation import stop_at_turn_end
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.shapes import load_config
 
@@ -17,6 +16,4 @@ def load_model(request: LoadRequest) -> XComposerForCausalLM:
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
     config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    model = load_model_of(XComposerForCausalLM, config, request)
-    stop_at_turn_end(model.generation_config, config)
-    return model
+    return load_model_of(XComposerForCausalLM, config, request)

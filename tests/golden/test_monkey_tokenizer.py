@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 
-from vlm_lora_monkey.special_tokens import SPECIAL_TOKENS
+from vlm_lora_monkey.names import SPECIAL_TOKENS
 from vlm_lora_monkey.tokenization import SPLIT_PATTERN, load_tokenizer, save_vocabulary
 
 VOCABULARY = Path(__file__).parents[3] / "shared" / "golden" / "monkey" / "tokenizer"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.loss import causal_lm_loss
     from vlm_lora_plugin.models.outputs import head_outputs, refuse_contradicting_inputs
     from vlm_lora_plugin.models.resampling import NORM_EPS, Resampler, init_own_weights, stretch_grid
+    from vlm_lora_plugin.models.sentencepiece_file import Piece, PieceKind, build_sentencepiece_file, parse_pieces
     from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
     from vlm_lora_plugin.models.trunk import DecoderTrunk
     from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names, tensor_shapes
@@ -54,6 +55,10 @@ _LAZY = {
     "Resampler": "vlm_lora_plugin.models.resampling",
     "init_own_weights": "vlm_lora_plugin.models.resampling",
     "stretch_grid": "vlm_lora_plugin.models.resampling",
+    "Piece": "vlm_lora_plugin.models.sentencepiece_file",
+    "PieceKind": "vlm_lora_plugin.models.sentencepiece_file",
+    "build_sentencepiece_file": "vlm_lora_plugin.models.sentencepiece_file",
+    "parse_pieces": "vlm_lora_plugin.models.sentencepiece_file",
     "Blocks": "vlm_lora_plugin.models.splicing",
     "find_image_blocks": "vlm_lora_plugin.models.splicing",
     "put_images": "vlm_lora_plugin.models.splicing",
@@ -76,11 +81,14 @@ __all__ = [
     "ImageTextModel",
     "Images",
     "ImagesInPrompt",
+    "Piece",
+    "PieceKind",
     "RMSNorm",
     "Resampler",
     "Rotary",
     "apply_rotary",
     "build_empty",
+    "build_sentencepiece_file",
     "canonical_name",
     "causal_lm_loss",
     "draw_builtin",
@@ -91,6 +99,7 @@ __all__ = [
     "is_sharded",
     "load_model_of",
     "load_weights",
+    "parse_pieces",
     "positions_in_row",
     "put_images",
     "random_model",

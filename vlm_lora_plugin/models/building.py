@@ -54,6 +54,7 @@ def load_model_of(model_class: type[Seeing], config: PreTrainedConfig, request: 
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
     model = build_empty(model_class, config, request)
+    model.after_loading()
     if request.device == "meta":
         return model
     model.fill_buffers(request.device)

@@ -87,6 +87,7 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
         """Finish the constructor, as the library asks for."""
         super().post_init()  # type: ignore[no-untyped-call]
         self.generation_config.use_cache = True  # published configs switch it off, for training
+        self.after_loading()
         if self.builtin_lora:
             self.register_load_state_dict_post_hook(_forget_loaded_lora)  # type: ignore[no-untyped-call]
 
@@ -253,6 +254,9 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     def fill_buffers(self, device: str) -> None:
         """Fill the buffers of a model that was built on the meta device; by default it has none."""
 
+    def after_loading(self) -> None:
+        """Change what a folder's files said, such as settings of generation; by default nothing."""
+
     @classmethod
     def complete_config(cls, config: Any, folder: Path) -> PreTrainedConfig:
         """Return a folder's config with what else the folder tells: tensors or a tokenizer may say more."""
@@ -275,7 +279,10 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
         if folder.is_dir() and not isinstance(kwargs.get("config"), (str, os.PathLike)):
             config = kwargs.get("config") or cast(Any, cls.config_class).from_pretrained(folder)
             kwargs["config"] = cls.complete_config(config, folder)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        whole = model[0] if isinstance(model, tuple) else model  # a tuple with output_loading_info
+        whole.after_loading()
+        return model
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
