@@ -152,11 +152,9 @@ def test_a_failing_process_ends_all_and_its_exit_code_is_the_commands(tmp_path):
             sys.exit(3)
         time.sleep(600)
     """
-    started = time.monotonic()
     running = launcher(tmp_path, body)
     running.communicate(timeout=120)
     assert running.returncode == 3
-    assert time.monotonic() - started < 120
     assert not any(alive(pid) for pid in pids(tmp_path))
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +51,11 @@ class Launched:
 
     Attributes:
         status: Exit code of the launcher.
-        seconds: Until it ended.
         printed: The end of what the processes wrote to standard error, each line with its rank.
     """
 
     folder: Path
     status: int
-    seconds: float
     printed: str
 
     def result(self, name: str, rank: int = 0) -> dict[str, Any]:
@@ -124,7 +121,6 @@ def torchrun(
     After ``seconds`` the launcher is asked to end itself and its processes, and then made to.
     """
     ranks = ["--nproc-per-node", str(processes), "--standalone", "--tee", "2", "--log-dir", str(folder / "logs")]
-    begun = time.monotonic()
     running = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *ranks, str(script), *arguments],
         env=variables(**environment),
@@ -141,7 +137,7 @@ def torchrun(
         except subprocess.TimeoutExpired:
             running.kill()
             _, printed = running.communicate()
-    return Launched(folder, running.returncode, time.monotonic() - begun, printed[-8000:])
+    return Launched(folder, running.returncode, printed[-8000:])
 
 
 def variables(**more: str) -> dict[str, str]:

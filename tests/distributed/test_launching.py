@@ -13,6 +13,5 @@ def test_ranks_that_wait_forever_are_cut_off_and_say_where_they_stood(tiny_monke
     done = launch(tmp_path, tiny_monkey, {"job": job}, job_seconds=30, forked=False)
 
     assert done.status != 0
-    assert done.seconds < 300, "far below the 30 minutes that gloo waits"
     assert "[default0]:Timeout" in done.printed or "[default1]:Timeout" in done.printed, done.printed
     assert "job.py" in done.printed

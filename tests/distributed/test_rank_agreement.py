@@ -7,8 +7,6 @@ from forking import statuses
 from launching import launch, zero
 
 ENGINES = [pytest.param(None, id="ddp"), pytest.param(zero(3), id="zero-3", marks=pytest.mark.slow)]
-SECONDS = 120
-"""Far below the 30 minutes that gloo waits for a rank; imports alone take up to a minute on a busy machine."""
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -18,7 +16,6 @@ def test_different_recipes_stop_every_rank_and_are_named(tiny_monkey, tmp_path, 
     done = launch(tmp_path, tiny_monkey, {"job": job})
 
     assert done.status != 0
-    assert done.seconds < SECONDS
     for rank in range(2):
         result = done.result("job", rank)
         assert result["error"] == "TrainingError", done.printed
@@ -51,7 +48,6 @@ def test_an_error_on_one_rank_ends_the_other_too(tiny_monkey, tmp_path, engine):
     done = launch(tmp_path, tiny_monkey, {"job": {"rows": "i" * 16, "deepspeed": engine, "recipes": recipes}})
 
     assert done.status != 0
-    assert done.seconds < SECONDS
     assert done.result("job", 1)["error"] == "SelectionError"
 
 
@@ -114,5 +110,4 @@ def test_whatever_differs_stops_every_rank_by_itself(
         assert rank["error"] == "TrainingError", rank
         assert "Rank 1 against rank 0" in rank["message"]
         assert said in rank["message"], rank["message"]
-    assert abs(ranks[0]["seconds"] - ranks[1]["seconds"]) < 10
     assert not list((tmp_path / "out").glob("checkpoint-*"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from vocabularies import qwen_folder
 
 from vlm_lora_monkey.processing import MonkeyProcessor
 from vlm_lora_monkey.records import parse_record
@@ -15,13 +16,7 @@ from vlm_lora_monkey.tokenization import load_tokenizer
 from vlm_lora_plugin.errors import DataError
 
 CASES = json.loads((Path(__file__).parent / "monkey" / "preprocess.json").read_text("utf-8"))
-VOCABULARY = Path(__file__).parents[3] / "shared" / "golden" / "monkey" / "tokenizer"
 FIRST_SCRIPT = "finetune_multitask.py"
-
-needs_vocabulary = pytest.mark.skipif(
-    not (VOCABULARY / "qwen.tiktoken").exists(),
-    reason="Qwen's vocabulary has a licence of its own and is read from <repository>/../shared/golden, absent here",
-)
 
 
 def name(case):
@@ -38,7 +33,7 @@ def spread(run_lengths):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(VOCABULARY)
+    return load_tokenizer(qwen_folder())
 
 
 class PathProcessor(MonkeyProcessor):
@@ -70,7 +65,6 @@ def upstream_padding(row, case, pad):
     return tuple(values[: case["max_length"]] for values in padded)
 
 
-@needs_vocabulary
 @pytest.mark.parametrize("case", cases(broken=False))
 def test_ids_labels_and_mask_equal_upstreams(case, tokenizer):
     processor = PathProcessor(tokenizer, image_size=896, image_token_span=case["img_token_span"])
@@ -81,7 +75,6 @@ def test_ids_labels_and_mask_equal_upstreams(case, tokenizer):
     assert len(ids) == case["length"]
 
 
-@needs_vocabulary
 @pytest.mark.parametrize("case", cases(broken=True))
 def test_what_upstream_drops_with_a_printed_error_is_an_error(case, tokenizer):
     processor = MonkeyProcessor(tokenizer, image_size=896, image_token_span=case["img_token_span"])
@@ -90,7 +83,6 @@ def test_what_upstream_drops_with_a_printed_error_is_an_error(case, tokenizer):
         processor.encode(example_of(case))
 
 
-@needs_vocabulary
 @pytest.mark.parametrize("case", [c for c in CASES if c["name"].startswith("path_")], ids=name)
 def test_the_length_of_a_path_costs_no_token_and_drops_no_message(case, tokenizer):
     processor = MonkeyProcessor(tokenizer, image_size=896, image_token_span=case["img_token_span"])
@@ -98,7 +90,6 @@ def test_the_length_of_a_path_costs_no_token_and_drops_no_message(case, tokenize
     assert processor.count_tokens(example_of(case)) == (case["img_token_span"] + 2 + question + 2, 2)
 
 
-@needs_vocabulary
 def test_an_image_cut_by_upstream_is_an_error(tokenizer):
     case = next(c for c in CASES if c["name"] == "two_images_truncated" and c["upstream_script"] == FIRST_SCRIPT)
     processor = PathProcessor(tokenizer, image_size=896, image_token_span=case["img_token_span"])
@@ -106,7 +97,6 @@ def test_an_image_cut_by_upstream_is_an_error(tokenizer):
         processor.encode(example_of(case), max_length=case["max_length"], truncation_strategy="right")
 
 
-@needs_vocabulary
 @pytest.mark.parametrize("case", [c for c in CASES if c["name"].startswith("over_long")], ids=name)
 def test_cutting_the_end_off_equals_upstreams_cut(case, tokenizer):
     processor = PathProcessor(tokenizer, image_size=896, image_token_span=case["img_token_span"])
@@ -116,7 +106,6 @@ def test_cutting_the_end_off_equals_upstreams_cut(case, tokenizer):
     assert row["labels"].tolist() == spread(case["expected_labels_rle"])[:length]
 
 
-@needs_vocabulary
 def test_a_literal_end_of_text_stays_visible_to_the_model(tokenizer):
     """Upstream masks it as if it were padding; ours takes the mask from the row's length."""
     case = next(c for c in CASES if c["name"] == "special_token_in_text")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import json
 import unicodedata
 from pathlib import Path
 
 import pytest
 import tiktoken
+from vocabularies import qwen_folder
 
 from vlm_lora_monkey.names import SPECIAL_TOKENS
 from vlm_lora_monkey.tokenization import SPLIT_PATTERN, load_tokenizer, save_vocabulary
 
-VOCABULARY = Path(__file__).parents[3] / "shared" / "golden" / "monkey" / "tokenizer"
-
-pytestmark = pytest.mark.skipif(
-    not (VOCABULARY / "qwen.tiktoken").exists(),
-    reason="Qwen's vocabulary has a licence of its own and is read from <repository>/../shared/golden, absent here",
-)
+VOCABULARY = qwen_folder()
+IDS = Path(__file__).parent / "monkey" / "tokenizer_ids.json"
+SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 
 TEXTS = [
     "",
@@ -57,6 +56,10 @@ def reference():
     return tiktoken.Encoding("qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
 
+def test_the_vocabulary_is_the_one_that_the_references_were_made_with():
+    assert hashlib.sha256((VOCABULARY / "qwen.tiktoken").read_bytes()).hexdigest() == SHA256
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_equal_tiktokens(text, tokenizer, reference):
     expected = reference.encode(unicodedata.normalize("NFC", text), allowed_special="all")
@@ -69,7 +72,7 @@ def test_decoding_gives_the_normalised_text_back(text, tokenizer):
 
 
 def test_special_ids_equal_upstreams(tokenizer):
-    ids = json.loads((VOCABULARY / "ids.json").read_text())
+    ids = json.loads(IDS.read_text("utf-8"))
     names = {
         "img_start_id": "<img>",
         "img_end_id": "</img>",

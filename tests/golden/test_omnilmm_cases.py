@@ -19,11 +19,21 @@ from vlm_lora_plugin.testing.golden import check_case, find_cases
 FOLDER = Path(__file__).parent / "omnilmm"
 CASES = ("base", "mixed", "two_images")
 MORE = Path(__file__).parent / "omnilmm_more"
+ROUNDING = {
+    # Towers of random weights whose attention is sharp: what the reference rounded grows to 3 times the tolerance.
+    "padded_image_left_rows": ["vision_block2_out.0", "gradients, vision: dot products of 45"],
+    "sizes_in_a_list": ["vision_block1_out.1", "gradients, vision: dot products of 32"],
+}
 MORE_CASES = ("padded_image_left_rows", "short_window", "sizes_in_a_list", "text_only", "three_images_in_a_row")
 
 
 def missed(report):
     return [finding.what for finding in report.findings if not finding.passed]
+
+
+def rounding(report):
+    """What is beyond the stated tolerance in fp64, where the reference's own rounding in fp32 is larger than that."""
+    return [finding.what for finding in report.findings if finding.is_rounding and not finding.what.startswith("fp32")]
 
 
 def loaded(folder):
@@ -42,6 +52,7 @@ def test_case_agrees_with_upstream(case):
     report = check_case(FOLDER / case)
 
     assert not missed(report)
+    assert not rounding(report)
     names = {finding.what for finding in report.findings}
     assert {"weights", "loss", "logits", "inputs_embeds", "resampler_out.0", "vision_tower_out.0"} <= names
     assert sum(name.startswith("recipe ") for name in names) == 11
@@ -53,6 +64,7 @@ def test_case_of_other_sizes_and_batches_agrees_with_upstream(case):
     report = check_case(MORE / case)
 
     assert not missed(report)
+    assert rounding(report) == ROUNDING.get(case, [])
     assert {"loss", "logits", "inputs_embeds", "last_hidden_state"} <= {finding.what for finding in report.findings}
 
 

@@ -18,8 +18,12 @@ MORE_CASES = ("khd_bias_dynamic_rope", "khd_wide_gqa", "v2_two_images", "x25_bat
 
 
 @pytest.fixture
-def copied(tmp_path):
-    """A copy of the smallest case with an image and LoRA, whose files may be changed."""
+def copied(tmp_path, monkeypatch):
+    """A copy of the smallest case with an image and LoRA, whose files may be changed.
+
+    What is wrong with it is a hundred times more than rounding explains, which one random pass tells.
+    """
+    monkeypatch.setattr("vlm_lora_plugin.testing.golden_passes.SAMPLES", 1)
     shutil.copytree(FOLDER / "khd_base", tmp_path / "khd_base")
     return tmp_path / "khd_base"
 
@@ -34,6 +38,11 @@ def missed(report):
     return [finding.what for finding in report.findings if not finding.passed]
 
 
+def rounding(report):
+    """What is beyond the stated tolerance in fp64, where the reference's own rounding in fp32 is larger than that."""
+    return [finding.what for finding in report.findings if finding.is_rounding and not finding.what.startswith("fp32")]
+
+
 def test_the_cases_of_the_folders_are_found():
     assert [case.name for case in find_cases([FOLDER])] == list(CASES)
     assert [case.name for case in find_cases([MORE])] == list(MORE_CASES)
@@ -44,6 +53,7 @@ def test_case_agrees_with_upstream(case):
     report = check_case(FOLDER / case)
 
     assert not missed(report)
+    assert not rounding(report)
     names = {finding.what for finding in report.findings}
     assert {"weights", "loss", "logits", "last_hidden", "inputs_embeds", "tokens", "im_mask"} <= names
     assert sum(name.startswith("recipe ") for name in names) == 8
@@ -56,6 +66,7 @@ def test_case_of_other_sizes_agrees_with_upstream(case):
     report = check_case(MORE / case)
 
     assert not missed(report)
+    assert not rounding(report)
     names = {finding.what for finding in report.findings}
     assert {"loss", "clip_features", "vit_output", "logits_supervised", "layer.0", "inputs_embeds"} <= names
 

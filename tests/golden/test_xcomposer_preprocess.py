@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from vocabularies import train_vocabulary
 
 from vlm_lora_plugin.errors import DataError, TooLongError
-from vlm_lora_xcomposer.configuration import XComposerConfig
+from vlm_lora_xcomposer.configuration import TURN_END_FROM_END, XComposerConfig
 from vlm_lora_xcomposer.processing import XComposerProcessor
-from vlm_lora_xcomposer.prompt import upstream_labels, upstream_text
+from vlm_lora_xcomposer.prompt import ANSWER_HEADER, TURN_END, upstream_labels, upstream_text
 from vlm_lora_xcomposer.records import parse_record
 from vlm_lora_xcomposer.tokenization import load_vocabulary
 
@@ -21,7 +22,7 @@ CASES = DOCUMENT["examples"]
 FOLDER = Path(__file__).parents[3] / "shared" / "golden" / "xcomposer" / "tokenizer"
 VARIANTS = {"4khd": "xcomposer2_4khd", "2.5": "xcomposer2_5"}
 
-pytestmark = pytest.mark.skipif(
+needs_vocabulary = pytest.mark.skipif(
     not (FOLDER / "tokenizer.model").exists(),
     reason="InternLM2's vocabulary has its own licence and is read from <repository>/../shared/golden, absent here",
 )
@@ -60,6 +61,11 @@ def vocabulary():
     return load_vocabulary(FOLDER)
 
 
+@pytest.fixture(scope="module")
+def made_vocabulary(tmp_path_factory):
+    return load_vocabulary(train_vocabulary(tmp_path_factory.mktemp("vocabulary")))
+
+
 class Pictures(XComposerProcessor):
     """Gives each image the crops of the case, without opening files that do not exist."""
 
@@ -70,8 +76,8 @@ class Pictures(XComposerProcessor):
         return [torch.zeros(3, rows * side, columns * side) for rows, columns in self.grids[:count]]
 
 
-def encode(case, vocabulary):
-    processor = Pictures(vocabulary, XComposerConfig(variant=VARIANTS[case["variant"]]))
+def encode(case, vocabulary, **sizes):
+    processor = Pictures(vocabulary, XComposerConfig(variant=VARIANTS[case["variant"]], **sizes))
     features = []
     for number, row in enumerate(rows_of(case)):
         processor.grids = case["image_grids_hw"][number] if case["image_grids_hw"] else ()
@@ -84,6 +90,7 @@ def cases(wanted):
     return [pytest.param(case, id=name(case)) for case in CASES if wanted(case)]
 
 
+@needs_vocabulary
 @pytest.mark.parametrize("text", DOCUMENT["raw_strings"], ids=lambda text: repr(text["text"]))
 def test_token_ids_equal_upstreams(text, vocabulary):
     ids = vocabulary.token_ids(text["text"], special=True)
@@ -97,6 +104,7 @@ def test_the_prompt_equals_upstreams(case):
     assert [text.replace("<image>", "<ImageHere>") for text in texts] == case["rendered_text"]
 
 
+@needs_vocabulary
 @pytest.mark.parametrize("case", cases(lambda case: not is_fault(case) and not leaves_nothing(case)))
 def test_ids_labels_and_masks_equal_upstreams(case, vocabulary):
     processor, features = encode(case, vocabulary)
@@ -121,6 +129,7 @@ def test_the_label_mask_alone_equals_upstreams_in_every_case(case):
         assert ours == labels[: sum(mask)]
 
 
+@needs_vocabulary
 @pytest.mark.parametrize("case", cases(leaves_nothing))
 def test_a_cut_that_leaves_no_label_is_an_error(case, vocabulary):
     config = XComposerConfig(variant=VARIANTS[case["variant"]])
@@ -132,6 +141,34 @@ def test_a_cut_that_leaves_no_label_is_an_error(case, vocabulary):
 
 
 @pytest.mark.parametrize("case", cases(is_fault))
-def test_images_and_places_that_do_not_match_are_an_error(case, vocabulary):
+def test_images_and_places_that_do_not_match_are_an_error(case, made_vocabulary):
     with pytest.raises(DataError, match=r"<ImageHere> in the conversation, 1 in `image`"):
-        encode(case, vocabulary)
+        encode(case, made_vocabulary)
+
+
+def is_whole(case):
+    """Whether nothing is cut off, and no header, longer in another vocabulary, covers all that upstream learns from."""
+    return (
+        not is_fault(case)
+        and "starts with the assistant" not in case["title"]
+        and "cut" not in case["title"]
+        and "truncated" not in case["title"]
+    )
+
+
+@pytest.mark.parametrize("case", cases(is_whole))
+def test_with_another_vocabulary_the_ids_say_the_prompt_and_the_label_mask_follows_upstreams_rule(
+    case, made_vocabulary
+):
+    turn_end = made_vocabulary.token_ids(TURN_END, special=True)[0]
+    header = len(made_vocabulary.token_ids(ANSWER_HEADER, special=True))
+    places = {"vocab_size": turn_end + TURN_END_FROM_END, "image_token_id": 1_000_000}
+    processor, features = encode({**case, "max_length": 100_000}, made_vocabulary, **places)
+    assert processor.config.turn_end_id == turn_end
+    for feature, text in zip(features, case["rendered_text"], strict=True):
+        ids, labels = feature["input_ids"], feature["labels"]
+        words = ids[ids != processor.config.image_token_id].tolist()
+        assert made_vocabulary.tokenizer.decode(words[1:]) == text.replace("<ImageHere>", "")
+        learnt = labels != -100
+        assert torch.equal(labels[learnt], ids[learnt])
+        assert torch.equal(labels, upstream_labels(ids, turn_end_id=turn_end, end_id=2, header=header))

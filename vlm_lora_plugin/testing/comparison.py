@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,10 @@ class Tolerance:
     atol: float
 
 
+ROUNDING_FACTOR = 8.0
+"""How many root mean squares of random rounding a difference may have: a chance of 2 exp(-8**2 / 2) for each value."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One comparison.
@@ -31,7 +36,10 @@ class Finding:
         what: What was compared.
         error: The largest absolute difference; NaN when there is nothing to measure.
         share: The largest difference as a share of what is allowed; above 1 is a miss.
-        elementwise: The same with every value's own magnitude as its size. Information only.
+        elementwise: As a share of the stated tolerance, with every value's own magnitude as its size. Information
+            only.
+        stated: The largest difference as a share of the stated tolerance. It is above 1 and not a miss only where
+            rounding in fp32 explains more than that tolerance.
         note: Where the largest difference is, or what is wrong.
     """
 
@@ -40,22 +48,62 @@ class Finding:
     share: float
     elementwise: float
     note: str = ""
+    stated: float = 0.0
 
     @property
     def passed(self) -> bool:
         """Whether the difference is allowed; NaN is not."""
         return self.share <= 1.0
 
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the difference is beyond the stated tolerance, but not beyond what rounding explains."""
+        return self.passed and self.stated > 1.0
 
-def compare_number(what: str, ours: float, expected: float, size: float, tolerance: Tolerance) -> Finding:
-    """Compare one number that was summed from values of this ``size``."""
+
+def compare_number(
+    what: str,
+    ours: float,
+    expected: float,
+    size: float,
+    tolerance: Tolerance,
+    spread: Callable[[], float] | None = None,
+) -> Finding:
+    """Compare one number that was summed from values of this ``size``.
+
+    Args:
+        what: Title.
+        ours: The number.
+        expected: Its reference.
+        size: What it is measured by, where it is smaller itself.
+        tolerance: The stated one.
+        spread: Root mean square of the number under random rounding, asked only where the tolerance is missed.
+    """
     error = abs(ours - expected)
     allowed = tolerance.atol + tolerance.rtol * max(abs(expected), size)
-    return Finding(what, error, _ratio(error, allowed), _ratio(error, tolerance.atol + tolerance.rtol * abs(expected)))
+    stated = share = _ratio(error, allowed)
+    if share > 1.0 and spread is not None:
+        share = _ratio(error, max(allowed, ROUNDING_FACTOR * spread()))
+    return Finding(what, error, share, _ratio(error, tolerance.atol + tolerance.rtol * abs(expected)), stated=stated)
 
 
-def compare_tensors(what: str, ours: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Finding:
-    """Compare two tensors; those that are not floating-point must be equal."""
+def compare_tensors(
+    what: str,
+    ours: torch.Tensor,
+    expected: torch.Tensor,
+    tolerance: Tolerance,
+    spread: Callable[[], torch.Tensor] | None = None,
+) -> Finding:
+    """Compare two tensors; those that are not floating-point must be equal.
+
+    Args:
+        what: Title.
+        ours: The tensor.
+        expected: Its reference.
+        tolerance: The stated one.
+        spread: Root mean square of its values under random rounding, of a shape that broadcasts to the tensor's;
+            asked only where the tolerance is missed.
+    """
     if ours.shape != expected.shape:
         return miss(what, f"shape {list(ours.shape)} instead of {list(expected.shape)}")
     if expected.numel() == 0:
@@ -68,14 +116,17 @@ def compare_tensors(what: str, ours: torch.Tensor, expected: torch.Tensor, toler
     own = reference.abs()
     vector = reference.square().mean(-1, keepdim=True).sqrt() if reference.ndim else own
     size = torch.maximum(own, vector)
-    shares = error / (tolerance.atol + tolerance.rtol * size)
+    allowed = tolerance.atol + tolerance.rtol * size
     strict = error / (tolerance.atol + tolerance.rtol * own)
-    return Finding(what, error.max().item(), _finite(shares.max().item()), _finite(strict.max().item()))
+    stated = share = _finite((error / allowed).max().item())
+    if share > 1.0 and spread is not None:
+        share = _finite((error / torch.maximum(allowed, ROUNDING_FACTOR * spread().double())).max().item())
+    return Finding(what, error.max().item(), share, _finite(strict.max().item()), stated=stated)
 
 
 def miss(what: str, note: str) -> Finding:
     """Return a comparison that could not even be made, which is a miss."""
-    return Finding(what, math.nan, math.inf, math.inf, note)
+    return Finding(what, math.nan, math.inf, math.inf, note, math.inf)
 
 
 def agreement(what: str, note: str) -> Finding:
@@ -86,8 +137,8 @@ def agreement(what: str, note: str) -> Finding:
 def worst(findings: list[Finding], what: str) -> Finding:
     """Return the finding with the largest share under a common title, noting which one it was."""
     top = max(findings, key=lambda finding: finding.share)
-    strict = max(finding.elementwise for finding in findings)
-    return Finding(what, top.error, top.share, strict, " ".join(part for part in (top.what, top.note) if part))
+    strict, stated = (max(getattr(finding, key) for finding in findings) for key in ("elementwise", "stated"))
+    return Finding(what, top.error, top.share, strict, " ".join(part for part in (top.what, top.note) if part), stated)
 
 
 def _ratio(error: float, allowed: float) -> float:

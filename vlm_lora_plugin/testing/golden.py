@@ -1,10 +1,16 @@
 """Check adapters against folders of reference numbers: ``python -m vlm_lora_plugin.testing.golden FOLDER...``.
 
 A case folder holds ``config.json``, ``inputs.*``, ``expected.json`` and ``expected.safetensors``. Its family is
-the one whose ``TestSupport.read_golden_case`` takes it. The model loads the case's weights strictly and runs once; then
+the one whose ``TestSupport.read_golden_case`` takes it. The model loads the weights strictly and runs in fp64; then
 the loss, every stored stage, every gradient and the trainable names of every recipe are compared, and for a
-case with an adapter the same with that loaded, and merged (:mod:`vlm_lora_plugin.testing.golden_lora`). The exit
-status is 1 when anything misses, and 2 when there is no case in the folders given.
+case with an adapter the same with that loaded, and merged (:mod:`vlm_lora_plugin.testing.golden_lora`). So this
+verdict is the same on every processor. What fp32 gives on this machine is compared with the same model's fp64
+(``fp32: ...``), every gradient element by element.
+
+Both are held to the tolerance that the references' README states. Where one is beyond it, the pass is repeated in
+fp64 with each operation rounded at random as fp32 rounds: the references were computed in fp32 too, and a model may
+carry rounding errors further than the tolerance. What such errors explain is marked ``rounding`` and counted, and is
+not a miss. The exit status is 1 when anything misses, and 2 when there is no case in the folders given.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +47,9 @@ from vlm_lora_plugin.testing.comparison import (
     miss,
     worst,
 )
+from vlm_lora_plugin.testing.golden_comparison import compare_narrowing, compare_single, compare_stages
 from vlm_lora_plugin.testing.golden_lora import CASE_KEY, compare_lora
+from vlm_lora_plugin.testing.golden_passes import Passes, dot_with_cosines
 
 CASE_FILES = ("config.json", "expected.json")
 GRADIENT_PREFIX = "grad."
@@ -109,13 +118,14 @@ def _compare(folder: Path, family: Family, case: GoldenCase) -> Iterator[Finding
     }
 
     model.requires_grad_(True)
-    output, stages = case.stages(model, case.inputs, sorted(tensors))
-    loss = float(expected["loss"])
-    yield compare_number("loss", output.loss.item(), loss, abs(loss), tolerance)
-    for name, tensor in sorted(tensors.items()):
-        yield compare_tensors(name, stages[name], tensor, tolerance) if name in stages else miss(name, "not computed")
-    output.loss.backward()
-    yield from _compare_gradients(model, family, expected, full, tolerance)
+    component_of = {
+        name: part.name for name, part in Layout(model, get_manager().architecture(family, model)).component_of.items()
+    }
+    passes = Passes(model, dict(model.named_parameters()), case.inputs, case.stages, sorted(tensors))
+    yield compare_narrowing(passes.double)
+    yield from compare_stages(passes, float(expected["loss"]), tensors, tolerance)
+    yield from compare_gradients(passes, component_of, expected, full, tolerance)
+    yield from compare_single(passes, tolerance, component_of)
     yield from _compare_recipes(model, family, case, _recipes(folder, expected))
     if CASE_KEY in expected:
         yield from compare_lora(folder, case, expected, tolerance)
@@ -135,30 +145,39 @@ def _load_strictly(model: torch.nn.Module, weights: Path) -> str:
     return ""
 
 
-def _compare_gradients(
-    model: torch.nn.Module,
-    family: Family,
+def compare_gradients(
+    passes: Passes,
+    component_of: Mapping[str, str],
     expected: Mapping[str, Any],
     full: Mapping[str, torch.Tensor],
     tolerance: Tolerance,
 ) -> Iterator[Finding]:
-    digests = _digests(expected)
-    parameters = dict(model.named_parameters())
-    unknown, unrecorded = sorted({*digests, *full} - set(parameters)), sorted(set(parameters) - {*digests, *full})
+    """Compare the fp64 pass's gradients with what is recorded of them.
+
+    Args:
+        passes: Of the model.
+        component_of: Name of a parameter's component.
+        expected: The case's ``expected.json``.
+        full: Whole gradients, where they are recorded.
+        tolerance: The stated one.
+    """
+    digests, parameters = _digests(expected), set(passes.parameters)
+    unknown, unrecorded = sorted({*digests, *full} - parameters), sorted(parameters - {*digests, *full})
     if unknown:
         yield miss("gradients", f"of parameters that the model lacks: {listed(unknown)}")
     if unrecorded:
         yield miss("gradients", f"not recorded for {listed(unrecorded)}")
-    component_of = Layout(model, get_manager().architecture(family, model)).component_of
     groups: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
-    for name, parameter in parameters.items():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        component = component_of[name].name
+    for name, parameter in passes.parameters.items():
+        gradient = passes.double.gradients[name]
+        gradient = torch.zeros_like(parameter, dtype=torch.float64) if gradient is None else gradient
+        component = component_of[name]
         if name in digests:
-            for kind, finding in _compare_digest(name, gradient, digests[name], tolerance):
+            for kind, finding in _compare_digest(name, gradient, digests[name], tolerance, passes):
                 groups[component, kind].append(finding)
         if name in full:
-            groups[component, "elements"].append(compare_tensors(name, gradient, full[name], tolerance))
+            finding = compare_tensors(name, gradient, full[name], tolerance, partial(passes.gradient_spread, name))
+            groups[component, "elements"].append(finding)
     for (part, kind), findings in groups.items():
         yield worst(findings, f"gradients, {part}: {kind} of {len(findings)}")
 
@@ -172,16 +191,16 @@ def _digests(expected: Mapping[str, Any]) -> dict[str, Mapping[str, float] | Non
 
 
 def _compare_digest(
-    name: str, gradient: torch.Tensor, digest: Mapping[str, float] | None, tolerance: Tolerance
+    name: str, gradient: torch.Tensor, digest: Mapping[str, float] | None, tolerance: Tolerance, passes: Passes
 ) -> Iterator[tuple[str, Finding]]:
     flat = gradient.double().flatten()
     if digest is None:
         yield "absence", agreement(name, "") if not flat.any() else miss(name, "has a gradient, the reference none")
         return
     norm, size = flat.norm().item(), digest["l2"]
-    dot = (flat * torch.arange(len(flat), dtype=torch.float64).cos()).sum().item()
-    yield "norms", compare_number(name, norm, size, size, tolerance)
-    yield "dot products", compare_number(name, dot, digest["dot_cos"], size, tolerance)
+    dot = dot_with_cosines(gradient).item()
+    yield "norms", compare_number(name, norm, size, size, tolerance, lambda: passes.norm_spread(name))
+    yield "dot products", compare_number(name, dot, digest["dot_cos"], size, tolerance, lambda: passes.dot_spread(name))
 
 
 def _recipes(folder: Path, expected: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
@@ -214,11 +233,13 @@ def _compare_recipes(
 def print_report(report: CaseReport, console: Console) -> None:
     """Print one case as a table."""
     title = f"{report.folder} ({report.family or 'no family'})"
-    table = Table("", "compared", "error", "of allowed", "elementwise", "where", title=title)
+    headings = ("", "compared (fp64, but for fp32)", "error", "of stated", "of allowed", "elementwise", "where")
+    table = Table(*headings, title=title)
     for finding in report.findings:
-        mark = "[green]ok[/]" if finding.passed else "[bold red]MISS[/]"
-        numbers = (f"{finding.error:.2e}", f"{finding.share:.3f}", f"{finding.elementwise:.3f}")
-        table.add_row(mark, finding.what, *numbers, finding.note)
+        mark = "[yellow]rounding[/]" if finding.is_rounding else "[green]ok[/]"
+        mark = mark if finding.passed else "[bold red]MISS[/]"
+        numbers = (finding.stated, finding.share, finding.elementwise)
+        table.add_row(mark, finding.what, f"{finding.error:.2e}", *(f"{n:.3f}" for n in numbers), finding.note)
     console.print(table)
 
 
@@ -231,12 +252,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not cases:
         console.print("No case found: a case folder holds config.json and expected.json.")
         return 2
-    misses = 0
+    misses = roundings = 0
     for folder in cases:
         report = check_case(folder)
         print_report(report, console)
         misses += report.misses
-    console.print(f"{len(cases)} cases, {misses} misses. 'elementwise' measures each value by its own magnitude alone.")
+        roundings += sum(finding.is_rounding for finding in report.findings)
+    console.print(
+        f"{len(cases)} cases, {misses} misses, {roundings} beyond the stated tolerance but within rounding in fp32. "
+        "'elementwise' measures each value by its own magnitude alone."
+    )
     return 1 if misses else 0
 
 

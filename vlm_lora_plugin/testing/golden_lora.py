@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from vlm_lora_plugin.testing.comparison import (
     Finding,
     Tolerance,
     agreement,
-    compare_number,
     compare_tensors,
     miss,
     worst,
 )
+from vlm_lora_plugin.testing.golden_comparison import compare_single, compare_stages
+from vlm_lora_plugin.testing.golden_passes import Passes
 
 CASE_KEY = "lora_case"
 ADAPTER_FILE = "lora_adapter.safetensors"
@@ -63,20 +65,19 @@ def compare_lora(
         return
 
     base = model.get_base_model()
-    output, stages = case.stages(base, case.inputs, sorted(tensors))
-    loss = float(settings["loss"])
-    yield compare_number("lora: loss", output.loss.item(), loss, abs(loss), tolerance)
-    for name, tensor in sorted(tensors.items()):
-        yield compare_tensors(f"lora: {name}", stages[name], tensor, tolerance)
-    output.loss.backward()
-    yield from _compare_gradients(model, gradients, tolerance)
+    passes = Passes(base, model.named_trainables(), case.inputs, case.stages, sorted({*tensors, "logits"}))
+    yield from compare_stages(passes, float(settings["loss"]), tensors, tolerance, "lora: ")
+    yield from _compare_gradients(passes, gradients, tolerance)
+    yield from compare_single(passes, tolerance, prefix="fp32, lora: ")
 
+    single, double = passes.single.stages["logits"], passes.double.stages["logits"]
+    spread = partial(passes.stage_spread, "logits")
+    passes = Passes(base, {}, case.inputs, case.stages, ["logits"])
     _merge(model)
-    with torch.no_grad():
-        merged, _ = case.stages(base, case.inputs, [])
-    loss = float(settings["loss_after_merge"])
-    yield compare_number("lora, merged: loss", merged.loss.item(), loss, abs(loss), tolerance)
-    yield compare_tensors("lora, merged: logits against the adapter's", merged.logits, output.logits, tolerance)
+    yield from compare_stages(passes, float(settings["loss_after_merge"]), {}, tolerance, "lora, merged: ")
+    what = "lora, merged: logits against the adapter's"
+    yield compare_tensors(what, passes.double.stages["logits"], double, tolerance, spread)
+    yield compare_tensors(f"fp32, {what}", passes.single.stages["logits"], single, tolerance, spread)
 
 
 def lora_recipe(config: Mapping[str, Any], learning: set[str]) -> dict[str, Any]:
@@ -117,20 +118,19 @@ def _load(model: VlmLoraPeftModel, adapter: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def _compare_gradients(
-    model: VlmLoraPeftModel, expected: Mapping[str, torch.Tensor], tolerance: Tolerance
-) -> Iterator[Finding]:
-    ours = model.named_trainables()
-    absent = sorted(expected.keys() - ours.keys())
+def _compare_gradients(passes: Passes, expected: Mapping[str, torch.Tensor], tolerance: Tolerance) -> Iterator[Finding]:
+    absent = sorted(expected.keys() - passes.parameters.keys())
     if absent:
         yield miss("lora: gradients", f"of parameters that do not learn: {listed(absent)}")
     findings = []
-    for name, parameter in ours.items():
+    for name, parameter in passes.parameters.items():
         if name not in expected:
             findings.append(miss(name, "not recorded"))
             continue
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        findings.append(compare_tensors(name, gradient, expected[name], tolerance))
+        gradient = passes.double.gradients[name]
+        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        spread = partial(passes.gradient_spread, name)
+        findings.append(compare_tensors(name, gradient, expected[name], tolerance, spread))
     if findings:
         yield worst(findings, f"lora: gradients, elements of {len(findings)}")
 

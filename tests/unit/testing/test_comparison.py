@@ -78,3 +78,22 @@ def test_the_worst_of_a_group_is_named():
     assert worst(group[:2], "group").note == "b"
     assert worst(group, "group").note == "c gone"
     assert not worst(group, "group").passed
+
+
+def test_beyond_the_tolerance_only_what_rounding_explains_passes():
+    ours, expected = torch.tensor([2.0 + 1e-4]), torch.tensor([2.0])
+
+    assert not compare_tensors("x", ours, expected, FP32, lambda: torch.tensor([1e-5])).passed
+    finding = compare_tensors("x", ours, expected, FP32, lambda: torch.tensor([2e-5]))
+    assert finding.is_rounding
+    assert finding.stated > 4 > 1 > finding.share
+    assert compare_number("x", 2.0 + 1e-4, 2.0, 2.0, FP32, lambda: 2e-5).is_rounding
+    assert not compare_number("x", 2.0 + 1e-4, 2.0, 2.0, FP32, lambda: 1e-5).passed
+
+
+def test_within_the_tolerance_nobody_asks_what_rounding_explains():
+    def never():
+        raise AssertionError("asked")
+
+    assert compare_tensors("x", torch.ones(2), torch.ones(2), FP32, never).passed
+    assert compare_number("x", 1.0, 1.0, 1.0, FP32, never).passed

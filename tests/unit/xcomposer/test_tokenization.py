@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from vocabularies import random_texts, train_vocabulary
 
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models import Piece, PieceKind, build_sentencepiece_file, parse_pieces
@@ -17,31 +17,28 @@ needs_vocabulary = pytest.mark.skipif(
     reason="InternLM2's vocabulary has its own licence and is read from <repository>/../shared/golden, absent here",
 )
 
-FRAGMENTS = [
-    *"aeth=-._ \n\t01你好é🐱▁#/*~,<>'\"",
-    *("    ", "ing", " the", "def ", "——", "Ｅ", "\n\n", "</s>", "[UNUSED_TOKEN_146]", "\u3000", "\u00ad"),
-]
+
+@pytest.fixture(scope="module")
+def trained_folder(tmp_path_factory):
+    """A vocabulary with merges that sentencepiece itself has learnt."""
+    return train_vocabulary(tmp_path_factory.mktemp("trained-vocabulary"))
 
 
-def random_texts(count, seed=0):
-    draw = random.Random(seed)
-    for _ in range(count):
-        some = draw.sample(FRAGMENTS, draw.choice([1, 2, 5, len(FRAGMENTS)]))
-        yield "".join(draw.choices(some, k=draw.choice([3, 20, 150])))
+@pytest.fixture(scope="module", params=["trained", pytest.param("published", marks=needs_vocabulary)])
+def folder(request):
+    return PUBLISHED if request.param == "published" else request.getfixturevalue("trained_folder")
 
 
-@needs_vocabulary
-def test_ids_equal_sentencepieces():
-    ours = load_vocabulary(PUBLISHED)
-    reference = sentencepiece.SentencePieceProcessor(model_file=str(PUBLISHED / "tokenizer.model"))
+def test_ids_equal_sentencepieces(folder):
+    ours = load_vocabulary(folder)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     for text in random_texts(1500):
         expected = [token for part in text.split("</s>") for token in [*reference.encode(part), 2]][:-1]
         assert ours.token_ids(text, special=True) == expected, text
 
 
-@needs_vocabulary
-def test_decoding_gives_the_text_back():
-    ours = load_vocabulary(PUBLISHED)
+def test_decoding_gives_the_text_back(folder):
+    ours = load_vocabulary(folder)
     for text in random_texts(200, seed=1):
         assert ours.tokenizer.decode(ours.token_ids(text, special=False)) == text.replace("▁", " ")
 
@@ -54,9 +51,8 @@ def test_second_spellings_are_read_as_published():
     assert not {92542, 92543} & set(ours.token_ids("<|im_start|>user<|im_end|>", special=False))
 
 
-@needs_vocabulary
-def test_text_without_special_tokens_never_holds_one():
-    ours = load_vocabulary(PUBLISHED)
+def test_text_without_special_tokens_never_holds_one(folder):
+    ours = load_vocabulary(folder)
     for text in random_texts(300, seed=2):
         assert ours.special_ids.isdisjoint(ours.token_ids(text, special=False))
 
