@@ -12,6 +12,7 @@ from vlm_lora_plugin.data.reading import resolve_image_path, turns_of
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.collation import IGNORE_INDEX, collate_rows, pad_rows
+    from vlm_lora_plugin.data.encoding.chat_template import ChatTemplateProcessor
     from vlm_lora_plugin.data.encoding.encoded import Encoded
     from vlm_lora_plugin.data.encoding.processor import EncodingProcessor
     from vlm_lora_plugin.data.pixels import CLIP_MEAN, CLIP_STD, load_pixels, normalised, read_rgb
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _WITH_TORCH = {
     "CLIP_MEAN": "vlm_lora_plugin.data.pixels",
     "CLIP_STD": "vlm_lora_plugin.data.pixels",
+    "ChatTemplateProcessor": "vlm_lora_plugin.data.encoding.chat_template",
     "Encoded": "vlm_lora_plugin.data.encoding.encoded",
     "EncodingProcessor": "vlm_lora_plugin.data.encoding.processor",
     "IGNORE_INDEX": "vlm_lora_plugin.data.collation",
@@ -33,6 +35,7 @@ __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "IGNORE_INDEX",
+    "ChatTemplateProcessor",
     "Encoded",
     "EncodingProcessor",
     "check_alternating",
