@@ -89,4 +89,4 @@ def test_answer_only_loss_follows_the_recipe():
 
 def test_patches_are_for_monkeys_forward_alone():
     with pytest.raises(ModelError, match="not known here"):
-        patches(nn.Linear(1, 1))
+        patches(nn.Linear(1, 1), "lora")
