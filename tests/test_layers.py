@@ -59,7 +59,7 @@ Trainer's hooks; ``cli`` shows everything, the demo too; ``parity.trainer_side``
 FAMILIES_MAY_IMPORT = ("contract", "models", "data.encoding", "patches", "errors", "vocabulary", "testing")
 """All that a family's package may import of ``vlm_lora_plugin``; of another family, nothing."""
 
-NAMED_BY_FAMILIES = {"vlm_lora_monkey": 6, "vlm_lora_omnilmm": 6, "vlm_lora_xcomposer": 6, "all": 6}
+NAMED_BY_FAMILIES = {"vlm_lora_monkey": 7, "vlm_lora_omnilmm": 7, "vlm_lora_xcomposer": 7, "all": 7}
 """How many modules of ``vlm_lora_plugin`` the import statements of each family name, and of all. The goal was 10."""
 
 REFERENCE = re.compile(r"(vlm_lora_\w+(?:\.\w+)+):\w+")

@@ -49,10 +49,10 @@ def describe_family() -> Family:
 
 @hookimpl
 def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
-    """Checkpoint what the recipe says, and let text-only batches train."""
+    """Let text-only batches train."""
     from vlm_lora_monkey.forward import patches
 
-    return patches(model, recipe)
+    return patches(model)
 
 
 @hookimpl

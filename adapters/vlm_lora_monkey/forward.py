@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import torch
-
-from vlm_lora_monkey.modeling import MonkeyForCausalLM, MonkeyModel
-from vlm_lora_plugin.patches import keep_text_only_trainable, refuse_unknown_model
+from vlm_lora_monkey.modeling import MonkeyForCausalLM
+from vlm_lora_monkey.names import ARCHITECTURE
+from vlm_lora_plugin.patches import refuse_unknown_model, text_only_batches
 
 if TYPE_CHECKING:
     from torch import nn
 
     from vlm_lora_plugin.contract import Patch
-    from vlm_lora_plugin.recipe import Recipe
 
 
-def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
-    """Return the patches that a recipe asks for, in the order in which they are applied.
+def patches(model: nn.Module) -> tuple[Patch, ...]:
+    """Return what makes the forward pass leaner, in the order in which it is applied.
 
     Raises:
         ModelError: The model is not of this package, so its forward pass is unknown.
     """
     refuse_unknown_model(model, MonkeyForCausalLM)
-    text_only = keep_text_only_trainable("transformer", ["transformer.visual"], look=_look_at_grey)
-    return (text_only,)
-
-
-def _look_at_grey(trunk: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
-    """Return the tokens of an image whose pixels are all the mean of the published normalisation."""
-    visual = cast(MonkeyModel, trunk).visual
-    size = visual.settings.image_size
-    return visual.encode(torch.zeros(1, 3, size, size, device=embeds.device))
+    return (text_only_batches(model, ARCHITECTURE),)

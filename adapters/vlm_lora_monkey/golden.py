@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from vlm_lora_monkey.configuration import MonkeyConfig
@@ -20,6 +18,7 @@ from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.data.encoding import load_pixels
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models import read_config
+from vlm_lora_plugin.testing import Calls, numbered, recorded
 
 DEFAULT_VARIANT = "default"  # the other one has LoRA in the language model
 
@@ -105,43 +104,27 @@ def run_stages(
     """
     transformer = model.get_submodule("transformer")
     visual = transformer.get_submodule("visual")
-    recorded = {
-        "visual": _Recorder(visual),
-        "attn_pool": _Recorder(visual.get_submodule("attn_pool")),
-        "trunk": _Recorder(visual.get_submodule("transformer")),
-        "last": _Recorder(transformer.get_submodule("ln_f")),
+    modules = {
+        "visual": visual,
+        "attn_pool": visual.get_submodule("attn_pool"),
+        "trunk": visual.get_submodule("transformer"),
+        "last": transformer.get_submodule("ln_f"),
+        **numbered("layer", transformer.get_submodule("h")),
     }
-    for index, block in enumerate(transformer.get_submodule("h").children()):
-        recorded[f"layer{index}"] = _Recorder(block)
-    with ExitStack() as stack:
-        for recorder in recorded.values():
-            stack.callback(recorder.start())
+    with recorded(modules) as calls:
         output = model(**inputs, output_hidden_states=True)
-    results = {name: recorder.outputs for name, recorder in recorded.items()}
-    results["embeds"], results["logits"] = [output.hidden_states[0]], [output.logits]
+    calls["embeds"], calls["logits"] = [output.hidden_states[0]], [output.logits]
     mask = inputs["attention_mask"].bool()
-    return output, {name: _stage(name, results, mask) for name in names}
+    return output, {name: _stage(name, calls, mask) for name in names}
 
 
-class _Recorder:
-    """Keeps what a module returns, call by call."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.outputs: list[torch.Tensor] = []
-
-    def start(self) -> Callable[[], None]:
-        """Begin to record; returns the function that ends it."""
-        return self.module.register_forward_hook(lambda module, args, output: self.outputs.append(output)).remove
-
-
-def _stage(name: str, results: Mapping[str, Sequence[torch.Tensor]], mask: torch.Tensor) -> torch.Tensor:
+def _stage(name: str, calls: Calls, mask: torch.Tensor) -> torch.Tensor:
     language = {"inputs_embeds_spliced": "embeds", "last_hidden_state": "last", "logits": "logits"}
     if name in language:
-        return results[language[name]][0][mask]
+        return calls[language[name]][0][mask]
     if match := re.fullmatch(r"hidden_after_layer(\d+)", name):
-        return results[f"layer{match[1]}"][0][mask]
+        return calls[f"layer{match[1]}"][0][mask]
     if match := re.fullmatch(r"view(\d+)\.(visual|attn_pool|trunk_every(\d+))", name):
         part = "trunk" if match[3] else match[2]
-        return results[part][int(match[1])][:, :: int(match[3] or 1)]
+        return calls[part][int(match[1])][:, :: int(match[3] or 1)]
     raise ModelError(f"Monkey has no stage named {name}")

@@ -1,4 +1,4 @@
-"""Names of Monkey's parameters that rules and loaders speak about, and its architecture. Nothing here imports torch."""
+"""Names that rules, loaders and the prompt speak about, and Monkey's architecture. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from vlm_lora_plugin.contract import Architecture, Component
 if TYPE_CHECKING:
     from torch import nn
 
+END_OF_TEXT = "<|endoftext|>"
+IMAGE_START, IMAGE_END, IMAGE_PAD = "<img>", "</img>", "<imgpad>"
+GROUNDING_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|extra_{number}|>" for number in range(205)),
+    *GROUNDING_TAGS,
+    IMAGE_START,
+    IMAGE_END,
+    IMAGE_PAD,
+)
+"""Monkey's special tokens, in the order of their ids (upstream's ``monkey_model/tokenization_qwen.py``)."""
+
 _PARTS = r"(lora_scale|lora_a\.weight|lora_b\.weight)"
 
 VISION_LORA_NAME = (
@@ -18,6 +33,12 @@ VISION_LORA_NAME = (
 LANGUAGE_LORA_NAME = r"transformer\.h\.\d+\.(attn\.c_attn_lora|attn\.c_proj_lora|mlp\.w1_lora|mlp\.w2_lora)\." + _PARTS
 LORA_NAME = f"({VISION_LORA_NAME})|({LANGUAGE_LORA_NAME})"
 FIXED_TABLE_NAME = r"transformer\.visual\.attn_pool\.pos_embed"
+
+IGNORED_TENSORS = (r".*attn\.masked_bias", r".*rotary_emb\.inv_freq")
+"""Whole names of buffers of upstream's classes that some checkpoints carry; they follow from the config."""
+
+TRUNK = "transformer"
+EMBEDDINGS = "transformer.wte"
 
 COMPONENTS = (
     Component(
@@ -35,13 +56,13 @@ COMPONENTS = (
         builtin_lora=LANGUAGE_LORA_NAME,
         blocks=r"transformer\.h\.\d+",
     ),
-    Component("embeddings", ("transformer.wte",)),
+    Component("embeddings", (EMBEDDINGS,)),
     Component("head", ("lm_head",), target_modules=("lm_head",)),
 )
 
 ARCHITECTURE = Architecture(
     COMPONENTS,
-    trunk="transformer",
+    trunk=TRUNK,
     fixed_tables=(FIXED_TABLE_NAME,),
     image_only=(r"transformer\.visual",),
 )

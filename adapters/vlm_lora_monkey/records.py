@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_monkey.special_tokens import IMAGE_END, IMAGE_START
+from vlm_lora_monkey.names import IMAGE_END, IMAGE_START
 from vlm_lora_plugin.contract import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.data.encoding import resolve_image_path, turns_of
 from vlm_lora_plugin.errors import DataError

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.tokenization import write_tiny_vocabulary
+from vlm_lora_plugin.models import random_model
 
 TINY_VISUAL: dict[str, Any] = {
     "image_size": 64,
@@ -50,11 +49,7 @@ def tiny_config(*, llm_lora: bool = False, **overrides: Any) -> MonkeyConfig:
 
 def tiny_model(*, seed: int = 0, llm_lora: bool = False, **overrides: Any) -> MonkeyForCausalLM:
     """Return a tiny model with random weights that depend on ``seed`` alone, in eval mode, fp32 on the CPU."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        model = MonkeyForCausalLM(tiny_config(llm_lora=llm_lora, **overrides))
-    model.eval()  # type: ignore[no-untyped-call]
-    return model
+    return random_model(MonkeyForCausalLM, tiny_config(llm_lora=llm_lora, **overrides), seed)
 
 
 def write_tiny_folder(folder: str | Path, *, seed: int = 0, llm_lora: bool = False, **config_overrides: Any) -> Path:

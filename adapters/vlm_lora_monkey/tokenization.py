@@ -14,7 +14,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
-from vlm_lora_monkey.special_tokens import END_OF_TEXT, GROUNDING_TAGS, SPECIAL_TOKENS
+from vlm_lora_monkey.names import END_OF_TEXT, GROUNDING_TAGS, SPECIAL_TOKENS
 from vlm_lora_plugin.errors import ModelError
 
 VOCABULARY_FILE = "qwen.tiktoken"

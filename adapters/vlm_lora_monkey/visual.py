@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_lora_monkey.configuration import VisionSettings
@@ -133,6 +134,11 @@ class MonkeyVisionTower(nn.Module):
         x = self.attn_pool(self.transformer(x, window))
         x = self.ln_post(to_weight_dtype(x, self.ln_post.weight))
         return to_weight_dtype(x, self.proj) @ self.proj
+
+    def init_own_weights(self) -> None:
+        """Initialise what was not loaded."""
+        init.normal_(self.positional_embedding, std=self.settings.width**-0.5)
+        init.normal_(self.proj, std=self.settings.output_dim**-0.5)
 
 
 def _lora_sets(settings: VisionSettings, out_features: int, r: int) -> nn.ModuleList:

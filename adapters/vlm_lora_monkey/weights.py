@@ -9,41 +9,21 @@ import torch
 from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
 from vlm_lora_monkey.folder import COMMON, LLM_LORA, monkey_document
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
-from vlm_lora_monkey.names import LANGUAGE_LORA_NAME, VISION_LORA_NAME
 from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models import build_empty, draw_builtin, has_weights, load_weights, read_config
-
-# Buffers of upstream's classes that some checkpoints carry; they follow from the config.
-IGNORED_TENSORS = (r".*attn\.masked_bias", r".*rotary_emb\.inv_freq")
+from vlm_lora_plugin.models import has_weights, load_model_of, read_config
 
 
 def load_model(request: LoadRequest) -> MonkeyForCausalLM:
-    """Build the model of a folder, in eval mode.
-
-    LoRA that the checkpoint lacks as a whole is drawn from ``request.seed`` and named in the model's
-    ``fresh_lora_names``; with device ``"meta"`` no weight is read.
+    """Build the model of a folder, in eval mode; with device ``"meta"`` no weight is read.
 
     Raises:
         ModelError: The config is impossible.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
     config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    config.dtype = dtype = request.dtype or stored_dtype(config)
-    model = build_empty(MonkeyForCausalLM, config, request)
-    if request.device == "meta":
-        return model
-    fresh = load_weights(
-        model,
-        request.folder,
-        dtype=dtype,
-        device=request.device,
-        ignore=IGNORED_TENSORS,
-        optional=(VISION_LORA_NAME, LANGUAGE_LORA_NAME),
-    )
-    draw_builtin(dict(model.named_parameters()), fresh, request.seed)
-    model.fresh_lora_names = fresh
-    return model
+    config.dtype = flagged_dtype(config)
+    return load_model_of(MonkeyForCausalLM, config, request)
 
 
 def load_config(folder: Path, *, needs_weights: bool = True, variant: str | None = None) -> MonkeyConfig:
@@ -73,7 +53,7 @@ def load_config(folder: Path, *, needs_weights: bool = True, variant: str | None
     return config
 
 
-def stored_dtype(config: MonkeyConfig) -> torch.dtype:
+def flagged_dtype(config: MonkeyConfig) -> torch.dtype:
     """Return the dtype that a config names, by the library's key or by upstream's flags."""
     if isinstance(config.dtype, torch.dtype):
         return config.dtype

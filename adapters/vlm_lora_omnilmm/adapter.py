@@ -44,7 +44,7 @@ def describe_family() -> Family:
 
 @hookimpl
 def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
-    """Checkpoint what the recipe says, and let text-only batches train."""
+    """Let text-only batches train."""
     from vlm_lora_omnilmm.forward import patches
 
-    return patches(model, recipe)
+    return patches(model)

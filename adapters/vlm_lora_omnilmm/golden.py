@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
-from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, OmniLMMModel, passes_by_size
+from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, passes_by_size
 from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models import Blocks, read_config
+from vlm_lora_plugin.testing import Calls, numbered, recorded
 
 MODEL_CLASS = "OmniLMMForCausalLM"
 ATOL = 2e-6  # what the references' README states for transformers 5
@@ -130,19 +131,19 @@ def run_stages(
 @contextmanager
 def _last_image_only(model: nn.Module) -> Iterator[None]:
     """Let only a row's last image reach the language model, for as long as the ``with`` lasts."""
-    inner = cast(OmniLMMModel, model.get_submodule("model"))
-    place_images = inner.place_images
+    whole = cast(OmniLMMForCausalLM, model)
+    place_images = whole.place_images
 
     def place(embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
         rows = blocks[0][:, 0].tolist()
         kept = [number for number, row in enumerate(rows) if row not in rows[number + 1 :]]
         return place_images(embeds, (blocks[0][kept], blocks[1][kept]), tokens[kept])
 
-    inner.place_images = place  # type: ignore[method-assign]
+    whole.place_images = place  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del inner.place_images
+        del whole.place_images
 
 
 def _text_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,54 +152,39 @@ def _text_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, A
     return {name: inputs[name][rows] for name in ("input_ids", "attention_mask", "labels")}
 
 
-class _Recorder:
-    """Keeps what a module returns, call by call."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.outputs: list[torch.Tensor] = []
-
-    def start(self) -> Callable[[], None]:
-        """Begin to record; returns the function that ends it."""
-        return self.module.register_forward_hook(lambda module, args, output: self.outputs.append(output)).remove
-
-
 def _run(
     model: PreTrainedModel, inputs: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     inner = model.get_submodule("model")
     tower = inner.get_submodule("vision_tower")
-    recorded = {
-        "vision_tower": _Recorder(tower.get_submodule("norm")),
-        "resampler": _Recorder(inner.get_submodule("resampler")),
+    modules = {
+        "vision_tower": tower.get_submodule("norm"),
+        "resampler": inner.get_submodule("resampler"),
+        **numbered("vision_block", tower.get_submodule("blocks")),
+        **numbered("llm_layer", inner.get_submodule("layers")),
     }
-    for kind, blocks in (("vision_block", tower.get_submodule("blocks")), ("llm_layer", inner.get_submodule("layers"))):
-        recorded |= {f"{kind}{index}": _Recorder(block) for index, block in enumerate(blocks.children())}
-    with ExitStack() as stack:
-        for recorder in recorded.values():
-            stack.callback(recorder.start())
+    with recorded(modules) as calls:
         output = model(**inputs, output_hidden_states=True)
-    results = {name: recorder.outputs for name, recorder in recorded.items()}
     images = inputs.get("pixel_values")
     if isinstance(images, list):
         order = [index for together in passes_by_size(images) for index in together]
-        for name in results:
+        for name in calls:
             if not name.startswith("llm_layer"):
-                seen = [image[None] for output in results[name] for image in output]
-                results[name] = [seen[order.index(index)] for index in range(len(order))]
+                seen = [image[None] for output in calls[name] for image in output]
+                calls[name] = [seen[order.index(index)] for index in range(len(order))]
     whole = {
         "inputs_embeds": output.hidden_states[0],
         "last_hidden_state": output.hidden_states[-1],
         "logits": output.logits,
     }
-    return output, {name: whole[name] if name in whole else _stage(name, results) for name in names}
+    return output, {name: whole[name] if name in whole else _stage(name, calls) for name in names}
 
 
-def _stage(name: str, results: Mapping[str, Sequence[torch.Tensor]]) -> torch.Tensor:
-    if (match := re.fullmatch(r"(llm_layer\d+)_out", name)) and match[1] in results:
-        return results[match[1]][0]
+def _stage(name: str, calls: Calls) -> torch.Tensor:
+    if (match := re.fullmatch(r"(llm_layer\d+)_out", name)) and match[1] in calls:
+        return calls[match[1]][0]
     if match := re.fullmatch(r"(vision_tower|vision_block\d+|resampler)_out\.(\d+)", name):
-        calls = results.get(match[1], ())
-        if int(match[2]) < len(calls):
-            return calls[int(match[2])]
+        seen = calls.get(match[1], [])
+        if int(match[2]) < len(seen):
+            return seen[int(match[2])]
     raise ModelError(f"OmniLMM has no stage named {name}")

@@ -20,6 +20,9 @@ GROUNDING_TOKENS = ("<box>", "</box>", "<ref>", "</ref>", "<quad>", "</quad>")
 
 FIXED_TABLE_NAME = r"model\.resampler\.pos_embed"
 
+IGNORED_TENSORS = (r".*rotary_emb\.inv_freq", r".*attn\.k_bias")
+"""Whole names of buffers that older libraries saved. They follow from the config; the key's bias is always zero."""
+
 COMPONENTS = (
     Component(
         "vision",

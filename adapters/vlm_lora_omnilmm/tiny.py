@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 from vlm_lora_omnilmm.prompt import SYSTEM_PROMPT
 from vlm_lora_omnilmm.tokenization import image_ids, tiny_tokenizer
+from vlm_lora_plugin.models import random_model
 
 TINY_TOWER: dict[str, Any] = {
     "image_size": 32,
@@ -53,11 +52,7 @@ def tiny_config(**overrides: Any) -> OmniLMMConfig:
 
 def tiny_model(*, seed: int = 0, **overrides: Any) -> OmniLMMForCausalLM:
     """Return a tiny model with random weights that depend on ``seed`` alone, in eval mode, fp32 on the CPU."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        model = OmniLMMForCausalLM(tiny_config(**overrides))
-    model.eval()  # type: ignore[no-untyped-call]
-    return model
+    return random_model(OmniLMMForCausalLM, tiny_config(**overrides), seed)
 
 
 def write_tiny_folder(folder: str | Path, *, seed: int = 0, **config_overrides: Any) -> Path:

@@ -113,4 +113,5 @@ class OmniLMMResampler(Resampler):
 
     def init_own_weights(self) -> None:
         """Initialise what was not loaded."""
+        super().init_own_weights()
         init.normal_(self.proj, std=len(self.proj) ** -0.5)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
-
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 from vlm_lora_omnilmm.tokenization import resolve_image_ids
 from vlm_lora_plugin.contract import LoadRequest
-from vlm_lora_plugin.models import build_empty, load_weights, read_config, stored_dtype
-
-# Buffers that older libraries saved. They follow from the config; the key's bias is always zero.
-IGNORED_TENSORS = (r".*rotary_emb\.inv_freq", r".*attn\.k_bias")
+from vlm_lora_plugin.models import load_model_of, read_config
 
 
 def load_model(request: LoadRequest) -> OmniLMMForCausalLM:
@@ -23,14 +18,7 @@ def load_model(request: LoadRequest) -> OmniLMMForCausalLM:
         ModelError: The config is impossible, or does not fit the tokenizer.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
-    config = load_config(request.folder)
-    model = build_empty(OmniLMMForCausalLM, config, request)
-    if request.device == "meta":
-        return model
-    # The only buffers of the model, and in no checkpoint.
-    model.model.rotary_emb = MistralRotaryEmbedding(config).to(request.device)
-    load_weights(model, request.folder, dtype=stored_dtype(config), device=request.device, ignore=IGNORED_TENSORS)
-    return model
+    return load_model_of(OmniLMMForCausalLM, load_config(request.folder), request)
 
 
 def load_config(folder: Path) -> OmniLMMConfig:

@@ -66,4 +66,4 @@ def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
     """What makes the forward pass leaner; see :mod:`vlm_lora_xcomposer.forward`."""
     from vlm_lora_xcomposer.forward import patches
 
-    return patches(model, recipe)
+    return patches(model)

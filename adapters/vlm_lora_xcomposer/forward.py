@@ -10,20 +10,13 @@ import torch
 
 from vlm_lora_plugin.contract import Patch
 from vlm_lora_plugin.models import canonical_name, is_sharded, several_ranks
-from vlm_lora_plugin.patches import keep_text_only_trainable, refuse_unknown_model
+from vlm_lora_plugin.patches import refuse_unknown_model, text_only_batches
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
-from vlm_lora_xcomposer.names import (
-    PLORA_NAME,
-    PROJECTOR_PREFIX,
-    SEPARATOR_NAME,
-    VISION_PREFIX,
-)
+from vlm_lora_xcomposer.names import PLORA_NAME, VISION_PREFIX, architecture
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
-
-    from vlm_lora_plugin.recipe import Recipe
 
 VIEWS_AT_A_TIME = 8
 """Views of 336 or 560 pixels that a frozen tower sees at a time; 55 crops of 336 need 1.5 GiB at once in upstream."""
@@ -31,29 +24,19 @@ VIEWS_AT_A_TIME = 8
 EAGER, SDPA = "eager", "sdpa"
 
 
-def patches(model: nn.Module, recipe: Recipe) -> tuple[Patch, ...]:
-    """Return the patches that a recipe asks for, in the order in which they are applied.
+def patches(model: nn.Module) -> tuple[Patch, ...]:
+    """Return what makes the forward pass leaner, in the order in which it is applied.
 
     Raises:
         ModelError: The model is not of this package, so its forward pass is unknown.
     """
     refuse_unknown_model(model, XComposerForCausalLM)
-    imageless = [VISION_PREFIX, PROJECTOR_PREFIX]
-    canonical = [canonical_name(name) for name, _ in model.named_parameters()]
-    imageless += [name for name in canonical if re.fullmatch(f"{SEPARATOR_NAME}|{PLORA_NAME}", name)]
     return (
         *([Patch("fused attention", "no matrix of all pairs of tokens", _use_sdpa)] if _eager_configs(model) else []),
         Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
-        keep_text_only_trainable("model", imageless, images="image_mask", look=_look_at_grey, splicer=""),
+        text_only_batches(model, architecture(cast(XComposerForCausalLM, model))),
         Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
     )
-
-
-def _look_at_grey(model: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
-    """Return the tokens of an image whose pixels are all the mean of the published normalisation."""
-    looking = cast(XComposerForCausalLM, model)
-    size = looking.config.image_size
-    return looking.encode_images(torch.zeros(1, 3, size, size, device=embeds.device))[0]
 
 
 def _mask_nothing(model: nn.Module) -> Callable[[], None]:

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from vlm_lora_plugin.models import RMSNorm, Rotary, apply_rotary, rotary_tables
 from vlm_lora_xcomposer.configuration import XComposerConfig
-from vlm_lora_xcomposer.plora import PLoraLinear
+from vlm_lora_xcomposer.lora import PLoraLinear
 
 
 def rotary_of(position_ids: torch.Tensor, config: XComposerConfig, length: int) -> Rotary:

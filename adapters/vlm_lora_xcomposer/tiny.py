@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from vlm_lora_plugin.models import random_model
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.tokenization import write_tiny_vocabulary
@@ -48,11 +47,7 @@ def tiny_config(variant: str = XCOMPOSER2_4KHD, **overrides: Any) -> XComposerCo
 
 def tiny_model(variant: str = XCOMPOSER2_4KHD, *, seed: int = 0, **overrides: Any) -> XComposerForCausalLM:
     """Return a tiny model with random weights that depend on ``seed`` alone, in eval mode, fp32 on the CPU."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        model = XComposerForCausalLM(tiny_config(variant, **overrides))
-    model.eval()  # type: ignore[no-untyped-call]
-    return model
+    return random_model(XComposerForCausalLM, tiny_config(variant, **overrides), seed)
 
 
 def write_tiny_folder(

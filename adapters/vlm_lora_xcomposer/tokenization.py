@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_xcomposer.sentencepiece_file import Kind, Piece, build_file, parse_pieces
+from vlm_lora_plugin.models import Piece, PieceKind, build_sentencepiece_file, parse_pieces
 
 VOCABULARY_FILE = "tokenizer.model"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -123,20 +123,24 @@ def write_tiny_vocabulary(folder: str | Path) -> Path:
     Returns:
         The file written.
     """
-    pieces = [Piece(UNKNOWN, kind=Kind.UNKNOWN), Piece(BEGIN, kind=Kind.CONTROL), Piece(END, kind=Kind.CONTROL)]
-    pieces += [Piece(f"<0x{value:02X}>", kind=Kind.BYTE) for value in range(256)]
+    pieces = [
+        Piece(UNKNOWN, kind=PieceKind.UNKNOWN),
+        Piece(BEGIN, kind=PieceKind.CONTROL),
+        Piece(END, kind=PieceKind.CONTROL),
+    ]
+    pieces += [Piece(f"<0x{value:02X}>", kind=PieceKind.BYTE) for value in range(256)]
     characters = [_SPACE, *map(chr, range(33, 127))]
     pieces += [Piece(text, -float(rank)) for rank, text in enumerate(characters)]
-    pieces += [Piece(f"[UNUSED_TOKEN_{number}]", kind=Kind.USER_DEFINED) for number in range(RESERVED)]
+    pieces += [Piece(f"[UNUSED_TOKEN_{number}]", kind=PieceKind.USER_DEFINED) for number in range(RESERVED)]
     path = Path(folder) / VOCABULARY_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(build_file(pieces))
+    path.write_bytes(build_sentencepiece_file(pieces))
     return path
 
 
 def _backend(pieces: list[Piece], ids: dict[str, int]) -> Tokenizer:
     """Build the merges that sentencepiece does: any two neighbours whose join is a piece, best score first."""
-    scores = {piece.text: piece.score for piece in pieces if piece.kind == Kind.NORMAL}
+    scores = {piece.text: piece.score for piece in pieces if piece.kind == PieceKind.NORMAL}
     merges = [
         (text[:cut], text[cut:])
         for text in sorted(scores, key=scores.__getitem__, reverse=True)
@@ -146,14 +150,14 @@ def _backend(pieces: list[Piece], ids: dict[str, int]) -> Tokenizer:
     backend = Tokenizer(BPE(ids, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Replace(" ", _SPACE)
     backend.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    whole = [piece for piece in pieces if piece.kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)]
+    whole = [piece for piece in pieces if piece.kind in (PieceKind.UNKNOWN, PieceKind.CONTROL, PieceKind.USER_DEFINED)]
     backend.add_tokens([AddedToken(piece.text, special=_is_special(piece), normalized=False) for piece in whole])
     return backend
 
 
 def _is_special(piece: Piece) -> bool:
     """Return whether a piece is not text; some user-defined ones are, such as a dash of two characters."""
-    return piece.kind in (Kind.UNKNOWN, Kind.CONTROL) or _RESERVED.fullmatch(piece.text) is not None
+    return piece.kind in (PieceKind.UNKNOWN, PieceKind.CONTROL) or _RESERVED.fullmatch(piece.text) is not None
 
 
 def _read_aliases(path: Path, pieces: list[Piece]) -> dict[str, str]:

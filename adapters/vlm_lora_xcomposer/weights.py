@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from vlm_lora_plugin.contract import LoadRequest
-from vlm_lora_plugin.models import build_empty, load_weights, stored_dtype
-from vlm_lora_xcomposer.generation import stop_at_turn_end
+from vlm_lora_plugin.models import load_model_of
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
-from vlm_lora_xcomposer.names import IGNORED_TENSORS
 from vlm_lora_xcomposer.shapes import load_config
 
 
@@ -18,9 +16,4 @@ def load_model(request: LoadRequest) -> XComposerForCausalLM:
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
     config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    model = build_empty(XComposerForCausalLM, config, request)
-    stop_at_turn_end(model.generation_config, config)
-    if request.device == "meta":
-        return model
-    load_weights(model, request.folder, dtype=stored_dtype(config), device=request.device, ignore=IGNORED_TENSORS)
-    return model
+    return load_model_of(XComposerForCausalLM, config, request)

@@ -92,7 +92,8 @@ def skip_compiling():
 
 def cut_image_gradient(family):
     """Let a family put images among the embeddings behind autograd's back."""
-    modeling = importlib.import_module(f"vlm_lora_{family}.modeling")
+    own = importlib.import_module(f"vlm_lora_{family}.modeling")
+    modeling = own if hasattr(own, "put_images") else importlib.import_module("vlm_lora_plugin.models.image_text")
     put = modeling.put_images
 
     def write_through_data(embeds, places, tokens):

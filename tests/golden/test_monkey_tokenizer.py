@@ -12,7 +12,7 @@ import pytest
 import tiktoken
 from vocabularies import qwen_folder
 
-from vlm_lora_monkey.special_tokens import SPECIAL_TOKENS
+from vlm_lora_monkey.names import SPECIAL_TOKENS
 from vlm_lora_monkey.tokenization import SPLIT_PATTERN, load_tokenizer, save_vocabulary
 
 VOCABULARY = qwen_folder()

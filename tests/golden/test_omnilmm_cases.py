@@ -128,7 +128,7 @@ def stretching(table, length, plain=stretch_grid):
     ("place", "changed"),
     [
         ("torch.nn.functional.scaled_dot_product_attention", attention),
-        ("vlm_lora_omnilmm.modeling.put_images", splicing),
+        ("vlm_lora_plugin.models.image_text.put_images", splicing),
         ("vlm_lora_plugin.models.resampling.stretch_grid", stretching),
     ],
 )

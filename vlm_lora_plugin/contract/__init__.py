@@ -9,6 +9,7 @@ from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.contract.family import DataFormats, Family, LoadRequest, MixturePart, TestSupport
 from vlm_lora_plugin.contract.golden import GoldenCase
 from vlm_lora_plugin.contract.hookspecs import AdapterSpecs, hookimpl
+from vlm_lora_plugin.contract.model import CarriesLora, CountsImages, SplicesImages, VisionLanguageModel
 from vlm_lora_plugin.contract.options import OptionValue, ProcessorOption
 from vlm_lora_plugin.contract.processor import MeasuringProcessor, Processor
 from vlm_lora_plugin.contract.sizes import ComponentSize, ModelSize
@@ -20,9 +21,11 @@ __all__ = [
     "MEANS",
     "AdapterSpecs",
     "Architecture",
+    "CarriesLora",
     "Component",
     "ComponentName",
     "ComponentSize",
+    "CountsImages",
     "DataFormats",
     "Example",
     "Family",
@@ -40,7 +43,9 @@ __all__ = [
     "Processor",
     "ProcessorOption",
     "Role",
+    "SplicesImages",
     "TestSupport",
     "TrainableSelection",
+    "VisionLanguageModel",
     "hookimpl",
 ]

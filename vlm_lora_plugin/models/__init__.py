@@ -11,16 +11,19 @@ from vlm_lora_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.models.auto import register_auto_classes
-    from vlm_lora_plugin.models.building import build_empty, stored_dtype
+    from vlm_lora_plugin.models.building import build_empty, load_model_of, random_model, stored_dtype
     from vlm_lora_plugin.models.config_folder import read_config
     from vlm_lora_plugin.models.dtypes import to_weight_dtype
     from vlm_lora_plugin.models.generation import ImagesInPrompt
-    from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
+    from vlm_lora_plugin.models.image_text import ImageBlock, Images, ImageTextModel
     from vlm_lora_plugin.models.keyed_init import draw_builtin
     from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, positions_in_row, rotary_tables
     from vlm_lora_plugin.models.loss import causal_lm_loss
-    from vlm_lora_plugin.models.resampling import NORM_EPS, Resampler, init_resampler, stretch_grid
+    from vlm_lora_plugin.models.outputs import head_outputs, refuse_contradicting_inputs
+    from vlm_lora_plugin.models.resampling import NORM_EPS, Resampler, init_own_weights, stretch_grid
+    from vlm_lora_plugin.models.sentencepiece_file import Piece, PieceKind, build_sentencepiece_file, parse_pieces
     from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
+    from vlm_lora_plugin.models.trunk import DecoderTrunk
     from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names, tensor_shapes
     from vlm_lora_plugin.names import canonical_name
     from vlm_lora_plugin.parallel.agreement import several_ranks
@@ -30,12 +33,15 @@ if TYPE_CHECKING:
 _LAZY = {
     "register_auto_classes": "vlm_lora_plugin.models.auto",
     "build_empty": "vlm_lora_plugin.models.building",
+    "load_model_of": "vlm_lora_plugin.models.building",
+    "random_model": "vlm_lora_plugin.models.building",
     "stored_dtype": "vlm_lora_plugin.models.building",
     "read_config": "vlm_lora_plugin.models.config_folder",
     "to_weight_dtype": "vlm_lora_plugin.models.dtypes",
     "ImagesInPrompt": "vlm_lora_plugin.models.generation",
-    "head_outputs": "vlm_lora_plugin.models.image_text",
-    "refuse_contradicting_inputs": "vlm_lora_plugin.models.image_text",
+    "ImageBlock": "vlm_lora_plugin.models.image_text",
+    "ImageTextModel": "vlm_lora_plugin.models.image_text",
+    "Images": "vlm_lora_plugin.models.image_text",
     "draw_builtin": "vlm_lora_plugin.models.keyed_init",
     "RMSNorm": "vlm_lora_plugin.models.language",
     "Rotary": "vlm_lora_plugin.models.language",
@@ -43,13 +49,20 @@ _LAZY = {
     "positions_in_row": "vlm_lora_plugin.models.language",
     "rotary_tables": "vlm_lora_plugin.models.language",
     "causal_lm_loss": "vlm_lora_plugin.models.loss",
+    "head_outputs": "vlm_lora_plugin.models.outputs",
+    "refuse_contradicting_inputs": "vlm_lora_plugin.models.outputs",
     "NORM_EPS": "vlm_lora_plugin.models.resampling",
     "Resampler": "vlm_lora_plugin.models.resampling",
-    "init_resampler": "vlm_lora_plugin.models.resampling",
+    "init_own_weights": "vlm_lora_plugin.models.resampling",
     "stretch_grid": "vlm_lora_plugin.models.resampling",
+    "Piece": "vlm_lora_plugin.models.sentencepiece_file",
+    "PieceKind": "vlm_lora_plugin.models.sentencepiece_file",
+    "build_sentencepiece_file": "vlm_lora_plugin.models.sentencepiece_file",
+    "parse_pieces": "vlm_lora_plugin.models.sentencepiece_file",
     "Blocks": "vlm_lora_plugin.models.splicing",
     "find_image_blocks": "vlm_lora_plugin.models.splicing",
     "put_images": "vlm_lora_plugin.models.splicing",
+    "DecoderTrunk": "vlm_lora_plugin.models.trunk",
     "has_weights": "vlm_lora_plugin.models.weights",
     "load_weights": "vlm_lora_plugin.models.weights",
     "tensor_names": "vlm_lora_plugin.models.weights",
@@ -63,23 +76,33 @@ _LAZY = {
 __all__ = [
     "NORM_EPS",
     "Blocks",
+    "DecoderTrunk",
+    "ImageBlock",
+    "ImageTextModel",
+    "Images",
     "ImagesInPrompt",
+    "Piece",
+    "PieceKind",
     "RMSNorm",
     "Resampler",
     "Rotary",
     "apply_rotary",
     "build_empty",
+    "build_sentencepiece_file",
     "canonical_name",
     "causal_lm_loss",
     "draw_builtin",
     "find_image_blocks",
     "has_weights",
     "head_outputs",
-    "init_resampler",
+    "init_own_weights",
     "is_sharded",
+    "load_model_of",
     "load_weights",
+    "parse_pieces",
     "positions_in_row",
     "put_images",
+    "random_model",
     "read_config",
     "refuse_contradicting_inputs",
     "register_auto_classes",

@@ -1,17 +1,23 @@
-"""The beginning of every family's loader: the model of a config, without weights."""
+"""Every family's loader: the model of a config, without weights, with those of a folder, or with random ones."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlm_lora_plugin.contract import LoadRequest
+from vlm_lora_plugin.models.keyed_init import draw_builtin
+from vlm_lora_plugin.models.weights import load_weights
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.models.image_text import ImageTextModel
 
 GENERATION_FILE = "generation_config.json"
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Seeing = TypeVar("Seeing", bound="ImageTextModel")
 
 
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
@@ -35,4 +41,40 @@ def build_empty(model_class: type[Model], config: PreTrainedConfig, request: Loa
         model.generation_config.use_cache = True  # published files switch it off, for training
     if request.device == "meta":
         model.to(dtype)  # type: ignore[arg-type]  # the library wraps it untyped
+    return model
+
+
+def load_model_of(model_class: type[Seeing], config: PreTrainedConfig, request: LoadRequest) -> Seeing:
+    """Build a model and fill it from ``request.folder``, in eval mode; with device ``"meta"`` no weight is read.
+
+    Built-in LoRA that the checkpoint lacks as a whole is drawn from ``request.seed`` and named in the model's
+    ``fresh_lora_names``. Where ZeRO-3 is on, the parameters are sharded as they are read.
+
+    Raises:
+        WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
+    """
+    model = build_empty(model_class, config, request)
+    model.after_loading()
+    if request.device == "meta":
+        return model
+    model.fill_buffers(request.device)
+    fresh = load_weights(
+        model,
+        request.folder,
+        dtype=stored_dtype(config),
+        device=request.device,
+        ignore=model.ignored_tensors,
+        optional=model.builtin_lora,
+    )
+    draw_builtin(dict(model.named_parameters()), fresh, request.seed)
+    model.fresh_lora_names = fresh
+    return model
+
+
+def random_model(model_class: type[Model], config: PreTrainedConfig, seed: int) -> Model:
+    """Return a model with random weights that depend on ``seed`` alone, in eval mode, fp32 on the CPU."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        model = model_class(config)
+    model.eval()  # type: ignore[no-untyped-call]
     return model

@@ -36,6 +36,11 @@ class PoolAttention(nn.Module):
         out: torch.Tensor = self.out_proj(context.transpose(1, 2).flatten(2))
         return out
 
+    def init_own_weights(self) -> None:
+        """Initialise what was not loaded."""
+        init.xavier_uniform_(self.in_proj_weight)
+        init.zeros_(self.in_proj_bias)
+
 
 class Resampler(nn.Module):
     """Condenses the patches of an image, or of a part of it, into a few tokens by one cross-attention.
@@ -64,6 +69,11 @@ class Resampler(nn.Module):
         out: torch.Tensor = self.attn(query, patches + stretch_grid(self.pos_embed, patches.shape[1]), patches)
         return out
 
+    def init_own_weights(self) -> None:
+        """Initialise what was not loaded."""
+        init.trunc_normal_(self.query, std=0.02)
+        init.copy_(self.pos_embed, sincos_table(*self.pos_embed.shape))
+
 
 def stretch_grid(table: torch.Tensor, length: int) -> torch.Tensor:
     """Resize a square grid of positions ``[M, C]`` to ``[length, C]`` bicubically, in fp32."""
@@ -85,14 +95,18 @@ def sincos_table(positions: int, dim: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def init_resampler(module: nn.Module) -> None:
-    """Initialise a module's own tensors that were not loaded, if it is one of this file's; else do nothing.
+def init_own_weights(module: nn.Module) -> None:
+    """Initialise a module's own tensors that were not loaded, if it has a method ``init_own_weights``; else nothing.
 
     A model's ``_init_weights`` calls it for every module.
     """
-    if isinstance(module, Resampler):
-        init.trunc_normal_(module.query, std=0.02)
-        init.copy_(module.pos_embed, sincos_table(*module.pos_embed.shape))
-    elif isinstance(module, PoolAttention):
-        init.xavier_uniform_(module.in_proj_weight)
-        init.zeros_(module.in_proj_bias)
+    own = getattr(module, "init_own_weights", None)
+    if callable(own):
+        own()
+
+
+def freeze_tables(model: nn.Module) -> None:
+    """Freeze the computed tables of a model's resamplers."""
+    for module in model.modules():
+        if isinstance(module, Resampler):
+            module.pos_embed.requires_grad_(False)

@@ -47,3 +47,9 @@ def find_image_blocks(input_ids: torch.Tensor, *, start_id: int, end_id: int, sp
 def put_images(embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
     """Return ``embeds`` [B, T, C] with image tokens ``[N, span, C]`` in the blocks; nothing is changed in place."""
     return embeds.index_put(blocks, tokens.to(embeds.device, embeds.dtype))
+
+
+def mask_of_blocks(blocks: Blocks, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return a mask ``[B, T, 1]`` that is true at the places of images."""
+    mask = torch.zeros(*input_ids.shape, 1, dtype=torch.bool, device=input_ids.device)
+    return mask.index_put(blocks, torch.ones((), dtype=torch.bool, device=input_ids.device))

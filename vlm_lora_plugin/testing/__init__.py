@@ -5,6 +5,15 @@ its own; see :mod:`vlm_lora_plugin.testing.plugin`.
 """
 
 from vlm_lora_plugin.testing.contract import ContractError, assert_adapter_contract
+from vlm_lora_plugin.testing.recording import Calls, numbered, recorded
 from vlm_lora_plugin.testing.verdict import BrokenPromise, NotApplicable
 
-__all__ = ["BrokenPromise", "ContractError", "NotApplicable", "assert_adapter_contract"]
+__all__ = [
+    "BrokenPromise",
+    "Calls",
+    "ContractError",
+    "NotApplicable",
+    "assert_adapter_contract",
+    "numbered",
+    "recorded",
+]

@@ -13,7 +13,6 @@ from PIL import Image
 from toy_family import PRESETS, ToyDataset, toy_batch, toy_model
 from transformers import Trainer, TrainerCallback, default_data_collator
 
-import vlm_lora_monkey.modeling
 from vlm_lora_monkey.tiny import write_tiny_folder
 from vlm_lora_plugin import VlmLoraCallback, load, prepare, training_arguments
 from vlm_lora_plugin.contract.example import Example, Message
@@ -21,6 +20,7 @@ from vlm_lora_plugin.diagnostics import learning
 from vlm_lora_plugin.diagnostics.learning import MOST_SKIPPED, MOVED_AFTER, LearningProbe, step_was_skipped
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.trainer.groups import parameter_groups
+from vlm_lora_plugin.models import image_text
 
 PRESET = "lora+llm-lora"
 STEPS = MOVED_AFTER + 2
@@ -165,7 +165,7 @@ def test_monkeys_cut_image_gradient_is_named(monkey, tmp_path, monkeypatch):
         embeds.data[blocks] = tokens.data
         return embeds
 
-    monkeypatch.setattr(vlm_lora_monkey.modeling, "put_images", put)
+    monkeypatch.setattr(image_text, "put_images", put)
     with pytest.raises(TrainingError, match=r"No gradient.*transformer\.visual(.|\n)*cut between"):
         monkey_trainer(monkey, tmp_path).train()
 

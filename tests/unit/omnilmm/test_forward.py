@@ -150,4 +150,4 @@ def test_in_bf16_trained_parameters_are_fp32_and_the_residual_stream_is_not(prom
 
 def test_another_models_forward_is_refused():
     with pytest.raises(ModelError, match="is not known here"):
-        patches(torch.nn.Linear(1, 1), recipe("lora"))
+        patches(torch.nn.Linear(1, 1))

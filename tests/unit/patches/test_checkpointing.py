@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_lora_monkey.adapter import COMPONENTS
+from vlm_lora_monkey.names import COMPONENTS
 from vlm_lora_monkey.tiny import tiny_model
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks

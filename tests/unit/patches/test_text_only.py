@@ -10,10 +10,9 @@ from vlm_lora_monkey.tiny import tiny_model
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.patches import text_only
 from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
-from vlm_lora_plugin.recipe import Recipe
 
 PATCH = keep_text_only_trainable("transformer", ["transformer.visual"])
-LOOKING = patches(tiny_model(), Recipe())[0]
+LOOKING = patches(tiny_model())[0]
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_blocks_widths_and_tokens_of_omnilmm(models):
 
 def test_blocks_widths_and_tokens_of_xcomposer():
     from vlm_lora_xcomposer.grids import Grid
-    from vlm_lora_xcomposer.vision import in_token_order
+    from vlm_lora_xcomposer.visual import in_token_order
 
     (_, config), size = xcomposer(), size_of("xcomposer")
     sizes = size.components

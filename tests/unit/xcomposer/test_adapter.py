@@ -189,7 +189,7 @@ def test_a_text_only_batch_gives_every_parameter_a_gradient(lively, batches, pre
 
 def test_patches_are_for_xcomposers_forward_alone(family):
     with pytest.raises(ModelError, match="not known"):
-        patches(torch.nn.Linear(1, 1), resolve_recipe(None, family))
+        patches(torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("preset", ["lora", "lora+separators"])

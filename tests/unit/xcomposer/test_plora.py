@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vlm_lora_xcomposer.configuration import PLoraSettings
 from vlm_lora_xcomposer.language import rotary_of
-from vlm_lora_xcomposer.plora import PLoraLinear
+from vlm_lora_xcomposer.lora import PLoraLinear
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sentencepiece
 from vocabularies import random_texts, train_vocabulary
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_xcomposer.sentencepiece_file import Kind, Piece, build_file, parse_pieces
+from vlm_lora_plugin.models import Piece, PieceKind, build_sentencepiece_file, parse_pieces
 from vlm_lora_xcomposer.tokenization import load_vocabulary
 
 PUBLISHED = Path(__file__).parents[4] / "shared" / "golden" / "xcomposer" / "tokenizer"
@@ -82,8 +82,13 @@ def test_second_spellings_are_saved(vocabulary_folder, tmp_path):
 
 
 def test_pieces_are_written_and_read_back():
-    pieces = [Piece("<unk>", kind=Kind.UNKNOWN), Piece("▁你", -3.5), Piece("x" * 300, -1.0), Piece("a", kind=Kind.BYTE)]
-    assert parse_pieces(build_file(pieces)) == pieces
+    pieces = [
+        Piece("<unk>", kind=PieceKind.UNKNOWN),
+        Piece("▁你", -3.5),
+        Piece("x" * 300, -1.0),
+        Piece("a", kind=PieceKind.BYTE),
+    ]
+    assert parse_pieces(build_sentencepiece_file(pieces)) == pieces
 
 
 @pytest.mark.parametrize(
@@ -91,11 +96,11 @@ def test_pieces_are_written_and_read_back():
     [
         (b"", "it holds no pieces"),
         (b"no protobuf at all", "not a protobuf message|cut short"),
-        (build_file([Piece("a")])[:-3], "cut short"),
-        (build_file([Piece("a")]), "it lacks <unk>, <s>, </s>"),
-        (build_file([Piece(text) for text in ("<unk>", "<s>", "</s>", "a", "a")]), "pieces occur twice"),
-        (build_file([Piece("a")]).replace(b"\x18\x02", b"\x18\x01"), "not a byte-pair model"),
-        (build_file([Piece("a")]).replace(b"\x18\x00", b"\x18\x01"), "changes the text"),
+        (build_sentencepiece_file([Piece("a")])[:-3], "cut short"),
+        (build_sentencepiece_file([Piece("a")]), "it lacks <unk>, <s>, </s>"),
+        (build_sentencepiece_file([Piece(text) for text in ("<unk>", "<s>", "</s>", "a", "a")]), "pieces occur twice"),
+        (build_sentencepiece_file([Piece("a")]).replace(b"\x18\x02", b"\x18\x01"), "not a byte-pair model"),
+        (build_sentencepiece_file([Piece("a")]).replace(b"\x18\x00", b"\x18\x01"), "changes the text"),
     ],
 )
 def test_another_file_is_refused(content, problem, tmp_path):

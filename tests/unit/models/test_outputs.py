@@ -4,7 +4,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models.image_text import head_outputs, refuse_contradicting_inputs
+from vlm_lora_plugin.models.outputs import head_outputs, refuse_contradicting_inputs
 
 IDS, EMBEDS, PIXELS = torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, 4), torch.zeros(1, 3, 2, 2)
 

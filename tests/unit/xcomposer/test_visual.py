@@ -10,7 +10,7 @@ from vlm_lora_plugin.errors import ModelError
 from vlm_lora_xcomposer.grids import Grid
 from vlm_lora_xcomposer.images import number_of_image_tokens
 from vlm_lora_xcomposer.tiny import tiny_config, tiny_model
-from vlm_lora_xcomposer.vision import in_token_order, merge_patches, views_of
+from vlm_lora_xcomposer.visual import in_token_order, merge_patches, views_of
 
 
 def test_the_global_view_comes_first_and_crops_row_by_row():

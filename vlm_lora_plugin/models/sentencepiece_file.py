@@ -21,7 +21,7 @@ _MODEL_TYPE, _BYTE_FALLBACK = 3, 35
 _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES = 2, 3, 4
 
 
-class Kind(IntEnum):
+class PieceKind(IntEnum):
     """What a piece is."""
 
     NORMAL = 1
@@ -44,7 +44,7 @@ class Piece:
 
     text: str
     score: float = 0.0
-    kind: Kind = Kind.NORMAL
+    kind: PieceKind = PieceKind.NORMAL
 
 
 def parse_pieces(content: bytes) -> list[Piece]:
@@ -71,11 +71,11 @@ def parse_pieces(content: bytes) -> list[Piece]:
     if trainer.get(_MODEL_TYPE) != _BPE or not trainer.get(_BYTE_FALLBACK):
         raise ValueError("it is not a byte-pair model with byte fallback")
     if normalizer.get(_CHARSMAP) or normalizer.get(_DUMMY_PREFIX, 1) or normalizer.get(_REMOVE_SPACES, 1):
-        raise ValueError("it changes the text before splitting it, which InternLM2's does not")
+        raise ValueError("it changes the text before splitting it")
     return pieces
 
 
-def build_file(pieces: Sequence[Piece]) -> bytes:
+def build_sentencepiece_file(pieces: Sequence[Piece]) -> bytes:
     """Return the bytes of a file that :func:`parse_pieces` and sentencepiece read."""
     content = b"".join(_message(_PIECES, _piece_bytes(piece)) for piece in pieces)
     trainer = _number(_MODEL_TYPE, _BPE) + _number(_BYTE_FALLBACK, 1)
@@ -85,10 +85,10 @@ def build_file(pieces: Sequence[Piece]) -> bytes:
 
 def _piece(content: bytes) -> Piece:
     found = dict(_fields(content))
-    text, score, kind = found.get(_TEXT), found.get(_SCORE, b"\0\0\0\0"), found.get(_KIND, Kind.NORMAL)
+    text, score, kind = found.get(_TEXT), found.get(_SCORE, b"\0\0\0\0"), found.get(_KIND, PieceKind.NORMAL)
     if not isinstance(text, bytes) or not isinstance(score, bytes) or not isinstance(kind, int):
         raise ValueError("a piece is incomplete")
-    return Piece(text.decode("utf-8"), struct.unpack("<f", score)[0], Kind(kind))
+    return Piece(text.decode("utf-8"), struct.unpack("<f", score)[0], PieceKind(kind))
 
 
 def _piece_bytes(piece: Piece) -> bytes:

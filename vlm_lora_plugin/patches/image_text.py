@@ -1,0 +1,40 @@
+"""The text-only patch of a model that derives from :class:`~vlm_lora_plugin.models.image_text.ImageTextModel`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from vlm_lora_plugin.names import canonical_name
+from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.contract import Architecture, Patch
+    from vlm_lora_plugin.models.image_text import ImageTextModel
+
+
+def text_only_batches(model: nn.Module, architecture: Architecture) -> Patch:
+    """Return the patch that lets a batch without an image train.
+
+    Args:
+        model: An ``ImageTextModel``, perhaps with LoRA in it.
+        architecture: Its ``image_only`` says what such a batch does not reach.
+    """
+    return keep_text_only_trainable(
+        architecture.trunk, image_only_names(model, architecture), images="image_mask", look=_look_at_grey, splicer=""
+    )
+
+
+def image_only_names(model: nn.Module, architecture: Architecture) -> list[str]:
+    """Return the names of the modules, and the canonical ones of single parameters, that ``image_only`` matches."""
+    pattern = "|".join(f"(?:{each})" for each in architecture.image_only)
+    modules = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    parameters = [canonical_name(name) for name, _ in model.named_parameters()]
+    return modules + [name for name in parameters if re.fullmatch(pattern, name)]
+
+
+def _look_at_grey(model: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
+    return cast("ImageTextModel", model).features_of_grey(embeds)
