@@ -7,7 +7,7 @@ import yaml
 
 from vlm_lora_plugin.documents import leaves
 from vlm_lora_plugin.errors import RecipeError
-from vlm_lora_plugin.planning.resolve import architecture_of, resolve, resolve_recipe
+from vlm_lora_plugin.planning.resolve import resolve, resolve_recipe
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Source, parse_assignments
@@ -95,9 +95,9 @@ def test_a_contradiction_names_who_said_what(monkey, written):
 
 def test_a_machine_may_be_given_beside_the_document(monkey):
     three = Hardware(3, 24)
-    recipe = resolve(RecipeDocument.read("lora"), monkey, architecture_of(monkey), three)
+    recipe = resolve(RecipeDocument.read("lora"), monkey, monkey.size.architecture, three)
     assert recipe == resolve_recipe({"preset": "lora", "hardware": {**asdict(three)}}, monkey)
-    own = resolve(RecipeDocument.read({"hardware": "1x40"}), monkey, architecture_of(monkey), three)
+    own = resolve(RecipeDocument.read({"hardware": "1x40"}), monkey, monkey.size.architecture, three)
     assert own.hardware.machine() == Hardware(1, 40)
 
 

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from toy_family import ToyAdapter, toy_batch, toy_model
 
 from vlm_lora_plugin import hookimpl
-from vlm_lora_plugin.contract import GoldenCase
-from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.contract import GoldenCase, TestSupport
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.testing.golden import check_case
 
@@ -34,10 +33,10 @@ class ReadingAdapter(ToyAdapter):
         def read(folder):
             if json.loads((folder / "config.json").read_text()) != {"toy": True}:
                 return None
-            recipes = {"theirs": resolve_recipe("lora", family)}
+            recipes = {"theirs": "lora"}
             return GoldenCase(toy_model(), folder / "weights.safetensors", toy_batch(), run_stages, recipes)
 
-        return replace(family, read_golden_case=read)
+        return replace(family, test_support=TestSupport(read_golden_case=read))
 
 
 @pytest.fixture(autouse=True)

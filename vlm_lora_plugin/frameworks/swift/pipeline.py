@@ -41,7 +41,7 @@ def reading_data(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]
 
         args = self.args
         family = family_of_type(args.model_type)
-        find = partial(get_manager().architecture_of_folder, family, Path(args.model_dir))
+        find = partial(get_manager().architecture_of_folder, family, Path(args.model_info.model_dir))
         recipe = resolve_recipe(given_recipe(), family, architecture=find)
         processor: Processor = self.template.inner
         if args.system:

@@ -23,6 +23,7 @@ def read(swift, model, data, tmp_path, monkeypatch):
     image.write_bytes(image.read_bytes()[:-30])
     monkeypatch.setenv("VLM_LORA_RECIPE", "")
     args = {"model_type": "monkey", "dataset": [str(data)], "val_dataset": [], "system": None}
+    args["model_info"] = SimpleNamespace(model_dir=str(model))
     run = SimpleNamespace(
         args=SimpleNamespace(tuner_type="vlm_lora", **args),
         template=SimpleNamespace(inner=load(model, device="meta")[1]),
