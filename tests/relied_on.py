@@ -18,6 +18,7 @@ UNPROMISED = re.compile(r"_[a-z][a-z0-9_]*|ds_[a-z0-9_]+")
 """A private name, or one of the attributes that DeepSpeed gives to parameters."""
 
 NOT_OF_A_LIBRARY = {
+    "_asdict": "of a named tuple",
     "_compilation_time": "the end of a key in what Swift logs",
     "_get_model_info": "Swift's, named in tests/unit/frameworks/swift/test_trainer.py",
     "_per_second": "the end of a key in what the Trainer logs",
@@ -121,7 +122,7 @@ def _members(node: ast.ClassDef) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def _bases(node: ast.ClassDef, tree: ast.Module) -> list[object]:
-    """The library's classes that a class of ours derives from, also by way of another class of the same file."""
+    """The library's classes that a class of ours derives from, also by way of other classes of ours."""
     imported = {here: (module, name) for module, name, here in library_imports(tree)}
     classes = {other.name: other for other in ast.walk(tree) if isinstance(other, ast.ClassDef)}
     found: list[object] = []
@@ -132,4 +133,18 @@ def _bases(node: ast.ClassDef, tree: ast.Module) -> list[object]:
             found.append(getattr(import_module(module), original))
         elif name in classes and name != node.name:
             found += _bases(classes[name], tree)
+        else:
+            found += _library_classes_behind(name, tree)
     return found
+
+
+def _library_classes_behind(name: str, tree: ast.Module) -> list[object]:
+    """The library's classes that a class of another module of ours, imported under this name, derives from."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vlm_lora_"):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    ours = getattr(import_module(str(node.module)), alias.name)
+                    bases = ours.__mro__ if isinstance(ours, type) else ()
+                    return [base for base in bases if base.__module__.split(".")[0] in LIBRARIES]
+    return []

@@ -565,3 +565,26 @@ def test_a_module_is_marked_while_it_is_imported(tmp_path, monkeypatch):
 
     assert relied_on_half.seen is True
     assert not relied_on_half.__spec__._initializing
+
+
+@relies_on("Module._modules", "Module._parameters", "Module._buffers")
+def test_a_torch_module_keeps_its_parts_in_three_dictionaries_of_its_own():
+    module = nn.BatchNorm1d(2)
+    module.inner = nn.Linear(1, 1)
+    own = vars(module)
+    assert list(own["_modules"]) == ["inner"]
+    assert set(own["_parameters"]) == {"weight", "bias"}
+    assert set(own["_buffers"]) == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+@relies_on("PreTrainedModel._hf_peft_config_loaded")
+def test_a_model_says_whether_peft_is_in_it_under_a_name_of_its_own():
+    assert tiny_llama()._hf_peft_config_loaded is False
+
+
+@relies_on("OpOverload._schema", "aten._to_copy")
+def test_an_operation_knows_its_name_and_whether_it_returns_a_view():
+    view, copy = torch.ops.aten.view.default._schema, torch.ops.aten._to_copy.default._schema
+    assert (view.name, copy.name) == ("aten::view", "aten::_to_copy")
+    assert view.returns[0].alias_info is not None
+    assert copy.returns[0].alias_info is None

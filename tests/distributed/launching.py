@@ -110,7 +110,7 @@ def fork(
         seconds=seconds,
     )
     status = next((status for status in ended.statuses if status), 0)
-    return Launched(folder, status, max(ended.seconds), ended.stderr[-8000:])
+    return Launched(folder, status, ended.stderr[-8000:])
 
 
 def torchrun(

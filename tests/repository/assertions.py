@@ -62,7 +62,7 @@ def _checks(statement: ast.stmt, known: Functions, seen: frozenset[str]) -> bool
 def _expressions_check(nodes: list[ast.AST], known: Functions, seen: frozenset[str]) -> bool:
     for call in (child for node in nodes for child in ast.walk(node) if isinstance(child, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        if name in RAISING:
+        if name in RAISING or ast.unparse(call.func) == "promise.check":  # of the contract kit
             return True
         if any(word.arg == "check" and getattr(word.value, "value", False) is True for word in call.keywords):
             return True

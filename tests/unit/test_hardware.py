@@ -19,7 +19,7 @@ def test_the_short_form_is_devices_times_memory(text, gpus, memory):
 
 @pytest.mark.parametrize("text", ["", "24", "3x", "x24", "3x24GB", "a100", "-1x24", "3*24", "1x24, 1x32"])
 def test_other_text_is_refused_with_examples(text):
-    with pytest.raises(HardwareError, match=r"no hardware(.|\n)*3x24"):
+    with pytest.raises(HardwareError, match=r"not a hardware description(.|\n)*3x24"):
         parse_hardware(text)
 
 

@@ -219,7 +219,7 @@ def test_settings_of_answers_are_refused_where_none_are_measured(toy):
 
 
 def test_a_recipe_that_was_written_out_in_full_asks_for_nothing_by_its_defaults(toy):
-    job(toy, Recipe().document() | {"preset": "lora"}, validates=False)
+    assert job(toy, Recipe().document() | {"preset": "lora"}, validates=False) is None
 
 
 def test_computed_tables_are_refused_where_none_is_trained(toy):
