@@ -28,8 +28,8 @@ SMALL = (
 
 def passes_of(folder):
     """The case's passes, and what its forward pass is compared with."""
-    readers = [family.read_golden_case for family in get_manager().families().values() if family.read_golden_case]
-    case = next(case for read in readers if (case := read(folder)) is not None)
+    readers = [family.test_support.read_golden_case for family in get_manager().families().values()]
+    case = next(case for read in readers if read is not None and (case := read(folder)) is not None)
     case.model.load_state_dict(load_file(case.weights), strict=True)
     case.model.requires_grad_(True)
     tensors = load_file(folder / "expected.safetensors")
