@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.testing.comparison import Tolerance
-from vlm_lora_plugin.testing.golden import compare_gradients
+from vlm_lora_plugin.testing.golden import compare_gradients, read_case
 from vlm_lora_plugin.testing.golden_comparison import compare_stages
 from vlm_lora_plugin.testing.golden_passes import Passes
 
@@ -28,8 +27,7 @@ SMALL = (
 
 def passes_of(folder):
     """The case's passes, and what its forward pass is compared with."""
-    readers = [family.test_support.read_golden_case for family in get_manager().families().values()]
-    case = next(case for read in readers if read is not None and (case := read(folder)) is not None)
+    _, case = read_case(folder)
     case.model.load_state_dict(load_file(case.weights), strict=True)
     case.model.requires_grad_(True)
     tensors = load_file(folder / "expected.safetensors")

@@ -86,14 +86,19 @@ def check_case(folder: Path) -> CaseReport:
     """Run one case and compare everything that it stores; a case that cannot be read or run is a miss."""
     family = None
     try:
-        family, case = _read_case(folder)
+        family, case = read_case(folder)
         findings = tuple(_compare(folder, family, case))
     except (VlmLoraError, SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
         findings = (miss("case", f"{type(error).__name__}: {error}"),)
     return CaseReport(folder, family.name if family else "", findings)
 
 
-def _read_case(folder: Path) -> tuple[Family, GoldenCase]:
+def read_case(folder: Path) -> tuple[Family, GoldenCase]:
+    """Return a case, and the family that reads it.
+
+    Raises:
+        ModelError: No installed family does.
+    """
     manager = get_manager()
     for family in manager.families().values():
         read = family.test_support.read_golden_case
