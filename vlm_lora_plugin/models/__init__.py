@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.trunk import DecoderTrunk
     from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names, tensor_shapes
     from vlm_lora_plugin.names import canonical_name
+    from vlm_lora_plugin.outside.files import read_bytes, read_text
+    from vlm_lora_plugin.outside.json_text import read_json
     from vlm_lora_plugin.parallel.agreement import several_ranks
     from vlm_lora_plugin.parallel.sharding import is_sharded
     from vlm_lora_plugin.parallel.zero3 import zero3_configuration
@@ -68,6 +70,9 @@ _LAZY = {
     "tensor_names": "vlm_lora_plugin.models.weights",
     "tensor_shapes": "vlm_lora_plugin.models.weights",
     "canonical_name": "vlm_lora_plugin.names",
+    "read_bytes": "vlm_lora_plugin.outside.files",
+    "read_text": "vlm_lora_plugin.outside.files",
+    "read_json": "vlm_lora_plugin.outside.json_text",
     "several_ranks": "vlm_lora_plugin.parallel.agreement",
     "is_sharded": "vlm_lora_plugin.parallel.sharding",
     "zero3_configuration": "vlm_lora_plugin.parallel.zero3",
@@ -103,7 +108,10 @@ __all__ = [
     "positions_in_row",
     "put_images",
     "random_model",
+    "read_bytes",
     "read_config",
+    "read_json",
+    "read_text",
     "refuse_contradicting_inputs",
     "register_auto_classes",
     "rotary_tables",
