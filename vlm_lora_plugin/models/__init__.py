@@ -11,7 +11,7 @@ from vlm_lora_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.models.auto import register_auto_classes
-    from vlm_lora_plugin.models.building import build_empty, load_model_of, random_model, stored_dtype
+    from vlm_lora_plugin.models.building import build_empty, folder_writer, load_model_of, random_model, stored_dtype
     from vlm_lora_plugin.models.config_folder import read_config
     from vlm_lora_plugin.models.dtypes import to_weight_dtype
     from vlm_lora_plugin.models.generation import ImagesInPrompt
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "register_auto_classes": "vlm_lora_plugin.models.auto",
     "build_empty": "vlm_lora_plugin.models.building",
+    "folder_writer": "vlm_lora_plugin.models.building",
     "load_model_of": "vlm_lora_plugin.models.building",
     "random_model": "vlm_lora_plugin.models.building",
     "stored_dtype": "vlm_lora_plugin.models.building",
@@ -98,6 +99,7 @@ __all__ = [
     "causal_lm_loss",
     "draw_builtin",
     "find_image_blocks",
+    "folder_writer",
     "has_weights",
     "head_outputs",
     "init_own_weights",
