@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
@@ -78,3 +80,22 @@ def random_model(model_class: type[Model], config: PreTrainedConfig, seed: int) 
         model = model_class(config)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def folder_writer(
+    build: Callable[..., PreTrainedModel], write_tokenizer: Callable[[Path], object]
+) -> Callable[..., Path]:
+    """Return what writes a loadable folder of a model that ``build`` makes: config, safetensors, tokenizer files.
+
+    The function returned takes the folder, which it makes when missing, and then ``build``'s own arguments; it
+    returns the folder.
+    """
+
+    def write(folder: str | Path, *args: Any, **kwargs: Any) -> Path:
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        build(*args, **kwargs).save_pretrained(path)
+        write_tokenizer(path)
+        return path
+
+    return write

@@ -6,7 +6,6 @@ so that the weights are never in memory twice. Nothing that a file holds is exec
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlm_lora_plugin.errors import WeightsError, listed
+from vlm_lora_plugin.outside.json_text import read_json
 from vlm_lora_plugin.parallel.agreement import require_agreement
 from vlm_lora_plugin.parallel.sharding import partition
 from vlm_lora_plugin.parallel.zero3 import start_communication, zero3_configuration
@@ -244,7 +244,7 @@ def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> nn.Parameter:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        names: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        names: dict[str, str] = read_json(index)["weight_map"]
         if any(Path(shard).name != shard for shard in names.values()):
             raise ValueError("a shard lies outside of the folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
