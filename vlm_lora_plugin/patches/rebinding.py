@@ -52,7 +52,7 @@ def functions_of(model: nn.Module) -> Iterator[tuple[dict[Any, Any], Any]]:
     """Yield the dictionary and key of every function that stands in a model's modules: their hooks and attributes."""
     for module in model.modules():
         own = vars(module)
-        hooks = [value for key, value in own.items() if isinstance(value, dict) and key.endswith("_hooks")]
+        hooks = [value for key, value in own.items() if isinstance(value, dict) and key.endswith("hooks")]
         for holder in (own, *hooks):
             for key, value in holder.items():
                 if isinstance(value, (FunctionType, MethodType, BuiltinMethodType, partial)):

@@ -33,7 +33,9 @@ def test_what_several_ranks_need_is_the_copys_own_too(family, tmp_path, monkeypa
     for module in (text_only, vlm_lora_xcomposer.forward):
         monkeypatch.setattr(module, "several_ranks", lambda: True)
     subject = Subject(family, tmp_path)
-    check_copy(all_on(subject), [subject.batch(with_image()), subject.batch(text_row())])
+    model = all_on(subject)
+    check_copy(model, [subject.batch(with_image()), subject.batch(text_row())])
+    assert model.vlm_lora.patches == ()  # what it ends with, so that it went all the way
 
 
 class Net(nn.Module):
