@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlm_lora_plugin.documents import leaves, merge, value_at
-from vlm_lora_plugin.errors import HardwareError, RecipeError
+from vlm_lora_plugin.errors import DocumentError, HardwareError, RecipeError
 from vlm_lora_plugin.hardware import parse_hardware
+from vlm_lora_plugin.outside.display import shown
+from vlm_lora_plugin.outside.files import is_file, reason
+from vlm_lora_plugin.outside.yaml_text import parse_yaml, read_yaml
 from vlm_lora_plugin.recipe.schema import RATE_KEYS, Recipe
 from vlm_lora_plugin.recipe.sources import Source
 
@@ -174,18 +175,22 @@ def read_recipe(source: RecipeSource) -> dict[str, Any]:
         )
     path = Path(source)
     if path.suffix.lower() not in {".yaml", ".yml"}:
-        if path.is_file():
+        if is_file(path):
             raise RecipeError(f"{path} is not a recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
         if isinstance(source, Path) or path.name != source:  # a folder, or a path to nothing
             raise RecipeError(f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name.")
         return {"preset": source}
     try:
-        document = yaml.safe_load(path.read_text("utf-8"))
+        document = read_yaml(path)
     except FileNotFoundError:
         raise RecipeError(
             f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(
+            f"The recipe {path} cannot be read: {reason(error)}", fix="Give the path of a YAML file."
+        ) from None
+    except DocumentError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(document, dict):
         held = "nothing" if document is None else f"a {type(document).__name__}"
@@ -235,9 +240,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             if not isinstance(here, dict):
                 raise RecipeError(f"`{key}` goes below `{parent}`, which another assignment sets to {here!r}")
         try:
-            read = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"The value of `{key}` is not valid YAML: {value}", fix=str(error)) from None
+            read = parse_yaml(value)
+        except DocumentError as error:
+            raise RecipeError(f"The value of `{key}` is not valid YAML: {shown(value)}", fix=str(error)) from None
         if (*parents, last) == ("hardware",) and isinstance(read, str):
             read = {**(document.get("hardware") or {}), **_machine(read)}
         here[last] = read
