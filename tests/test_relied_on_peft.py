@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from relied_on import relies_on
-from test_relied_on_transformers import tiny_llama
+from test_relied_on_trainer import tiny_llama
 
 
 def adapted(**options):

@@ -8,7 +8,7 @@ from typing import Any
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.tokenization import write_tiny_vocabulary
-from vlm_lora_plugin.models import random_model
+from vlm_lora_plugin.models import folder_writer, random_model
 
 TINY_VISUAL: dict[str, Any] = {
     "image_size": 64,
@@ -52,24 +52,8 @@ def tiny_model(*, seed: int = 0, llm_lora: bool = False, **overrides: Any) -> Mo
     return random_model(MonkeyForCausalLM, tiny_config(llm_lora=llm_lora, **overrides), seed)
 
 
-def write_tiny_folder(folder: str | Path, *, seed: int = 0, llm_lora: bool = False, **config_overrides: Any) -> Path:
-    """Write a loadable model folder: config, weights as safetensors, and the vocabulary of the 256 bytes.
-
-    Args:
-        folder: Where it goes; made when missing.
-        seed: Seed of the random weights.
-        llm_lora: The variant with LoRA in the language model.
-        **config_overrides: Config keys that replace the tiny ones; ``visual`` is merged key by key.
-
-    Returns:
-        The folder.
-    """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    model = tiny_model(seed=seed, llm_lora=llm_lora, **config_overrides)
-    model.save_pretrained(path)
-    write_tiny_vocabulary(path)
-    return path
+write_tiny_folder = folder_writer(tiny_model, write_tiny_vocabulary)
+"""Write a loadable folder of a tiny model; takes the folder and :func:`tiny_model`'s arguments."""
 
 
 def write_demo_folder(folder: str | Path) -> None:

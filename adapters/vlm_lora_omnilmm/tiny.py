@@ -10,7 +10,7 @@ from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 from vlm_lora_omnilmm.prompt import SYSTEM_PROMPT
 from vlm_lora_omnilmm.tokenization import image_ids, tiny_tokenizer
-from vlm_lora_plugin.models import random_model
+from vlm_lora_plugin.models import folder_writer, random_model
 
 TINY_TOWER: dict[str, Any] = {
     "image_size": 32,
@@ -55,22 +55,8 @@ def tiny_model(*, seed: int = 0, **overrides: Any) -> OmniLMMForCausalLM:
     return random_model(OmniLMMForCausalLM, tiny_config(**overrides), seed)
 
 
-def write_tiny_folder(folder: str | Path, *, seed: int = 0, **config_overrides: Any) -> Path:
-    """Write a loadable model folder: config, weights as safetensors, and a tokenizer.
-
-    Args:
-        folder: Where it goes; made when missing.
-        seed: Seed of the random weights.
-        **config_overrides: Config keys that replace the tiny ones; ``tower`` is merged key by key.
-
-    Returns:
-        The folder.
-    """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    tiny_model(seed=seed, **config_overrides).save_pretrained(path)
-    tiny_tokenizer(WORDS).save_pretrained(path)
-    return path
+write_tiny_folder = folder_writer(tiny_model, lambda folder: tiny_tokenizer(WORDS).save_pretrained(folder))
+"""Write a loadable folder of a tiny model; takes the folder and :func:`tiny_model`'s arguments."""
 
 
 DEMO_OVERRIDES: dict[str, Any] = {"optimizer": {"learning_rate": 3e-3}, "training": {"num_train_epochs": 6}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.models import random_model
+from vlm_lora_plugin.models import folder_writer, random_model
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.tokenization import write_tiny_vocabulary
@@ -50,25 +50,8 @@ def tiny_model(variant: str = XCOMPOSER2_4KHD, *, seed: int = 0, **overrides: An
     return random_model(XComposerForCausalLM, tiny_config(variant, **overrides), seed)
 
 
-def write_tiny_folder(
-    folder: str | Path, variant: str = XCOMPOSER2_4KHD, *, seed: int = 0, **config_overrides: Any
-) -> Path:
-    """Write a loadable model folder: config, weights as safetensors, and a small vocabulary.
-
-    Args:
-        folder: Where it goes; made when missing.
-        variant: One of :data:`~vlm_lora_xcomposer.variants.VARIANTS`.
-        seed: Seed of the random weights.
-        **config_overrides: As for :func:`tiny_config`.
-
-    Returns:
-        The folder.
-    """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    tiny_model(variant, seed=seed, **config_overrides).save_pretrained(path)
-    write_tiny_vocabulary(path)
-    return path
+write_tiny_folder = folder_writer(tiny_model, write_tiny_vocabulary)
+"""Write a loadable folder of a tiny model; takes the folder and :func:`tiny_model`'s arguments."""
 
 
 def write_demo_folder(folder: str | Path) -> None:

@@ -11,7 +11,7 @@ from vlm_lora_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.models.auto import register_auto_classes
-    from vlm_lora_plugin.models.building import build_empty, load_model_of, random_model, stored_dtype
+    from vlm_lora_plugin.models.building import build_empty, folder_writer, load_model_of, random_model, stored_dtype
     from vlm_lora_plugin.models.config_folder import read_config
     from vlm_lora_plugin.models.dtypes import to_weight_dtype
     from vlm_lora_plugin.models.generation import ImagesInPrompt
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, positions_in_row, rotary_tables
     from vlm_lora_plugin.models.loss import causal_lm_loss
     from vlm_lora_plugin.models.outputs import head_outputs, refuse_contradicting_inputs
+    from vlm_lora_plugin.models.quantised import refuse_quantised
     from vlm_lora_plugin.models.resampling import NORM_EPS, Resampler, init_own_weights, stretch_grid
     from vlm_lora_plugin.models.sentencepiece_file import Piece, PieceKind, build_sentencepiece_file, parse_pieces
     from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
     from vlm_lora_plugin.models.trunk import DecoderTrunk
     from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names, tensor_shapes
     from vlm_lora_plugin.names import canonical_name
+    from vlm_lora_plugin.outside.files import read_bytes, read_text
+    from vlm_lora_plugin.outside.json_text import read_json
     from vlm_lora_plugin.parallel.agreement import several_ranks
     from vlm_lora_plugin.parallel.sharding import is_sharded
     from vlm_lora_plugin.parallel.zero3 import zero3_configuration
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "register_auto_classes": "vlm_lora_plugin.models.auto",
     "build_empty": "vlm_lora_plugin.models.building",
+    "folder_writer": "vlm_lora_plugin.models.building",
     "load_model_of": "vlm_lora_plugin.models.building",
     "random_model": "vlm_lora_plugin.models.building",
     "stored_dtype": "vlm_lora_plugin.models.building",
@@ -51,6 +55,7 @@ _LAZY = {
     "causal_lm_loss": "vlm_lora_plugin.models.loss",
     "head_outputs": "vlm_lora_plugin.models.outputs",
     "refuse_contradicting_inputs": "vlm_lora_plugin.models.outputs",
+    "refuse_quantised": "vlm_lora_plugin.models.quantised",
     "NORM_EPS": "vlm_lora_plugin.models.resampling",
     "Resampler": "vlm_lora_plugin.models.resampling",
     "init_own_weights": "vlm_lora_plugin.models.resampling",
@@ -68,6 +73,9 @@ _LAZY = {
     "tensor_names": "vlm_lora_plugin.models.weights",
     "tensor_shapes": "vlm_lora_plugin.models.weights",
     "canonical_name": "vlm_lora_plugin.names",
+    "read_bytes": "vlm_lora_plugin.outside.files",
+    "read_text": "vlm_lora_plugin.outside.files",
+    "read_json": "vlm_lora_plugin.outside.json_text",
     "several_ranks": "vlm_lora_plugin.parallel.agreement",
     "is_sharded": "vlm_lora_plugin.parallel.sharding",
     "zero3_configuration": "vlm_lora_plugin.parallel.zero3",
@@ -93,6 +101,7 @@ __all__ = [
     "causal_lm_loss",
     "draw_builtin",
     "find_image_blocks",
+    "folder_writer",
     "has_weights",
     "head_outputs",
     "init_own_weights",
@@ -103,8 +112,12 @@ __all__ = [
     "positions_in_row",
     "put_images",
     "random_model",
+    "read_bytes",
     "read_config",
+    "read_json",
+    "read_text",
     "refuse_contradicting_inputs",
+    "refuse_quantised",
     "register_auto_classes",
     "rotary_tables",
     "several_ranks",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlm_lora_plugin.contract import LoadRequest
+from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_plugin.models.keyed_init import draw_builtin
+from vlm_lora_plugin.models.quantised import refuse_quantised
 from vlm_lora_plugin.models.weights import load_weights
 
 if TYPE_CHECKING:
@@ -51,8 +55,10 @@ def load_model_of(model_class: type[Seeing], config: PreTrainedConfig, request: 
     ``fresh_lora_names``. Where ZeRO-3 is on, the parameters are sharded as they are read.
 
     Raises:
+        ModelError: The folder's weights are quantised.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
+    refuse_quantised(request.folder, read_config(request.folder))
     model = build_empty(model_class, config, request)
     model.after_loading()
     if request.device == "meta":
@@ -78,3 +84,22 @@ def random_model(model_class: type[Model], config: PreTrainedConfig, seed: int) 
         model = model_class(config)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def folder_writer(
+    build: Callable[..., PreTrainedModel], write_tokenizer: Callable[[Path], object]
+) -> Callable[..., Path]:
+    """Return what writes a loadable folder of a model that ``build`` makes: config, safetensors, tokenizer files.
+
+    The function returned takes the folder, which it makes when missing, and then ``build``'s own arguments; it
+    returns the folder.
+    """
+
+    def write(folder: str | Path, *args: Any, **kwargs: Any) -> Path:
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        build(*args, **kwargs).save_pretrained(path)
+        write_tokenizer(path)
+        return path
+
+    return write

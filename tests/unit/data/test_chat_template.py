@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +24,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from vlm_lora_plugin.contract import Example, MeasuringProcessor, Message
+from vlm_lora_plugin.contract import Example, LoadRequest, MeasuringProcessor, Message
 from vlm_lora_plugin.data.encoding import ChatTemplateProcessor
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 
@@ -329,3 +332,14 @@ def test_a_conversation_that_the_template_refuses_is_named():
     made.chat_template = refusal + made.chat_template
     with pytest.raises(DataError, match=r"data\.jsonl:4: the chat template refuses .*: no system message"):
         ChatTemplateProcessor(made).encode(row("be brief", "q", "a"))
+
+
+def test_the_tutorials_few_lines_are_a_family_of_a_published_processor(tmp_path, rows):
+    page = (Path(__file__).parents[3] / "docs/tutorial/first-family.md").read_text("utf-8")
+    code = next(code for code in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "ChatTemplate" in code)
+    names = {}
+    exec(code, names)
+    qwen().save_pretrained(tmp_path)
+    made = names["load_processor"](LoadRequest(tmp_path, processor={"max_pixels": 28 * 28}))
+    assert made.max_pixels == 28 * 28
+    assert learnt(made, made.encode(rows[0])) == ["A cat.<|im_end|>"]
