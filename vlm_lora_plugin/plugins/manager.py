@@ -118,8 +118,11 @@ class AdapterManager(AdapterRegistry):
                 VlmLoraError is an answer to the user and passes as it is.
         """
         model = self.function(family, family.load_model)(request)
-        if not hasattr(model, "named_parameters"):  # torch is not imported here
-            raise self._wrong_answer(family, "load_model", model, "a model")
+        missing = _lacking(model, "named_parameters", "named_modules", "forward")  # torch is not imported here
+        if missing:
+            raise self._wrong_answer(family, "load_model", model, "a model", missing)
+        if not isinstance(getattr(getattr(model, "config", None), "model_type", None), str):
+            raise self._wrong_answer(family, "load_model", model, "a model with a config that has a model_type")
         return model
 
     def load_processor(self, family: Family, request: LoadRequest) -> Processor:
@@ -129,13 +132,17 @@ class AdapterManager(AdapterRegistry):
             AdapterError: As in :meth:`load_model`.
         """
         processor = self.function(family, family.load_processor)(request)
-        if not hasattr(processor, "encode"):
-            raise self._wrong_answer(family, "load_processor", processor, "a processor")
+        missing = _lacking(processor, "encode", "encode_prompt", "count_tokens", "collate", "save_pretrained")
+        if missing:
+            raise self._wrong_answer(family, "load_processor", processor, "a processor", missing)
         return processor
 
-    def _wrong_answer(self, family: Family, name: str, answer: object, wanted: str) -> AdapterError:
+    def _wrong_answer(
+        self, family: Family, name: str, answer: object, wanted: str, missing: Sequence[str] = ()
+    ) -> AdapterError:
+        lacks = f": it has no function {', '.join(missing)}" if missing else ""
         return AdapterError(
-            f"{name} of {self.title(family)} returned a {type(answer).__name__}, not {wanted}",
+            f"{name} of {self.title(family)} returned a {type(answer).__name__}, not {wanted}{lacks}",
             fix="See docs/reference/hooks.md for what each function of Family returns.",
         )
 
@@ -174,7 +181,8 @@ class AdapterManager(AdapterRegistry):
         """Return one of the functions of a family's description, ready to be called and to name whose fault it is."""
         groups = (family, family.data_formats, family.test_support)
         names = (field.name for group in groups for field in fields(group) if getattr(group, field.name) is function)
-        return PluginFunction(function, f"{next(names, 'A function')} of {self.title(family)}")
+        name = next(names, "")
+        return PluginFunction(function, f"{name or 'A function'} of {self.title(family)}", name)
 
     def title(self, family: Family) -> str:
         """Return a family's plugin as messages call it: ``the adapter monkey of vlm-lora-plugin 0.1.0``."""
@@ -199,6 +207,10 @@ class AdapterManager(AdapterRegistry):
     def _ask_family(self, family: Family, hook: str, **arguments: Any) -> Any:
         self.family(family.name)
         return self._ask(self._plugins[family.name], hook, **arguments)
+
+
+def _lacking(answer: object, *names: str) -> list[str]:
+    return [name for name in names if not callable(getattr(answer, name, None))]
 
 
 @lru_cache(maxsize=1)
