@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, is_typeddict
 
 from vlm_lora_plugin.plugins.isolation import represented
 
@@ -64,6 +64,8 @@ def problem_of(value: object, wanted: Any, path: str = "", depth: int = 0) -> st
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             return _wrong(value, "a tuple" if origin is tuple else "a list", path)
         return _first(problem_of(each, inner[0], f"{path}[{at}]", depth + 1) for at, each in enumerate(value))
+    if is_typeddict(wanted):
+        return None if isinstance(value, Mapping) else _wrong(value, "a mapping", path)
     if not isinstance(wanted, type):
         return None
     if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, wanted))):
@@ -75,7 +77,7 @@ def problem_of(value: object, wanted: Any, path: str = "", depth: int = 0) -> st
 
 def _of_fields(value: Any, path: str, depth: int) -> str | None:
     kind: Any = type(value)
-    known = _annotations(kind)
+    known = annotations_of(kind)
     return _first(
         problem_of(getattr(value, name), annotation, f"{path}.{name}" if path else name, depth + 1)
         for name, annotation in known.items()
@@ -83,7 +85,7 @@ def _of_fields(value: Any, path: str, depth: int) -> str | None:
 
 
 @cache
-def _annotations(kind: Any) -> dict[str, Any]:
+def annotations_of(kind: Any) -> dict[str, Any]:
     """Return the annotations of a dataclass that can be looked into; others need modules that are not imported."""
     namespace = {**vars(sys.modules[kind.__module__])}
     found = {}
@@ -106,7 +108,7 @@ def _of_union(value: object, choices: Sequence[Any], path: str, depth: int) -> s
 
 def _is_like(value: object, wanted: Any) -> bool:
     kind = get_origin(wanted) or wanted
-    return isinstance(kind, type) and isinstance(value, kind)
+    return isinstance(kind, type) and not is_typeddict(kind) and isinstance(value, kind)
 
 
 def _of_document(value: object, path: str, depth: int) -> str | None:

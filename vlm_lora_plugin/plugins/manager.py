@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, TrainableSelection
 from vlm_lora_plugin.errors import AdapterError, ModelError, VlmLoraError, listed, nearest
+from vlm_lora_plugin.outside.files import reason
+from vlm_lora_plugin.outside.json_text import read_json
 from vlm_lora_plugin.plugins.architectures import check_architecture
 from vlm_lora_plugin.plugins.calling import title
 from vlm_lora_plugin.plugins.references import PluginFunction
@@ -52,6 +54,7 @@ class AdapterManager(AdapterRegistry):
             raise ModelError(
                 f"{folder} is not a model folder: it has no config.json", fix="Give the folder that holds config.json."
             )
+        _check_config(folder)
         matches: list[Family] = []
         failed: list[str] = []
         for fallbacks in (False, True):
@@ -207,6 +210,21 @@ class AdapterManager(AdapterRegistry):
     def _ask_family(self, family: Family, hook: str, **arguments: Any) -> Any:
         self.family(family.name)
         return self._ask(self._plugins[family.name], hook, **arguments)
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse a folder whose config is not a JSON object: no family could say more about it.
+
+    Raises:
+        ModelError: Names the file and the place in it.
+    """
+    file = folder / "config.json"
+    try:
+        document = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {reason(error)}", fix="Download it again.") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"{file} holds no JSON object", fix="Download it again.")
 
 
 def _lacking(answer: object, *names: str) -> list[str]:
