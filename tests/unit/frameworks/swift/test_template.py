@@ -78,7 +78,7 @@ def test_an_image_may_be_a_data_uri_and_never_starts_a_program(template, data, t
     for image in (content, f"data:image/png;base64,{content}", {"bytes": content}):
         assert same(template.encode({**record, "images": [image]}), by_path)
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EOF\n")
-    with pytest.raises(DataError, match="the request: .* is a PostScript drawing"):
+    with pytest.raises(DataError, match=r"the request: .* is a PostScript drawing"):
         template.encode({**record, "images": [str(tmp_path / "a.png")]})
 
 
