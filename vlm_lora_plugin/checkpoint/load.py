@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_lora_plugin.checkpoint.digests import changed_files
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST, read_tensors
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
@@ -58,7 +60,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             if not (path.parent / "config.json").is_file()
             else "This is a model folder: load_adapter takes the base model first, the adapter's folder second.",
         )
-    return Manifest.from_json(path.read_text("utf-8"), source=str(path))
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", fix="Use a complete copy of the checkpoint.") from None
+    return Manifest.from_json(text, source=str(path))
 
 
 def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathLike[str]) -> None:
@@ -121,6 +127,20 @@ def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.Path
 
 
 def _read_all(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    with ThreadPoolExecutor(1) as pool:  # files are hashed while they are read, compared and turned into tensors
+        hashing = pool.submit(changed_files, folder, manifest.files or {})
+        tensors = _read_tensors(folder, manifest)
+    changed = hashing.result()
+    if changed:
+        raise CheckpointError(
+            f"{folder} holds other files than were written: {listed(changed)}",
+            why=f"Their SHA-256 is not the one in {MANIFEST}: bits have flipped, or they are another run's.",
+            fix="Use an unchanged copy of the checkpoint.",
+        )
+    return tensors
+
+
+def _read_tensors(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file, prefix, of_peft in ((ADAPTER_WEIGHTS, PEFT_PREFIX, True), (BASE_WEIGHTS, "", False)):
         wanted = {prefix + p.name: p.shape for p in manifest.parameters if (p.kind == "peft_lora") == of_peft}
@@ -137,6 +157,7 @@ def _check_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple
         "not in the manifest": sorted(found.keys() - wanted.keys()),
         "of another shape": [name for name in wanted if name in found and tuple(found[name].shape) != wanted[name]],
         "not fp32": [name for name in wanted if name in found and found[name].dtype != torch.float32],
+        "not finite": [name for name in wanted if name in found and not found[name].isfinite().all()],
     }
     for problem, names in problems.items():
         if names:

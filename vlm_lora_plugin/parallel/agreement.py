@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,30 @@ def check_same_checkpoint(checkpoint: str | None) -> None:
             why="They would train from different weights and steps.",
             fix="Let all machines see the same output folder, or copy the checkpoint to each of them.",
         )
+
+
+def done_by_some(action: Callable[[], None], *, acts: bool) -> None:
+    """Do something on some ranks, and raise on all of them what it raises on one; every rank must come here.
+
+    Args:
+        action: What to do.
+        acts: Whether this rank does it.
+
+    Raises:
+        Exception: What the lowest rank raised whose action failed.
+    """
+    problem: Exception | None = None
+    if acts:
+        try:
+            action()
+        except Exception as error:
+            if not several_ranks():
+                raise
+            problem = error
+    if several_ranks():
+        for found in _everyone(problem):
+            if found is not None:
+                raise found
 
 
 def ranks_of_this_node() -> tuple[int, int]:
