@@ -63,7 +63,7 @@ def why_incomplete(folder: str | os.PathLike[str], *, contents: bool = True) -> 
         return f"it has no {COMPLETION}, which is written last"
     try:
         record = CompletionRecord.read(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {COMPLETION} cannot be read: {error!r}"
     for name, file in record.files.items():
         if not (path / name).is_file():

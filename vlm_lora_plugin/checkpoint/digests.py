@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 import zipfile
@@ -11,6 +10,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from vlm_lora_plugin.outside.files import open_file
+from vlm_lora_plugin.outside.json_text import read_json
 
 _BUFFER = 2**20  # bytes read at a time
 _THREADS = 8
@@ -33,15 +35,14 @@ def sha256_of_file(path: Path) -> str:
         OSError: It cannot be read.
     """
     now = time.time()
-    with path.open("rb", buffering=0) as file:
+    with open_file(path) as file:
         stat = os.fstat(file.fileno())
         key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if key in _known:
             return _known[key]
-        digest, buffer = hashlib.sha256(), bytearray(_BUFFER)
-        view = memoryview(buffer)
-        while size := file.readinto(buffer):
-            digest.update(view[:size])
+        digest = hashlib.sha256()
+        while part := file.read(_BUFFER):
+            digest.update(part)
     found = digest.hexdigest()
     if now - stat.st_ctime > _SETTLED:
         _known[key] = found
@@ -80,7 +81,7 @@ def why_unreadable(path: Path) -> str | None:
     """
     try:
         if path.suffix == ".json":
-            json.loads(path.read_text("utf-8"))
+            read_json(path)
         elif path.suffix in (".pt", ".pth"):
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()

@@ -16,7 +16,9 @@ from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE
 from vlm_lora_plugin.names import PEFT_PREFIX
+from vlm_lora_plugin.outside.files import read_text, reason
 from vlm_lora_plugin.parallel.sharding import put_full
+from vlm_lora_plugin.selection.base_bytes import byte_differences, byte_digests, dtype_of
 from vlm_lora_plugin.selection.base_weights import base_digests, weight_differences
 from vlm_lora_plugin.selection.manifest import Manifest, base_config, part_differences, trainable_differences
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
+
+_HALVES = {"bfloat16", "float16"}
 
 
 def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
@@ -61,16 +65,17 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             else "This is a model folder: load_adapter takes the base model first, the adapter's folder second.",
         )
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", fix="Use a complete copy of the checkpoint.") from None
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
     return Manifest.from_json(text, source=str(path))
 
 
 def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathLike[str]) -> None:
     """Check that a checkpoint belongs to a prepared model: the same base, trainable set and meaning of LoRA.
 
-    The base's weights are compared by digest, where both are known in one dtype.
+    The base's weights are compared by digest: a sample of them where both are known in one dtype, and every byte where
+    they are stored in one, or can be rounded to it.
 
     Raises:
         CheckpointError: It does not; the message shows the difference key by key.
@@ -92,6 +97,7 @@ def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathL
             fix="Prepare the model with the recipe in the checkpoint's manifest.",
         )
     other = weight_differences(stored.base_weights, _weights_as(model, stored.dtype))
+    other = other or byte_differences(stored.base_bytes, _bytes_as(model, stored.base_bytes))
     if other:
         raise CheckpointError(
             f"{folder} was trained beside other weights than this base model's, in: {', '.join(other)}",
@@ -110,6 +116,19 @@ def _weights_as(model: VlmLoraPeftModel, dtype: str) -> Mapping[str, str] | None
     base = model.get_base_model()
     leave_out = {*getattr(base, FRESH_LORA_ATTRIBUTE, ()), *own.trainable.names}
     return base_digests(base, own.trainable.architecture.components, leave_out, dtype)
+
+
+def _bytes_as(model: VlmLoraPeftModel, stored: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Return the digests of every byte of a prepared model's base; in the dtype of others, where that one is wider."""
+    own = model.vlm_lora.manifest.base_bytes
+    if stored is None or own is None:
+        return own
+    theirs, ours = ({dtype_of(digest) for digest in digests.values()} for digests in (stored, own))
+    if theirs == ours or len(theirs) != 1 or not theirs <= _HALVES:
+        return own
+    base = model.get_base_model()
+    leave_out = {*getattr(base, FRESH_LORA_ATTRIBUTE, ()), *model.vlm_lora.trainable.names}
+    return byte_digests(base, model.vlm_lora.trainable.architecture.components, leave_out, theirs.pop())
 
 
 def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:

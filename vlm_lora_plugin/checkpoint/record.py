@@ -16,6 +16,7 @@ from typing import Any
 from vlm_lora_plugin.checkpoint.digests import changed_files, sha256_of, sha256_of_file, why_unreadable
 from vlm_lora_plugin.checkpoint.files import COMPLETION, write_file
 from vlm_lora_plugin.checkpoint.resume_state import resume_files
+from vlm_lora_plugin.outside.json_text import read_json
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -71,7 +72,7 @@ class CompletionRecord:
             OSError: It cannot be read.
             ValueError: It is not what was written; KeyError, TypeError and AttributeError mean the same.
         """
-        document = json.loads((folder / COMPLETION).read_text("utf-8"))
+        document = read_json(folder / COMPLETION)
         version = document["format_version"]
         if version not in READABLE_VERSIONS:
             raise ValueError(f"format version {version!r}")

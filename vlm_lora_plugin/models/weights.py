@@ -6,9 +6,7 @@ so that the weights are never in memory twice. Nothing that a file holds is exec
 
 from __future__ import annotations
 
-import json
 import pickle
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlm_lora_plugin.errors import WeightsError, listed
-from vlm_lora_plugin.parallel.agreement import require_agreement
+from vlm_lora_plugin.outside.json_text import read_json
+from vlm_lora_plugin.parallel.agreement import of_first_rank, require_agreement
 from vlm_lora_plugin.parallel.sharding import partition
 from vlm_lora_plugin.parallel.zero3 import start_communication, zero3_configuration
+from vlm_lora_plugin.patterns import Matcher
+from vlm_lora_plugin.selection.base_bytes import StoredBytes, remember
 
 PARTITIONED_BYTES = 2**28
 """Bytes of weights that each rank holds whole at a time while they are spread over the ranks."""
@@ -92,7 +93,8 @@ def load_weights(
 ) -> tuple[str, ...]:
     """Fill a model that was built on the meta device from a folder's weight files.
 
-    Names and shapes are compared before the first tensor is read. Where ZeRO-3 is on, parameters are spread over
+    Names and shapes are compared before the first tensor is read. Each tensor is hashed as it is stored while others
+    are read, and its parameter remembers the digest. Where ZeRO-3 is on, parameters are spread over
     the ranks as they are read; no rank ever holds the whole model.
 
     Args:
@@ -122,10 +124,13 @@ def load_weights(
     if configuration is not None:
         _load_sharded(model, files, wanted, absent, dtype, configuration)
         return absent
-    for file in files:
-        for name, tensor in _tensors(file):
-            if name in wanted:
-                _put(model, name, tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True))
+    with StoredBytes() as stored:
+        for file in files:
+            for name, tensor in _tensors(file):
+                if name in wanted:
+                    stored.add(name, tensor)
+                    _put(model, name, tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True))
+        remember(dict(model.named_parameters()), stored.found())
     for name in absent:
         _put(model, name, torch.empty(wanted[name], dtype=dtype, device=device))
     return absent
@@ -172,23 +177,28 @@ def _load_sharded(
             flush()
         waiting.append(_put(model, name, whole))
 
-    for file in files:
-        source: Iterable[tuple[str, torch.Tensor | None]]
-        source = _tensors(file) if reads else ((name, None) for name in _shapes(file))
-        for name, tensor in source:
-            if name in wanted:
-                put(name, tensor)
-    for name in absent:
-        put(name, torch.zeros(wanted[name], dtype=dtype))
-    flush()
+    with StoredBytes() as stored:
+        for file in files:
+            source: Iterable[tuple[str, torch.Tensor | None]]
+            source = _tensors(file) if reads else ((name, None) for name in _shapes(file))
+            for name, tensor in source:
+                if name in wanted:
+                    if tensor is not None:
+                        stored.add(name, tensor)
+                    put(name, tensor)
+        for name in absent:
+            put(name, torch.zeros(wanted[name], dtype=dtype))
+        flush()
+        remember(dict(model.named_parameters()), of_first_rank(stored.found()))
     for buffer in model.buffers():  # the engine leaves a model that was loaded like this where it is
         buffer.data = buffer.data.to(next(model.parameters()).device)
 
 
 def _found(files: Iterable[Path], ignore: Sequence[str]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
+    ignored = Matcher(ignore)
     for file in files:
-        shapes = {name: shape for name, shape in _shapes(file).items() if not _matches(name, ignore)}
+        shapes = {name: shape for name, shape in _shapes(file).items() if not ignored(name)}
         twice = sorted(found.keys() & shapes.keys())
         if twice:
             raise WeightsError(f"{file} holds tensors that another shard holds too: {listed(twice)}")
@@ -201,7 +211,7 @@ def _absent_sets(
 ) -> tuple[str, ...]:
     absent = set()
     for pattern in optional:
-        members = {name for name in wanted if re.fullmatch(pattern, name)}
+        members = set(Matcher(pattern).among(wanted))
         if members.isdisjoint(found):
             absent |= members
     return tuple(name for name in wanted if name in absent)
@@ -230,10 +240,6 @@ def _check(
         )
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> nn.Parameter:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
@@ -244,7 +250,7 @@ def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> nn.Parameter:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        names: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        names: dict[str, str] = read_json(index)["weight_map"]
         if any(Path(shard).name != shard for shard in names.values()):
             raise ValueError("a shard lies outside of the folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

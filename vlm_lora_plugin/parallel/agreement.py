@@ -112,6 +112,11 @@ def done_by_some(action: Callable[[], None], *, acts: bool) -> None:
                 raise found
 
 
+def of_first_rank(value: Any) -> Any:
+    """Return rank 0's value on every rank; every rank must come here."""
+    return _everyone(value)[0] if several_ranks() else value
+
+
 def ranks_of_this_node() -> tuple[int, int]:
     """Return this process's number among those of its machine that train together, and how many they are.
 
@@ -145,6 +150,7 @@ def _statement(manifest: Manifest) -> dict[str, Any]:
         "recipe": {key: value for key, value in manifest.recipe.items() if key != "origin"},
         "base": {"family": manifest.family, "dtype": manifest.dtype, **manifest.base_config},
         "base weights": dict(manifest.base_weights or {}),
+        "every byte of the base": dict(manifest.base_bytes or {}),
         "versions": {
             "vlm-lora-plugin": manifest.plugin_version,
             f"adapter {manifest.family}": BY_HAND,

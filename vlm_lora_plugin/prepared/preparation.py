@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from peft import PeftModel
@@ -26,6 +26,7 @@ from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.prepared.injection import inject
 from vlm_lora_plugin.prepared.model import Preparation, VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe, RecipeSource
+from vlm_lora_plugin.selection.base_bytes import byte_digests
 from vlm_lora_plugin.selection.base_weights import base_digests
 from vlm_lora_plugin.selection.manifest import make_manifest
 from vlm_lora_plugin.selection.resolve import resolve_selection
@@ -37,6 +38,21 @@ if TYPE_CHECKING:
 
 _MARK = "_vlm_lora_base"
 """Attribute of a base model that prepare has changed."""
+
+
+class _Mark:
+    """A deep copy of a base is marked as it is. Pickled, one would lose its patches without a word."""
+
+    def __deepcopy__(self, _: object) -> _Mark:
+        return self
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise ModelError(
+            "A prepared model cannot be pickled",
+            why="pickle brings a model's own methods back instead of those that patches have wrapped.",
+            fix="Keep what was trained with save_pretrained, bring it back with vlm_lora_plugin.load_adapter; or use "
+            "copy.deepcopy for a second model in this process.",
+        )
 
 
 def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
@@ -94,13 +110,14 @@ def _prepare(
     name = str(dtype).removeprefix("torch.")
     own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
     weights = base_digests(model, architecture.components, own, name)
-    manifest = make_manifest(selection, resolved, model.config, name, weights)
+    every_byte = byte_digests(model, architecture.components, own)
+    manifest = make_manifest(selection, resolved, model.config, name, weights, every_byte)
     if any(is_sharded(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
         check_ranks_agree(manifest)
     prepared = inject(model, selection, resolved)
     _switch(prepared, selection)
     prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype, model)
-    vars(model)[_MARK] = True
+    vars(model)[_MARK] = _Mark()
     patches = with_core_patches(get_manager().wrap_forward(family, model, resolved), resolved, architecture)
     prepared.vlm_lora.apply_patches(patches)
     check_applied(model, patches, architecture)

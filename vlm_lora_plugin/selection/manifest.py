@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
 from vlm_lora_plugin.documents import differences
-from vlm_lora_plugin.errors import CheckpointError, RecipeError
+from vlm_lora_plugin.errors import CheckpointError, DocumentError, RecipeError
+from vlm_lora_plugin.outside.json_text import parse_json
 from vlm_lora_plugin.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -109,9 +110,9 @@ class Manifest:
             CheckpointError: It is broken, changed by hand, or of another format version.
         """
         try:
-            document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise CheckpointError(f"{source} is not valid JSON: {error}") from None
+            document = parse_json(text)
+        except DocumentError as error:
+            raise CheckpointError(f"{source} cannot be read: {error}") from None
         wanted = {field.name for field in fields(cls)}
         version = document.get("format_version") if isinstance(document, dict) else None
         if version not in READABLE_VERSIONS:
@@ -162,6 +163,7 @@ def make_manifest(
     config: PreTrainedConfig,
     dtype: str,
     base_weights: Mapping[str, str] | None = None,
+    base_bytes: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Return the manifest of a prepared model.
 
@@ -170,7 +172,8 @@ def make_manifest(
         recipe: The resolved recipe.
         config: The base model's config.
         dtype: Name of the base's dtype, ``bfloat16``.
-        base_weights: Digests of the base's weights that are not trained, or None.
+        base_weights: Digests of a sample of the base's weights that are not trained, or None.
+        base_bytes: Digests of every byte of them, or None.
     """
     parameters = tuple(ManifestParameter(p.name, p.shape, p.kind, p.component, p.means) for p in selection.parameters)
     return Manifest(
@@ -185,6 +188,7 @@ def make_manifest(
         digest=parameters_digest(parameters),
         base_weights=base_weights,
         architecture=selection.architecture.document(),
+        base_bytes=base_bytes,
     )
 
 
