@@ -16,21 +16,33 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.image_text import ImageTextModel
 
 
-def text_only_batches(model: nn.Module, architecture: Architecture) -> Patch:
+def text_only_batches(model: nn.Module, architecture: Architecture, *, zeroed: str = "") -> Patch:
     """Return the patch that lets a batch without an image train.
 
     Args:
         model: An ``ImageTextModel``, perhaps with LoRA in it.
         architecture: Its ``image_only`` says what such a batch does not reach.
+        zeroed: Regular expression for whole names of what upstream multiplies by zero there; see
+            :func:`keep_text_only_trainable`.
     """
     return keep_text_only_trainable(
-        architecture.trunk, image_only_names(model, architecture), images="image_mask", look=_look_at_grey, splicer=""
+        architecture.trunk,
+        image_only_names(model, architecture),
+        images="image_mask",
+        look=_look_at_grey,
+        splicer="",
+        zeroed=_names(model, zeroed),
     )
 
 
 def image_only_names(model: nn.Module, architecture: Architecture) -> list[str]:
     """Return the names of the modules, and the canonical ones of single parameters, that ``image_only`` matches."""
-    pattern = "|".join(f"(?:{each})" for each in architecture.image_only)
+    return _names(model, "|".join(f"(?:{each})" for each in architecture.image_only))
+
+
+def _names(model: nn.Module, pattern: str) -> list[str]:
+    if not pattern:  # which would match the whole model, whose name is empty
+        return []
     modules = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
     parameters = [canonical_name(name) for name, _ in model.named_parameters()]
     return modules + [name for name in parameters if re.fullmatch(pattern, name)]

@@ -179,12 +179,20 @@ def test_a_trained_tower_is_checkpointed_and_learns(lively, batches):
 
 
 @pytest.mark.parametrize("preset", ["lora+separators", "full"])
-def test_a_text_only_batch_gives_every_parameter_a_gradient(lively, batches, preset):
+def test_a_text_only_batch_leaves_what_sees_without_a_gradient_but_partial_lora_which_upstream_zeroes(
+    lively, batches, preset
+):
     prepared = prepare(lively(), recipe_for(preset))
     prepared.train()
     prepared(**batches(prepared.get_base_model()).labelled([9], [5])).loss.backward()
 
-    assert not [name for name, parameter in prepared.named_trainables().items() if parameter.grad is None]
+    without = {name for name, parameter in prepared.named_trainables().items() if parameter.grad is None}
+    assert without == {
+        name for name in prepared.named_trainables() if name.startswith(("vit.", "vision_proj.", "plora_"))
+    }
+    partial = [parameter for name, parameter in prepared.named_trainables().items() if ".Plora_" in name]
+    assert bool(partial) == (preset == "full")
+    assert not any(parameter.grad.any() for parameter in partial)
 
 
 def test_patches_are_for_xcomposers_forward_alone(family):
