@@ -72,11 +72,20 @@ class Layout:
             for name, module in modules.items()
             if name in self.paths
         }
+        self._norms = {name for name, module in modules.items() if isinstance(module, nn.LayerNorm)}
         self.builtin = {
             name
             for name, component in self.component_of.items()
             if component.builtin_lora and re.fullmatch(component.builtin_lora, name)
         }
+
+    def decays_upstream(self, name: str) -> bool:
+        """Return whether the Trainer of upstream's scripts decays a parameter, one that LoRA adds included.
+
+        It leaves out what ``nn.LayerNorm`` holds and every name with ``bias`` in it (transformers before 4.47,
+        ``Trainer.get_decay_parameter_names``), and knows neither Qwen's nor InternLM2's RMSNorm.
+        """
+        return "bias" not in name and name.rpartition(".")[0] not in self._norms
 
     def has_builtin(self, component: ComponentName) -> bool:
         """Return whether this component carries LoRA of its own in this model."""

@@ -70,7 +70,7 @@ def test_presets_have_the_defaults_of_xcomposers_own_script(family):
     assert recipe.origin == "xcomposer/lora"
     assert (recipe.lora.r, recipe.lora.lora_alpha, recipe.lora.lora_dropout) == (64, 64, 0.05)
     optimizer = recipe.optimizer
-    assert (optimizer.rate("language", "lora"), optimizer.decay("language", "lora")) == (5e-5, 0.1)
+    assert (optimizer.rate("language", "lora"), optimizer.weight_decay_of("language", "lora")) == (5e-5, 0.1)
     assert (optimizer.adam_beta2, optimizer.lr_scheduler_type, optimizer.warmup_ratio) == (0.95, "cosine", 0.01)
     low = resolve_recipe("lora-low-memory", family)
     assert (low.lora.r, low.lora.lora_alpha) == (8, 16)
