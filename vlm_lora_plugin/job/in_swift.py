@@ -19,6 +19,7 @@ from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.parallel.launcher import Launch, check_deepspeed, on_cpu, swift_processes, wanted_launch
+from vlm_lora_plugin.planning.record import sources_json
 from vlm_lora_plugin.reporting.log import read_log
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
 
@@ -67,6 +68,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
         SwiftJob(
             output=str(plan.output.folder.absolute()),
             recipe=plan.recipe.to_yaml(),
+            sources=sources_json(plan.recipe),
             data=to_json(plan.records),
             kept_log=None if plan.resumed is None else plan.resumed.kept_log,
             elapsed=0.0 if plan.resumed is None else plan.resumed.seconds,
@@ -75,7 +77,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             check_images=plan.job.check_images,
         ).write(folder / "job.json")
         kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())
-        progress = _Progress(console, plan.output.log, notes, kept)
+        progress = _Progress(console, plan.output.log, notes, kept, plan.recipe.training.logging_steps)
         try:
             with printed.open("wb") as stream:
                 code = run_swift(
@@ -134,8 +136,8 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
 class _Progress:
     """Shows a job's progress from its log, which another process writes."""
 
-    def __init__(self, console: Console, log: Path, notes: Path, kept: int) -> None:
-        self._shown = ConsoleProgress(console)
+    def __init__(self, console: Console, log: Path, notes: Path, kept: int, logging_steps: int) -> None:
+        self._shown, self._logging_steps = ConsoleProgress(console), logging_steps
         self._log, self._notes = log, notes
         self._lines = kept  # of an earlier part of the same job, shown then
         self._started = False
@@ -151,6 +153,7 @@ class _Progress:
         if not self._started:
             self._started = True
             self._shown.on_train_begin(arguments, self._state, self._control)
+        self._control.should_log = told.step % self._logging_steps == 0  # then its line says more
         self._shown.on_step_end(arguments, self._state, self._control)
         lines = self._read()
         for line in lines[self._lines :]:

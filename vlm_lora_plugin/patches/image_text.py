@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -10,19 +10,20 @@ from torch import nn
 
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
+from vlm_lora_plugin.patterns import Matcher
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Architecture, Patch
     from vlm_lora_plugin.models.image_text import ImageTextModel
 
 
-def text_only_batches(model: nn.Module, architecture: Architecture, *, zeroed: str = "") -> Patch:
+def text_only_batches(model: nn.Module, architecture: Architecture, *, zeroed: Sequence[str] = ()) -> Patch:
     """Return the patch that lets a batch without an image train.
 
     Args:
         model: An ``ImageTextModel``, perhaps with LoRA in it.
         architecture: Its ``image_only`` says what such a batch does not reach.
-        zeroed: Regular expression for whole names of what upstream multiplies by zero there; see
+        zeroed: Regular expressions for whole names of what upstream multiplies by zero there; see
             :func:`keep_text_only_trainable`.
     """
     return keep_text_only_trainable(
@@ -31,21 +32,19 @@ def text_only_batches(model: nn.Module, architecture: Architecture, *, zeroed: s
         images="image_mask",
         look=_look_at_grey,
         splicer="",
-        zeroed=_names(model, zeroed),
+        zeroed=_names(model, *zeroed),
     )
 
 
 def image_only_names(model: nn.Module, architecture: Architecture) -> list[str]:
     """Return the names of the modules, and the canonical ones of single parameters, that ``image_only`` matches."""
-    return _names(model, "|".join(f"(?:{each})" for each in architecture.image_only))
+    return _names(model, *architecture.image_only)
 
 
-def _names(model: nn.Module, pattern: str) -> list[str]:
-    if not pattern:  # which would match the whole model, whose name is empty
-        return []
-    modules = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
-    parameters = [canonical_name(name) for name, _ in model.named_parameters()]
-    return modules + [name for name in parameters if re.fullmatch(pattern, name)]
+def _names(model: nn.Module, *patterns: str) -> list[str]:
+    matcher = Matcher(patterns)
+    modules = matcher.among(name for name, _ in model.named_modules())
+    return modules + matcher.among(canonical_name(name) for name, _ in model.named_parameters())
 
 
 def _look_at_grey(model: nn.Module, embeds: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 from vlm_lora_plugin.contract import Architecture
 from vlm_lora_plugin.errors import SelectionError, listed, nearest
 from vlm_lora_plugin.names import ancestors
+from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.vocabulary import Component, ComponentName
 
 if TYPE_CHECKING:
@@ -73,16 +74,20 @@ class Layout:
             if name in self.paths
         }
         self._norms = {name for name, module in modules.items() if isinstance(module, nn.LayerNorm)}
-        self.builtin = {
-            name
-            for name, component in self.component_of.items()
-            if component.builtin_lora and re.fullmatch(component.builtin_lora, name)
-        }
+        self.builtin = set().union(
+            *(
+                Matcher(part.builtin_lora, what=f"The pattern of built-in LoRA of {part.name}").among(
+                    self.members[part.name]
+                )
+                for part in architecture.components
+                if part.builtin_lora
+            )
+        )
 
     def decays_upstream(self, name: str) -> bool:
         """Return whether the Trainer of upstream's scripts decays a parameter, one that LoRA adds included.
 
-        It leaves out what ``nn.LayerNorm`` holds and every name with ``bias`` in it (transformers before 4.47,
+        It leaves out what ``nn.LayerNorm`` holds and every name with ``bias`` in it (transformers 4.32,
         ``Trainer.get_decay_parameter_names``), and knows neither Qwen's nor InternLM2's RMSNorm.
         """
         return "bias" not in name and name.rpartition(".")[0] not in self._norms
@@ -136,7 +141,7 @@ class Layout:
             SelectionError: The component has no such blocks.
         """
         pattern = next((part.blocks for part in self._components if part.name == component), None)
-        blocks = [path for path in self.types if pattern and re.fullmatch(pattern, path)]
+        blocks = Matcher(pattern, what=f"The pattern of blocks of {component}").among(self.types) if pattern else []
         if not blocks:
             raise SelectionError(
                 f"`layers: {layers}` counts blocks, and the component {component} has no repeating ones",
@@ -157,13 +162,10 @@ class Layout:
         """Return the paths that a regular expression matches as a whole.
 
         Raises:
-            SelectionError: There are none, or it is not a regular expression.
+            SelectionError: There are none.
+            RecipeError: It is not a regular expression, or takes longer than a second.
         """
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise SelectionError(f"The pattern '{pattern}' is not a regular expression: {error}") from None
-        found = {path for path in self.paths if compiled.fullmatch(path)}
+        found = set(Matcher(pattern).among(sorted(self.paths)))
         if not found:
             raise SelectionError(
                 f"The pattern '{pattern}' matches no parameter or module of this model",
