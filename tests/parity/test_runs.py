@@ -161,3 +161,14 @@ def test_checkpointing_and_rates_by_group_are_equal(make_job, both, rows, model,
     over = {**job.overrides, "gradient_checkpointing": {"vision": True, "language": True}}
     over["optimizer"] = {**over["optimizer"], "learning_rate": table, "lr_scheduler_type": "linear"}
     assert compare(*both(replace(job, overrides=over))) is None
+
+
+def test_upstreams_decay_and_mean_are_equal_too(make_job, both):
+    job = make_job("lora", optimizer={"decay": "upstream"}, gradient_accumulation_steps=4)
+    job = replace(job, overrides={**job.overrides, "loss_mean": "micro_batch"})
+    trainer, swift = both(job)
+    assert compare(trainer, swift) is None
+    for step, logged in swift.steps().items():
+        passes = [event for event in swift.events[0] if event["event"] == "batch" and event["step"] == step - 1]
+        losses = [float.fromhex(event["loss"]) for event in passes]
+        assert sum(losses) / len(losses) == pytest.approx(logged["loss"], rel=1e-3)

@@ -154,6 +154,12 @@ class OptimizerSettings(_Strict):
 
     learning_rate: RateTable = Field(DEFAULT_LEARNING_RATE, description="Per step, at the peak.")
     weight_decay: RateTable = Field(DEFAULT_WEIGHT_DECAY, description="AdamW's decoupled decay.")
+    decay: Literal["matrices", "upstream"] = Field(
+        "matrices",
+        description="What `weight_decay` acts on. matrices: parameters of two or more dimensions. upstream: all but "
+        "biases and the weights of nn.LayerNorm, as the Trainer of upstream's scripts does; that decays RMSNorm's "
+        "weights and LoRA's learned scales too.",
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of squared gradients.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Added to the denominator.")
@@ -173,8 +179,8 @@ class OptimizerSettings(_Strict):
         """Return the learning rate of (component, means), or of the group that a rule puts it in."""
         return _most_specific(self.learning_rate, DEFAULT_LEARNING_RATE, component, means, group)
 
-    def decay(self, component: str, means: str, group: str | None = None) -> float:
-        """Return the weight decay of (component, means), or of the group that a rule puts it in."""
+    def weight_decay_of(self, component: str, means: str, group: str | None = None) -> float:
+        """Return the weight decay of (component, means), or of a rule's group, where ``decay`` lets it act."""
         return _most_specific(self.weight_decay, DEFAULT_WEIGHT_DECAY, component, means, group)
 
 
@@ -322,6 +328,12 @@ class Recipe(_Strict):
     )
     answer_only_loss: bool = Field(
         False, description="In training, compute logits only where a label is; the same loss in less memory."
+    )
+    loss_mean: Literal["tokens", "micro_batch"] = Field(
+        "tokens",
+        description="What the loss of an optimizer step is the mean of. tokens: all supervised tokens of its batches, "
+        "on all devices. micro_batch: the means of its micro-batches, as upstream's scripts do, so that a token of a "
+        "short answer weighs more.",
     )
     hardware: HardwareSettings | None = Field(
         None,

@@ -149,7 +149,7 @@ def in_recipe(option: str, value: Any) -> dict[str, Any] | None:
 def value_of(recipe: Recipe, key: str) -> Any:
     """Return what a recipe says under a dotted key of :data:`OPTIONS`."""
     if key == "optimizer.weight_decay":
-        return recipe.optimizer.decay(*ANY)
+        return recipe.optimizer.weight_decay_of(*ANY)
     missing = False if key.startswith("gradient_checkpointing.") else None
     return value_at(recipe.model_dump(), key, missing)
 
