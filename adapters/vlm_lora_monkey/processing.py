@@ -106,7 +106,7 @@ class MonkeyProcessor(EncodingProcessor):
                 raise DataError(
                     f"{example.origin}: a system message cannot be put into a row of Monkey's own form",
                     why="Its text already is the exact prompt, which has no place for one.",
-                    fix="Write it into the first turn, or give the row as `messages`; with ms-swift leave --system out.",
+                    fix="Write it into the first turn, or give the row as `messages`; leave Swift's --system out.",
                 )
             return messages
         return [self._formatted(m, example.origin, system if i == 0 else "") for i, m in enumerate(messages)]

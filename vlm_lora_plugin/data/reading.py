@@ -159,6 +159,13 @@ def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str, rules:
         images = [images]
     if not isinstance(images, list):
         raise DataError(f"{origin}: `images` must be a list, not {type(images).__name__}", fix=LIKE_THIS)
+    for number, image in enumerate(images, 1):
+        if isinstance(image, Mapping) and any(
+            image.get(key) is not None for key in IMAGE
+        ):  # else it is no image at all
+            image, ignored = rules.without_ignored(image)
+            found = leftover(image, IMAGE, f"{origin}: image {number}", level="images.")
+            passed.update(dict.fromkeys((*(f"images.{key}" for key in ignored), *found)))
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
     if images and not marks:
         first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
@@ -205,8 +212,6 @@ def _role_advice(role: str) -> str:
 
 def _parse_image(image: object, folder: Path, origin: str) -> Path | bytes:
     if isinstance(image, Mapping):
-        if any(image.get(key) is not None for key in IMAGE):  # else what is said below is more to the point
-            leftover(image, IMAGE, f"{origin}: an image")
         encoded, image = image.get("bytes"), image.get("path")
         if isinstance(encoded, str):
             try:

@@ -50,7 +50,7 @@ def parse_own(
     example = parse(seen, folder, origin)
     if example is None:
         return None
-    passed = ignored + _passed_over(seen, origin)
+    passed = ignored + _passed_over(seen, origin, rules)
     if rules.upstream_labels and (system is not None or any(mark is not None for mark in marks)):
         key = "system" if system is not None else "weight or loss"
         raise DataError(
@@ -101,14 +101,15 @@ def _marked(example: Example, marks: list[bool | None], turns: list[Any], origin
     )
 
 
-def _passed_over(seen: _Seen, origin: str) -> tuple[str, ...]:
+def _passed_over(seen: _Seen, origin: str, rules: RowRules) -> tuple[str, ...]:
     """Return the keys that change nothing and were not looked at; refuse all others that were not."""
     passed: dict[str, None] = {}
     for level, where, record in _levels(seen, origin):
         unseen = [
             key for key in dict.keys(record) if key not in record.looked_at and not is_absent(dict.get(record, key))
         ]
-        refuse_unknown([key for key in unseen if not is_harmless(key)], record.looked_at - set(HARMLESS), where)
+        unknown = [key for key in unseen if not is_harmless(key) and key not in rules.ignore_keys]
+        refuse_unknown(unknown, record.looked_at - set(HARMLESS), where)
         passed.update(dict.fromkeys(level + key for key in unseen))
     return tuple(passed)
 
