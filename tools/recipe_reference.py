@@ -32,12 +32,16 @@ Rules are applied in this order, and of all that match a parameter the last one 
 `components`, the preset's `rules`, the recipe's `components`, the recipe's `rules`, those given with `--set`.
 A parameter that no rule names is frozen. Of every other key the later value wins.
 
+A key that stands twice in one file is an error with both lines. Plain values are read by YAML 1.2: `010` is ten, `1e-4`
+a number, and `yes`, `1:30` and `2026-01-02` are text (`yes` and `no` still turn a switch on and off); `1_000` is 1000.
+
 Each value of a resolved recipe has a source: the user (a file, Python or `--set`), the family's preset, the
 [hardware](deepspeed.md) with its reason, or the default. `vlm-lora inspect` shows it for every value that is not a
 default, and a contradiction names who said what. Preset and hardware fill in what the user left open, so it matters
 whether a value was written, even one equal to the default. In a `recipe.yaml` that a job wrote, every value is
-written; given as `--recipe`, it is followed to the last key. In Python `model.vlm_lora.recipe` is the resolved recipe,
-and `.source("lora.r")` says who set a value; wherever a recipe is taken, a resolved one is taken as it is.
+written; given as `--recipe`, it is followed to the last key. With `--resume` the sources are read from the
+`sources.json` beside it. In Python `model.vlm_lora.recipe` is the resolved recipe, and `.source("lora.r")` says who set
+a value; wherever a recipe is taken, a resolved one is taken as it is.
 """
 
 

@@ -10,9 +10,13 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from vlm_lora_plugin.outside.display import safe
+
 
 class VlmLoraError(Exception):
     """Root of all errors raised by this package.
+
+    Messages name what stands in files of others, so control characters and the like are spelled out in each part.
 
     Args:
         what: What failed, with the names it failed on.
@@ -21,7 +25,7 @@ class VlmLoraError(Exception):
     """
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
-        self.what, self.why, self.fix = what, why, fix
+        self.what, self.why, self.fix = what, why, fix = safe(what), safe(why), safe(fix)
         super().__init__("\n".join(part for part in (what, why, fix) if part))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -103,6 +107,23 @@ class TrainingError(VlmLoraError):
 
 class SwiftError(VlmLoraError):
     """Swift cannot do what a recipe says, or is asked for something else than the recipe."""
+
+
+class DocumentError(VlmLoraError, ValueError):
+    """YAML or JSON from outside cannot be read; ``what`` is the rest of a sentence that names it."""
+
+
+class DuplicateKeyError(DocumentError):
+    """A key stands twice; every parser would take the last one and drop the others without a word.
+
+    Args:
+        what: Which key, and where.
+        key: The key.
+    """
+
+    def __init__(self, what: str, *, key: str = "") -> None:
+        self.key = key
+        super().__init__(what)
 
 
 def listed(names: Iterable[str], *, most: int = 5) -> str:

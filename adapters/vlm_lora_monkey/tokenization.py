@@ -16,6 +16,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unic
 
 from vlm_lora_monkey.names import END_OF_TEXT, GROUNDING_TAGS, SPECIAL_TOKENS
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models import read_bytes
 
 VOCABULARY_FILE = "qwen.tiktoken"
 
@@ -122,9 +123,9 @@ class _QwenConverter(TikTokenConverter):
 def _read_ranks(path: Path) -> dict[bytes, int]:
     fix = f"Put the published {VOCABULARY_FILE} into the model folder."
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path).splitlines()
     except OSError as error:
-        raise ModelError(f"There is no tokenizer vocabulary {path}: {error.strerror}", fix=fix) from None
+        raise ModelError(f"The tokenizer's vocabulary {path} cannot be read: {error.strerror}", fix=fix) from None
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, 1):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.names import GROUNDING_TOKENS, IMAGE_TOKENS
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models import read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -59,7 +59,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
 
 def _is_legacy(folder: Path) -> bool:
     file = folder / TOKENIZER_CONFIG
-    document: Any = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    document: Any = read_json(file) if file.is_file() else {}
     stated = document.get("legacy") if isinstance(document, dict) else None
     return True if stated is None else bool(stated)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlm_lora_plugin.contract import MixturePart
 from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.models import read_text
 
 SUFFIX = ".txt"
 UNIT = 1000
@@ -33,9 +34,11 @@ def read_mixture(path: Path) -> list[MixturePart] | None:
     if path.suffix.lower() != SUFFIX:
         return None
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The mixture {path} cannot be read: {error}", fix="Check the path.") from None
+        raise DataError(
+            f"The mixture {path} cannot be read: {getattr(error, 'strerror', None) or error}", fix="Check the path."
+        ) from None
     parts = [_part(line, path, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not parts:
         raise DataError(f"The mixture {path} names no file", fix=_LIKE_THIS)

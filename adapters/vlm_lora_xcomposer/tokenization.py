@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models import Piece, PieceKind, build_sentencepiece_file, parse_pieces
+from vlm_lora_plugin.models import Piece, PieceKind, build_sentencepiece_file, parse_pieces, read_bytes, read_json
 
 VOCABULARY_FILE = "tokenizer.model"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -83,10 +83,10 @@ def load_vocabulary(folder: str | Path) -> Vocabulary:
     path = Path(folder) / VOCABULARY_FILE
     fix = f"Put the published {VOCABULARY_FILE} into the model folder."
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         pieces = parse_pieces(content)
     except OSError as error:
-        raise ModelError(f"There is no tokenizer vocabulary {path}: {error.strerror}", fix=fix) from None
+        raise ModelError(f"The tokenizer's vocabulary {path} cannot be read: {error.strerror}", fix=fix) from None
     except ValueError as error:  # also of text that is not UTF-8
         raise ModelError(f"{path} is not InternLM2's vocabulary: {error}", fix=fix) from None
     ids = {piece.text: number for number, piece in enumerate(pieces)}
@@ -164,7 +164,7 @@ def _read_aliases(path: Path, pieces: list[Piece]) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        added = json.loads(path.read_text("utf-8")).get(ALIASES_KEY) or {}
+        added = read_json(path).get(ALIASES_KEY) or {}
         spellings = {int(number): entry["content"] for number, entry in added.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read: {error!r}", fix="Use the published file, or none.") from None

@@ -318,10 +318,10 @@ def test_a_path_given_as_text_is_no_preset():
 
 def test_assignments_are_read_as_yaml_and_nested():
     document = parse_assignments(["a.b=1e-4", "a.c=[x, y]", "d=true", "e="])
-    assert document == {"a": {"b": "1e-4", "c": ["x", "y"]}, "d": True, "e": None}
+    assert document == {"a": {"b": 1e-4, "c": ["x", "y"]}, "d": True, "e": None}
 
 
-def test_a_number_that_yaml_reads_as_text_still_is_a_number():
+def test_a_number_without_a_point_is_a_number():
     document = parse_assignments(["optimizer.learning_rate=1e-4", "optimizer.max_grad_norm=5e-1"])
     optimizer = Recipe.parse(document).optimizer
     assert (optimizer.learning_rate, optimizer.max_grad_norm) == ({"default": 1e-4}, 0.5)

@@ -16,6 +16,7 @@ from typing import Any
 from vlm_lora_plugin.checkpoint.files import CHECKPOINT_NAME, COMPLETION, write_file
 from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.errors import CheckpointError
+from vlm_lora_plugin.outside.json_text import read_json
 
 FORMAT_VERSION = 1
 INCOMPLETE_PREFIX = "incomplete-"
@@ -51,7 +52,7 @@ def record_completion(folder: str | os.PathLike[str], division: Mapping[str, int
 
 def read_parallel_layout(folder: str | os.PathLike[str]) -> dict[str, int] | None:
     """Return how the job of a complete checkpoint was divided among processes; None where its record does not say."""
-    record = json.loads((Path(folder) / COMPLETION).read_text("utf-8"))
+    record = read_json(Path(folder) / COMPLETION)
     division: dict[str, int] | None = record.get("division")
     return division
 
@@ -62,10 +63,10 @@ def why_incomplete(folder: str | os.PathLike[str]) -> str | None:
     if not (path / COMPLETION).is_file():
         return f"it has no {COMPLETION}, which is written last"
     try:
-        record = json.loads((path / COMPLETION).read_text("utf-8"))
+        record = read_json(path / COMPLETION)
         digest, sizes = _parsed(record)
         stored = read_manifest(path).digest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {COMPLETION} cannot be read: {error!r}"
     except CheckpointError as error:
         return error.what

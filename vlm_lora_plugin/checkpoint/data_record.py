@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import OutputError, listed
+from vlm_lora_plugin.outside.files import reason
+from vlm_lora_plugin.outside.json_text import read_json
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ def check_same_data(output: OutputFolder, records: Mapping[str, DataRecord]) -> 
         OutputError: The job's record is missing or broken, or tells of other data; shows both.
     """
     try:
-        kept = json.loads(output.data.read_text("utf-8"))
+        kept = read_json(output.data)
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"{output.data}, which tells what data the job was started with, cannot be read: {error}",
+            f"{output.data}, which tells what data the job was started with, cannot be read: {reason(error)}",
             why="With other data it would come to a result that no data describes.",
             fix="Start it anew with --overwrite.",
         ) from None

@@ -14,6 +14,7 @@ from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE
 from vlm_lora_plugin.names import PEFT_PREFIX
+from vlm_lora_plugin.outside.files import read_text, reason
 from vlm_lora_plugin.parallel.sharding import put_full
 from vlm_lora_plugin.selection.base_weights import base_digests, weight_differences
 from vlm_lora_plugin.selection.manifest import Manifest, base_config, part_differences, trainable_differences
@@ -58,7 +59,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             if not (path.parent / "config.json").is_file()
             else "This is a model folder: load_adapter takes the base model first, the adapter's folder second.",
         )
-    return Manifest.from_json(path.read_text("utf-8"), source=str(path))
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+    return Manifest.from_json(text, source=str(path))
 
 
 def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathLike[str]) -> None:

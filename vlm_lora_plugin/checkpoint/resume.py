@@ -12,6 +12,7 @@ from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import OutputError, RecipeError, listed
+from vlm_lora_plugin.outside.json_text import read_json
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
@@ -69,7 +70,7 @@ def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> Resum
                     why="Going on with another recipe would give a result that no recipe describes.",
                     fix="Put it back, or start a new job in another folder.",
                 )
-            state = json.loads((checkpoint / TRAINER_STATE).read_text("utf-8"))
+            state = read_json(checkpoint / TRAINER_STATE)
             step, last = int(state["global_step"]), int(state["max_steps"])
             kept, seconds = _log_until(output.log, step)
             return ResumePoint(checkpoint, kept, seconds, step, finished=step >= last)

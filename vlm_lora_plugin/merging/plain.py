@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from vlm_lora_plugin.errors import DuplicateKeyError, ModelError
+from vlm_lora_plugin.outside.json_text import read_json
+
 SHARD_BYTES = 4 * 2**30
 """Largest size of one weight file, unless a single tensor is larger; also what is in memory at a time."""
 
@@ -94,7 +97,9 @@ def _json_object(file: Path) -> dict[str, Any] | None:
     if file.suffix != ".json":
         return None
     try:
-        document = json.loads(file.read_text("utf-8"))
-    except ValueError:  # not for us to judge: it is copied as it is
+        document = read_json(file)
+    except DuplicateKeyError as error:
+        raise ModelError(f"{file}: {error}", fix="Download the model again.") from None
+    except (OSError, ValueError):  # not for us to judge: it is copied as it is
         return None
     return document if isinstance(document, dict) else None

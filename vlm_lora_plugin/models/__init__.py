@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, positions_in_row, rotary_tables
     from vlm_lora_plugin.models.loss import causal_lm_loss
     from vlm_lora_plugin.models.outputs import head_outputs, refuse_contradicting_inputs
+    from vlm_lora_plugin.models.quantised import refuse_quantised
     from vlm_lora_plugin.models.resampling import NORM_EPS, Resampler, init_own_weights, stretch_grid
     from vlm_lora_plugin.models.sentencepiece_file import Piece, PieceKind, build_sentencepiece_file, parse_pieces
     from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
     from vlm_lora_plugin.models.trunk import DecoderTrunk
     from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names, tensor_shapes
     from vlm_lora_plugin.names import canonical_name
+    from vlm_lora_plugin.outside.files import read_bytes, read_text
+    from vlm_lora_plugin.outside.json_text import read_json
     from vlm_lora_plugin.parallel.agreement import several_ranks
     from vlm_lora_plugin.parallel.sharding import is_sharded
     from vlm_lora_plugin.parallel.zero3 import zero3_configuration
@@ -52,6 +55,7 @@ _LAZY = {
     "causal_lm_loss": "vlm_lora_plugin.models.loss",
     "head_outputs": "vlm_lora_plugin.models.outputs",
     "refuse_contradicting_inputs": "vlm_lora_plugin.models.outputs",
+    "refuse_quantised": "vlm_lora_plugin.models.quantised",
     "NORM_EPS": "vlm_lora_plugin.models.resampling",
     "Resampler": "vlm_lora_plugin.models.resampling",
     "init_own_weights": "vlm_lora_plugin.models.resampling",
@@ -69,6 +73,9 @@ _LAZY = {
     "tensor_names": "vlm_lora_plugin.models.weights",
     "tensor_shapes": "vlm_lora_plugin.models.weights",
     "canonical_name": "vlm_lora_plugin.names",
+    "read_bytes": "vlm_lora_plugin.outside.files",
+    "read_text": "vlm_lora_plugin.outside.files",
+    "read_json": "vlm_lora_plugin.outside.json_text",
     "several_ranks": "vlm_lora_plugin.parallel.agreement",
     "is_sharded": "vlm_lora_plugin.parallel.sharding",
     "zero3_configuration": "vlm_lora_plugin.parallel.zero3",
@@ -105,8 +112,12 @@ __all__ = [
     "positions_in_row",
     "put_images",
     "random_model",
+    "read_bytes",
     "read_config",
+    "read_json",
+    "read_text",
     "refuse_contradicting_inputs",
+    "refuse_quantised",
     "register_auto_classes",
     "rotary_tables",
     "several_ranks",

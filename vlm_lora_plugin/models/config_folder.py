@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.outside.files import reason
+from vlm_lora_plugin.outside.json_text import read_json
 
 CONFIG = "config.json"
+MOST_BYTES = 2**23
+"""Bytes of a config beyond which it is none; the largest published ones have some 100 kB."""
 
 
 @contextmanager
@@ -40,9 +43,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         ModelError: It is missing or no JSON object.
     """
     try:
-        document = json.loads((folder / CONFIG).read_text("utf-8"))
+        document = read_json(folder / CONFIG, MOST_BYTES)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / CONFIG} cannot be read: {error}") from None
+        raise ModelError(f"{folder / CONFIG} cannot be read: {reason(error)}") from None
     if not isinstance(document, dict):
         raise ModelError(f"{folder / CONFIG} holds no JSON object")
     return document

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlm_lora_plugin.documents import leaves, merge, value_at
-from vlm_lora_plugin.errors import HardwareError, RecipeError
+from vlm_lora_plugin.errors import DocumentError, HardwareError, RecipeError
 from vlm_lora_plugin.hardware import parse_hardware
+from vlm_lora_plugin.outside.display import shown
+from vlm_lora_plugin.outside.files import is_file, reason
+from vlm_lora_plugin.outside.yaml_text import parse_yaml, read_yaml
 from vlm_lora_plugin.recipe.schema import RATE_KEYS, Recipe
 from vlm_lora_plugin.recipe.sources import Source
 
@@ -28,10 +29,13 @@ class Layer:
     Attributes:
         recipe: Its keys and values, checked; only those that were written are set.
         source: Who wrote it.
+        decided: Who had set each of its values, where it was resolved before; a default's key is missing. None for
+            one that was not.
     """
 
     recipe: Recipe
     source: Source
+    decided: Mapping[str, Source] | None = None
 
     def document(self) -> dict[str, Any]:
         """Return what was written in it, and no more."""
@@ -74,6 +78,21 @@ class RecipeDocument:
             written = cls((Layer(Recipe.parse(read_recipe(source), source=by), Source("user", by)),), names_recipe=True)
         return written.under(overrides, overridden_by) if overrides else written
 
+    @classmethod
+    def recorded(cls, document: Mapping[str, Any], decided: Mapping[str, Source], by: str) -> RecipeDocument:
+        """Read a recipe that was resolved before, with who set each of its values.
+
+        Args:
+            document: Every value, defaults included; all of them stay as they are when it is resolved again.
+            decided: Who set them, by dotted key; a default's key is missing.
+            by: Where it was kept, for messages.
+
+        Raises:
+            RecipeError: A key or value in it is unknown.
+        """
+        layer = Layer(Recipe.parse(document, source=by), Source("user", by), dict(decided))
+        return cls((layer,), names_recipe=True)
+
     def under(self, overrides: Mapping[str, Any], by: str) -> RecipeDocument:
         """Return it with a document laid over it.
 
@@ -87,6 +106,16 @@ class RecipeDocument:
     def preset(self) -> str | None:
         """The preset that it names, the last one where several are named."""
         return next((layer.recipe.preset for layer in reversed(self.layers) if layer.recipe.preset), None)
+
+    def decided(self, sources: Mapping[str, Source]) -> dict[str, Source]:
+        """Return sources with those that were known before in the place of whoever keeps them now.
+
+        Args:
+            sources: Who set each value, by dotted key, as :class:`Stacked` has them.
+        """
+        known = {layer.source: layer.decided for layer in self.layers if layer.decided is not None}
+        named = {key: known[source].get(key) if source in known else source for key, source in sources.items()}
+        return {key: source for key, source in named.items() if source is not None}
 
     def says(self, key: str) -> bool:
         """Return whether it sets a dotted key itself, rather than leaving it to a preset or a default."""
@@ -146,18 +175,22 @@ def read_recipe(source: RecipeSource) -> dict[str, Any]:
         )
     path = Path(source)
     if path.suffix.lower() not in {".yaml", ".yml"}:
-        if path.is_file():
+        if is_file(path):
             raise RecipeError(f"{path} is not a recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
         if isinstance(source, Path) or path.name != source:  # a folder, or a path to nothing
             raise RecipeError(f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name.")
         return {"preset": source}
     try:
-        document = yaml.safe_load(path.read_text("utf-8"))
+        document = read_yaml(path)
     except FileNotFoundError:
         raise RecipeError(
             f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(
+            f"The recipe {path} cannot be read: {reason(error)}", fix="Give the path of a YAML file."
+        ) from None
+    except DocumentError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(document, dict):
         held = "nothing" if document is None else f"a {type(document).__name__}"
@@ -207,9 +240,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             if not isinstance(here, dict):
                 raise RecipeError(f"`{key}` goes below `{parent}`, which another assignment sets to {here!r}")
         try:
-            read = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"The value of `{key}` is not valid YAML: {value}", fix=str(error)) from None
+            read = parse_yaml(value)
+        except DocumentError as error:
+            raise RecipeError(f"The value of `{key}` is not valid YAML: {shown(value)}", fix=str(error)) from None
         if (*parents, last) == ("hardware",) and isinstance(read, str):
             read = {**(document.get("hardware") or {}), **_machine(read)}
         here[last] = read

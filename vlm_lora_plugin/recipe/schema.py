@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -22,6 +21,7 @@ from typing_extensions import Self
 from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.errors import HardwareError, RecipeError
 from vlm_lora_plugin.hardware import check_hardware, parse_hardware
+from vlm_lora_plugin.outside.yaml_text import dump_yaml
 from vlm_lora_plugin.recipe.explain import explain
 from vlm_lora_plugin.vocabulary import COMPONENT_NAMES, MEANS, ComponentName, Hardware, Means
 
@@ -398,4 +398,4 @@ class Recipe(_Strict):
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`~vlm_lora_plugin.recipe.read_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.document())

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
 from vlm_lora_plugin.documents import differences
-from vlm_lora_plugin.errors import CheckpointError, RecipeError
+from vlm_lora_plugin.errors import CheckpointError, DocumentError, RecipeError
+from vlm_lora_plugin.outside.json_text import parse_json
 from vlm_lora_plugin.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class Manifest:
             CheckpointError: It is broken, changed by hand, or of another format version.
         """
         try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{source} is not valid JSON: {error}") from None
+            document = parse_json(text)
+        except DocumentError as error:
+            raise CheckpointError(f"{source} cannot be read: {error}") from None
         wanted = {field.name for field in fields(cls)}
         version = document.get("format_version") if isinstance(document, dict) else None
         if version not in READABLE_VERSIONS:

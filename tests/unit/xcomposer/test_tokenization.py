@@ -110,5 +110,5 @@ def test_another_file_is_refused(content, problem, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"There is no tokenizer vocabulary .*tokenizer\.model"):
+    with pytest.raises(ModelError, match=r"vocabulary .*tokenizer\.model cannot be read: No such file"):
         load_vocabulary(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
 import signal
@@ -42,9 +41,10 @@ def with_plugin(arguments: Sequence[str]) -> list[str]:
         arguments: Everything after Swift's command.
 
     Raises:
-        RecipeError: The file named first cannot be read.
+        RecipeError: The file named first cannot be read, or a JSON object among the arguments holds a key twice.
     """
     found = list(arguments)
+    _refuse_twice(found)
     ours = str(plugin_file())
     if ours in found or any(text.endswith(f"={ours}") for text in found):
         return found
@@ -60,17 +60,34 @@ def _is_plugins(text: str) -> bool:
     return len(name) >= _SHORTEST and PLUGINS.startswith(name)
 
 
+def _refuse_twice(arguments: Sequence[str]) -> None:
+    """Refuse JSON in which a key stands twice, as in ``--model_kwargs '{...}'``: Swift would take the last one."""
+    from vlm_lora_plugin.errors import DocumentError, DuplicateKeyError
+    from vlm_lora_plugin.outside.json_text import parse_json
+
+    for text in arguments:
+        name, _, value = text.partition("=") if text.startswith("--") else ("", "", text)
+        if value.lstrip().startswith("{"):
+            try:
+                parse_json(value)
+            except DuplicateKeyError as error:
+                raise RecipeError(f"{name or 'An argument of Swift'}: {error}") from None
+            except DocumentError:  # a value in another form, for Swift to judge
+                continue
+
+
 def _plugins_of_file(arguments: Sequence[str]) -> list[str]:
     if not arguments or not arguments[0].endswith((".json", ".yaml", ".yml")):
         return []
-    import yaml
+    from vlm_lora_plugin.outside.files import reason
+    from vlm_lora_plugin.outside.json_text import read_json
+    from vlm_lora_plugin.outside.yaml_text import read_yaml
 
     file = Path(arguments[0])
     try:
-        text = file.read_text("utf-8")
-        document: Any = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RecipeError(f"Swift's config file {file} cannot be read: {error}") from None
+        document: Any = read_json(file) if file.suffix == ".json" else read_yaml(file)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Swift's config file {file} cannot be read: {reason(error)}") from None
     plugins = document.get(PLUGINS.removeprefix("--"), []) if isinstance(document, Mapping) else []
     return [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins]
 

@@ -15,6 +15,8 @@ from typing import Any
 from vlm_lora_plugin.errors import CheckpointError
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.merging.merge import merge_adapter
+from vlm_lora_plugin.outside.files import reason
+from vlm_lora_plugin.outside.json_text import read_json
 
 ARGUMENTS = "args.json"
 """Swift's record of a run. In a merged folder it tells Swift which plugin file the folder needs."""
@@ -51,6 +53,11 @@ def _keep_plugin(adapter: Path, output: Path) -> None:
     source = adapter / ARGUMENTS
     if source.is_file():
         kept = ("swift_version", "external_plugins", "tuner_type", "model_type", "template", "task_type", "torch_dtype")
-        document = json.loads(source.read_text("utf-8"))
+        try:
+            document = read_json(source)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{source} cannot be read: {reason(error)}", fix="Use an unchanged copy of the checkpoint."
+            ) from None
         record = {key: document[key] for key in kept if key in document}
         (output / ARGUMENTS).write_text(json.dumps(record, indent=2) + "\n", "utf-8")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import ast
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from vlm_lora_plugin.errors import RecipeError
+from vlm_lora_plugin.errors import DocumentError, DuplicateKeyError, RecipeError
 from vlm_lora_plugin.frameworks.swift.names import RECIPE_VARIABLE
+from vlm_lora_plugin.outside.json_text import parse_json
+from vlm_lora_plugin.outside.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
@@ -41,8 +41,8 @@ def given_recipe() -> ResolvedRecipe | Mapping[str, Any] | str | None:
         return text or None
     try:
         document = _read(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is not JSON: {error}") from None
+    except DocumentError as error:
+        raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is not a JSON object")
     return document
@@ -57,8 +57,12 @@ def keep_recipe(recipe: ResolvedRecipe) -> None:
 
 def _read(text: str) -> Any:
     # A document nested in --model_kwargs reaches the variable as Python prints it, null as None.
-    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
-    for read in readers:
-        with suppress(ValueError, SyntaxError):
-            return read(text)
-    return yaml.safe_load(text)
+    try:
+        return parse_json(text)
+    except DuplicateKeyError:
+        raise
+    except DocumentError:
+        pass
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
+    return parse_yaml(text)

@@ -6,13 +6,13 @@ to read that config. For folders of our families neither happens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type, own_types
+from vlm_lora_plugin.models import read_config
 from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def _types_of_swift(folder: Path) -> list[str]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    document = json.loads((folder / "config.json").read_text("utf-8"))
-    return document if isinstance(document, dict) else {}
+    return read_config(folder)
 
 
 def reading_folders(original: Callable[..., ModelInfo]) -> Callable[..., ModelInfo]:
