@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from array import array
@@ -12,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from vlm_lora_plugin.contract.example import Example
+from vlm_lora_plugin.data.file_kinds import refuse_one_object, refuse_other_kinds
 from vlm_lora_plugin.data.reading import LIKE_THIS, RowFormat, parse_row, raise_for_rows
 from vlm_lora_plugin.data.rows.rules import EVERYTHING, RowRules
-from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.errors import DataError, DocumentError
+from vlm_lora_plugin.outside.files import open_file, reason, refuse_impossible
+from vlm_lora_plugin.outside.json_text import parse_json
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -63,10 +65,11 @@ class ExampleFile(Sequence[Example]):
         self._items: list[object] | None = None
         self._offsets, self._lines = array("q"), array("q")
         try:
+            refuse_impossible(self.path)
             self._state = self._stamp()
             self._index()
         except OSError as error:
-            raise DataError(f"The data file {path} cannot be read: {error.strerror}", fix="Check the path.") from None
+            raise DataError(f"The data file {path} cannot be read: {reason(error)}", fix="Check the path.") from None
         if not self._offsets:
             raise DataError(f"{path} holds no rows", fix=f"Write one JSON object a line. {LIKE_THIS}")
 
@@ -108,8 +111,10 @@ class ExampleFile(Sequence[Example]):
         self._lines = array("q", (self._lines[index] for index in indices))
 
     def _index(self) -> None:
-        with self.path.open("rb") as stream:
-            if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        with open_file(self.path) as stream:
+            head = stream.read(4096)
+            refuse_other_kinds(self.path, head)
+            if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
                 if self._state[0] > LARGE_LIST:
                     _logger.warning(
                         "%s is one JSON list of %.1f GiB, which is held in memory as a whole; as JSONL its rows are "
@@ -128,6 +133,8 @@ class ExampleFile(Sequence[Example]):
             offset = 0
             for number, line in enumerate(stream, 1):
                 if line.strip():
+                    if not self._offsets:
+                        refuse_one_object(self.path, line)
                     self._offsets.append(offset)
                     self._lines.append(number)
                 offset += len(line)
@@ -142,15 +149,15 @@ class ExampleFile(Sequence[Example]):
                     why="Its lines are no longer where they were found.",
                     fix="Leave the data alone while it is in use, and start again.",
                 )
-            with self.path.open("rb") as stream:
+            with open_file(self.path) as stream:
                 stream.seek(self._offsets[index])
                 line = stream.readline()
         except OSError as error:
-            raise DataError(f"{origin}: the file cannot be read any more: {error.strerror}") from None
+            raise DataError(f"{origin}: the file cannot be read any more: {reason(error)}") from None
         try:
-            return json.loads(line)
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise DataError(f"{origin}: not valid JSON: {error}", fix=LIKE_THIS) from None
+            return parse_json(line, levels=False)  # the row's levels are counted where it is parsed
+        except DocumentError as error:
+            raise DataError(f"{origin}: {error.what}", fix=LIKE_THIS) from None
 
     def _stamp(self) -> tuple[int, int]:
         status = self.path.stat()
@@ -175,7 +182,7 @@ def fingerprint(files: Iterable[Path]) -> tuple[int, str]:
     """Read files through and return their bytes in all, and the SHA-256 of one file after the other."""
     digest, size = hashlib.sha256(), 0
     for path in files:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             while block := stream.read(2**20):
                 digest.update(block)
                 size += len(block)
@@ -220,7 +227,7 @@ def _each(file: Sequence[Example]) -> Iterator[Example | DataError]:
 
 def _list_items(file: Path, content: bytes) -> list[object]:
     try:
-        items: list[object] = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{file}: the list is not valid JSON: {error}", fix=LIKE_THIS) from None
+        items: list[object] = parse_json(content, levels=False)
+    except DocumentError as error:
+        raise DataError(f"{file}: {error.what}", fix=LIKE_THIS) from None
     return items

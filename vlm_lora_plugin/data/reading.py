@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +9,16 @@ from typing import Any, get_args
 
 from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message, Role
+from vlm_lora_plugin.data.file_kinds import holds_rows, to_lines
+from vlm_lora_plugin.data.image_sources import parse_image
 from vlm_lora_plugin.data.rows.keys import IMAGE, MESSAGE, MESSAGES_FORM, is_absent, leftover
 from vlm_lora_plugin.data.rows.marks import learnt_mark, marked, system_text, with_system
 from vlm_lora_plugin.data.rows.own_form import parse_own
 from vlm_lora_plugin.data.rows.query_form import as_messages, is_query_row
 from vlm_lora_plugin.data.rows.rules import EVERYTHING, RowRules
-from vlm_lora_plugin.errors import DataError, TooLongError, nearest, ways_to_fit
+from vlm_lora_plugin.errors import DataError, DocumentError, TooLongError, nearest, ways_to_fit
+from vlm_lora_plugin.outside.display import shown
+from vlm_lora_plugin.outside.trees import check_tree
 from vlm_lora_plugin.plugins.manager import get_manager
 
 LIKE_THIS = (
@@ -53,7 +55,7 @@ class RowFormat:
 
 
 def parse_row(record: object, folder: Path, origin: str, own: RowFormat) -> Example:
-    """Turn one row into an Example.
+    """Turn one row into an Example; every text in it can be encoded, and it is not nested endlessly.
 
     Args:
         record: The decoded JSON value.
@@ -64,6 +66,7 @@ def parse_row(record: object, folder: Path, origin: str, own: RowFormat) -> Exam
     Raises:
         DataError: The row is in no known form, or has keys that may change what it means and are not followed.
     """
+    refuse_broken(record, origin)
     if not isinstance(record, Mapping):
         raise DataError(f"{origin}: a row must be an object, this is a {type(record).__name__}", fix=LIKE_THIS)
     return own.rules.applied(_example(record, folder, origin, own))
@@ -77,28 +80,23 @@ def _example(record: Mapping[str, Any], folder: Path, origin: str, own: RowForma
         return example
     if is_query_row(record):
         return _parse_messages(as_messages(record, origin, own.rules), folder, origin, own.rules)
-    keys = ", ".join(map(str, record)) or "none"
+    keys = shown(", ".join(map(str, record))) or "none"
     raise DataError(
         f"{origin}: the row has no `messages` and is not in {own.title}'s own format; its keys: {keys}",
-        fix=LIKE_THIS,
+        fix=to_lines(record) if holds_rows(record) else LIKE_THIS,
     )
 
 
-def resolve_image_path(path: str, folder: Path, origin: str) -> Path:
-    """Return the file that an image path in a row means; relative ones start at ``folder``.
+def refuse_broken(record: object, origin: str) -> None:
+    """Refuse a row that no tokenizer could take, or that is nested endlessly.
 
     Raises:
-        DataError: The path is empty or a URL.
+        DataError: A text in it holds half of a surrogate pair, or it has too many levels.
     """
-    if not path.strip():
-        raise DataError(f"{origin}: an image path is empty", fix="Write the path of a file, or remove the image.")
-    if "://" in path[:16] or path.startswith("data:"):
-        raise DataError(
-            f"{origin}: the image {path[:80]!r} is a URL",
-            why="Training reads images from disk only, so that a run does not depend on a server.",
-            fix='Download it and write its path, or embed it as {"bytes": "<base64>"}.',
-        )
-    return folder / path
+    try:
+        check_tree(record, text=True)
+    except DocumentError as error:
+        raise DataError(f"{origin}: {error.what}", fix="Write the row anew, or leave it out.") from None
 
 
 def turns_of(record: Mapping[str, Any], origin: str, *, like_this: str) -> list[Any] | None:
@@ -177,7 +175,7 @@ def _parse_messages(record: Mapping[str, Any], folder: Path, origin: str, rules:
         )
     return Example(
         messages=tuple(messages),
-        images=tuple(_parse_image(image, folder, origin) for image in images),
+        images=tuple(parse_image(image, folder, origin) for image in images),
         origin=origin,
         passed_over=tuple(passed),
     )
@@ -208,21 +206,3 @@ def _role_advice(role: str) -> str:
     meant = {"human": "user", "developer": "system", **dict.fromkeys(("gpt", "model", "bot"), "assistant")}
     hint = meant.get(role.lower())
     return f"Write {hint}." if hint else nearest(role, list(_ROLES))
-
-
-def _parse_image(image: object, folder: Path, origin: str) -> Path | bytes:
-    if isinstance(image, Mapping):
-        encoded, image = image.get("bytes"), image.get("path")
-        if isinstance(encoded, str):
-            try:
-                return base64.b64decode(encoded, validate=True)
-            except (binascii.Error, ValueError):
-                raise DataError(
-                    f"{origin}: the `bytes` of an image are not base64", fix="Encode the file's bytes as base64."
-                ) from None
-    if not isinstance(image, str):
-        raise DataError(
-            f"{origin}: an image must be a path or an object with `path` or `bytes`, not {type(image).__name__}",
-            fix='Write "cat.png", {"path": "cat.png"} or {"bytes": "<base64>"}.',
-        )
-    return resolve_image_path(image, folder, origin)

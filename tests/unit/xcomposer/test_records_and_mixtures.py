@@ -176,5 +176,5 @@ def test_the_files_behind_the_rows_are_known(write):
 
 def test_a_broken_file_is_named_with_the_mixtures_line(write):
     write("a.json", "[")
-    with pytest.raises(DataError, match=r"data\.txt:1: .*a\.json: the list is not valid JSON"):
+    with pytest.raises(DataError, match=r"data\.txt:1: .*a\.json: not valid JSON"):
         open_examples(write("data.txt", "a.json 1\n"), FAMILY)

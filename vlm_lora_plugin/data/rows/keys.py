@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlm_lora_plugin.errors import DataError, listed, nearest
+from vlm_lora_plugin.outside.display import shown
 
 HARMLESS = ("id", "source", "dataset")
 """Keys that name a row and change nothing in what is learnt; those that begin with ``_`` are passed over, too."""
@@ -115,9 +116,9 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> Non
         meant = f"{near} " if near.startswith("Did you mean") else ""
         advice = _ADVICE.get(first, meant)
         raise DataError(
-            f"{where}: {listed(f'`{name[:60]}`' for name in names)} "
+            f"{where}: {listed(f'`{shown(name, 60)}`' for name in names)} "
             + ("is not supported" if len(names) == 1 else "are not supported"),
             why="To leave it out silently would train on something else than the row says.",
             fix=f"{advice.strip()} If it changes nothing in what is to be learnt, remove it, or say so: "
-            f"data.ignore_keys: [{', '.join(name[:60] for name in names)}].".strip(),
+            f"data.ignore_keys: [{', '.join(shown(name, 60) for name in names)}].".strip(),
         )

@@ -20,6 +20,7 @@ from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.mixture import mixture_parts
 from vlm_lora_plugin.errors import DataError, SwiftError
+from vlm_lora_plugin.outside.files import why_unusable
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +155,8 @@ def read_datasets(
 
 def _local(name: str, family: Family) -> Path:
     path = Path(name).expanduser()
+    if path.exists() and (problem := why_unusable(path)):
+        raise SwiftError(f"--dataset {name} cannot be read: {problem}", fix="Give the path of a JSONL or JSON file.")
     if path.is_file() and path.suffix.lower() in (".jsonl", ".json"):
         return path
     if path.is_file() and mixture_parts(path, family) is not None:
