@@ -39,8 +39,9 @@ Each value of a resolved recipe has a source: the user (a file, Python or `--set
 [hardware](deepspeed.md) with its reason, or the default. `vlm-lora inspect` shows it for every value that is not a
 default, and a contradiction names who said what. Preset and hardware fill in what the user left open, so it matters
 whether a value was written, even one equal to the default. In a `recipe.yaml` that a job wrote, every value is
-written; given as `--recipe`, it is followed to the last key. In Python `model.vlm_lora.recipe` is the resolved recipe,
-and `.source("lora.r")` says who set a value; wherever a recipe is taken, a resolved one is taken as it is.
+written; given as `--recipe`, it is followed to the last key. With `--resume` the sources are read from the
+`sources.json` beside it. In Python `model.vlm_lora.recipe` is the resolved recipe, and `.source("lora.r")` says who set
+a value; wherever a recipe is taken, a resolved one is taken as it is.
 """
 
 

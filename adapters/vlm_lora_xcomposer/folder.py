@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models import read_config
+from vlm_lora_plugin.models import read_config, refuse_quantised
 from vlm_lora_xcomposer.names import PLORA_NAME
 
 MODEL_TYPE = "internlmxcomposer2"
@@ -17,7 +17,6 @@ INTERNLM2_MODEL_TYPE = "internlm2"  # shared with the text-only InternLM2, which
 _CLASS_KEYS = ("architectures", "auto_map")
 _MARK = "xcomposer2"
 _OTHER_HEADS = ("reward",)  # InternLM-XComposer2.5-Reward scores an answer and writes none
-_QUANTISED_FILES = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's (xcomposer2-vl-7b-4bit) and AutoAWQ's
 
 
 def recognises(folder: Path) -> bool:
@@ -52,17 +51,6 @@ def xcomposer_document(folder: Path) -> dict[str, Any]:
         ModelError: ``config.json`` is missing or no JSON object, or the weights are quantised.
     """
     document = read_config(folder)
-    _refuse_quantised(folder, document)
+    refuse_quantised(folder, document)
     left_out = (*_CLASS_KEYS, "model_type")
     return {key: value for key, value in document.items() if key not in left_out}
-
-
-def _refuse_quantised(folder: Path, document: dict[str, Any]) -> None:
-    signs = ["quantization_config in config.json"] if document.get("quantization_config") else []
-    signs += [name for name in _QUANTISED_FILES if (folder / name).is_file()]
-    if signs:
-        raise ModelError(
-            f"{folder} holds a quantised InternLM-XComposer ({', '.join(signs)})",
-            why="Partial LoRA and LoRA are computed on 16- or 32-bit weights; 4-bit ones (AWQ, GPTQ) are not read.",
-            fix="Download the model it was made from: internlm/internlm-xcomposer2d5-7b, not ...-7b-4bit.",
-        )

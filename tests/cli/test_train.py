@@ -47,6 +47,7 @@ def test_it_leaves_adapter_recipe_log_picture_and_checkpoints(finished):
         "memory.png",
         "rates.png",
         "recipe.yaml",
+        "sources.json",
     }
     assert {"checkpoint-2", "checkpoint-3"} <= {path.name for path in (output / "checkpoints").iterdir()}
 

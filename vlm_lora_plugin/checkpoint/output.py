@@ -20,6 +20,7 @@ class OutputFolder:
         adapter: What was trained, in PEFT's layout.
         checkpoints: The trainer's ``checkpoint-N`` folders.
         recipe: The resolved recipe.
+        sources: Who set each of its values.
         data: Size and digest of the data files.
         log: The log, one JSON object a line.
         loss_picture: The loss over the steps, as PNG.
@@ -36,6 +37,7 @@ class OutputFolder:
         self.adapter = folder / "adapter"
         self.checkpoints = folder / "checkpoints"
         self.recipe = folder / "recipe.yaml"
+        self.sources = folder / "sources.json"
         self.data = folder / "data.json"
         self.log = folder / "log.jsonl"
         self.loss_picture = folder / "loss.png"
@@ -66,12 +68,13 @@ class OutputFolder:
                 fix="Give another folder, --resume to go on with an interrupted job, or --overwrite to replace them.",
             )
 
-    def begin(self, recipe: str, data: str) -> None:
+    def begin(self, recipe: str, data: str, sources: str) -> None:
         """Replace old results by the resolved recipe and the record of the data, when the first step is done.
 
         Args:
             recipe: The recipe as YAML.
             data: The record as JSON.
+            sources: Who set each value of the recipe, as JSON.
         """
         for path in self._results():
             if path.is_dir():
@@ -80,6 +83,7 @@ class OutputFolder:
                 path.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.data.write_text(data, encoding="utf-8")
+        self.sources.write_text(sources, encoding="utf-8")
         self.recipe.write_text(recipe, encoding="utf-8")
         self.begun = True
 
@@ -122,7 +126,8 @@ class OutputFolder:
                         raise
 
     def _results(self) -> tuple[Path, ...]:
-        return (self.adapter, self.checkpoints, self.recipe, self.data, self.log, self.framework_log, *self._pictures())
+        texts = (self.recipe, self.sources, self.data, self.log, self.framework_log)
+        return (self.adapter, self.checkpoints, *texts, *self._pictures())
 
     def _pictures(self) -> tuple[Path, ...]:
         return (self.loss_picture, self.rates_picture, self.memory_picture)

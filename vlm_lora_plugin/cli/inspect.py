@@ -74,7 +74,7 @@ def _document(look: Inspection, *, names: bool, rules: bool) -> dict[str, Any]:
     from vlm_lora_plugin.reporting.selection_tables import names_document, rules_document
 
     if not names and not rules:
-        from vlm_lora_plugin.reporting.sources_tree import sources_document
+        from vlm_lora_plugin.planning.record import sources_document
 
         whole = {**look.summary.document(), "sources": sources_document(look.recipe)}
         return whole if look.hardware is None else {**whole, "hardware": look.hardware.document()}

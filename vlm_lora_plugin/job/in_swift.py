@@ -19,6 +19,7 @@ from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.parallel.launcher import Launch, check_deepspeed, on_cpu, swift_processes, wanted_launch
+from vlm_lora_plugin.planning.record import sources_json
 from vlm_lora_plugin.reporting.log import read_log
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
 
@@ -67,6 +68,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
         SwiftJob(
             output=str(plan.output.folder.absolute()),
             recipe=plan.recipe.to_yaml(),
+            sources=sources_json(plan.recipe),
             data=to_json(plan.records),
             kept_log=None if plan.resumed is None else plan.resumed.kept_log,
             elapsed=0.0 if plan.resumed is None else plan.resumed.seconds,

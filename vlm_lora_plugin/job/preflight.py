@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         job: What was asked.
         family: Whose model it is.
-        recipe: The resolved recipe.
+        recipe: The resolved recipe, switches without effect off.
         dtype: Of the frozen weights.
         summary: What will be trained.
         hardware: The recipe on its hardware; None where it names none.
@@ -121,7 +121,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     return Plan(
         job=job,
         family=family,
-        recipe=recipe,
+        recipe=look.recipe,
         dtype=DTYPES[dtype],
         summary=look.summary,
         hardware=look.hardware,

@@ -23,6 +23,7 @@ from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.names import ADAPTER_NAME
 from vlm_lora_plugin.parallel.launcher import Launch, check_started
 from vlm_lora_plugin.parallel.sharding import full_tensors
+from vlm_lora_plugin.planning.record import sources_json
 from vlm_lora_plugin.preparation import prepare
 from vlm_lora_plugin.reporting.checking import checking_bar
 from vlm_lora_plugin.reporting.console import make_console
@@ -72,12 +73,12 @@ class _Begin(TrainerCallback):
 
     def __init__(self, plan: Plan) -> None:
         self._output, self._resumed = plan.output, plan.resumed
-        self._recipe, self._data = plan.recipe.to_yaml(), to_json(plan.records)
+        self._written = (plan.recipe.to_yaml(), to_json(plan.records), sources_json(plan.recipe))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._output.begun and state.is_world_process_zero:
             if self._resumed is None:
-                self._output.begin(self._recipe, self._data)
+                self._output.begin(*self._written)
             else:
                 self._output.begin_again(self._resumed.kept_log)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlm_lora_plugin.checkpoint.output import OutputFolder
-from vlm_lora_plugin.documents import differences
+from vlm_lora_plugin.documents import differences, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.outside.files import why_unusable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Architecture, Family
     from vlm_lora_plugin.planning.dtypes import DtypeName
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
-    from vlm_lora_plugin.recipe import RecipeSource
+    from vlm_lora_plugin.recipe import RecipeSource, Source
 
 COMMAND_LINE = "the command line"
 
@@ -105,6 +105,7 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
         OutputError: The folder holds no recipe.
         RecipeError: Another recipe is asked for.
     """
+    from vlm_lora_plugin.planning.record import read_sources
     from vlm_lora_plugin.planning.resolve import resolve
     from vlm_lora_plugin.plugins.manager import get_manager
 
@@ -117,12 +118,17 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
     family = manager.family_of_folder(job.model)
     find = partial(manager.architecture_of_folder, family, job.model)
     kept = Recipe.parse(read_recipe(output.recipe), source=str(output.recipe))
+    sources = read_sources(output.sources, kept)
     if job.recipe is None and job.overrides.get("preset") is None:
         asked: Recipe = Recipe.parse(lay_over(kept, _still_to_say(job.overrides, kept)))
-        resolved = resolve(RecipeDocument.read(output.recipe), family, find)
+        own = RecipeDocument.read(output.recipe)
+        if sources is not None:
+            own = RecipeDocument.recorded(kept.document(), sources, str(output.recipe))
+        resolved = resolve(own, family, find)
     else:
         written = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
-        asked = resolved = resolve(written, family, find)
+        resolved = resolve(written, family, find)
+        asked = resolved = resolved.without(_switched_off(sources or {}, resolved))
     found = differences(_decided(kept), _decided(asked))
     if found:
         raise RecipeError(
@@ -131,6 +137,13 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
             fix="Leave it out to go on with the job's own recipe, or start a new job in another folder.",
         )
     return family, resolved.model_copy(update={"origin": kept.origin})
+
+
+def _switched_off(sources: Mapping[str, Source], asked: ResolvedRecipe) -> dict[str, str]:
+    """Return what the job had to switch off, by key, where the same is asked for again by nobody but the hardware."""
+    idle = {key: source.why for key, source in sources.items() if source.kind == "default"}
+    values = asked.document()
+    return {key: why for key, why in idle.items() if value_at(values, key) and not asked.by_user(key)}
 
 
 def _still_to_say(overrides: Mapping[str, Any], kept: Recipe) -> dict[str, Any]:

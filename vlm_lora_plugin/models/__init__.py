@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, positions_in_row, rotary_tables
     from vlm_lora_plugin.models.loss import causal_lm_loss
     from vlm_lora_plugin.models.outputs import head_outputs, refuse_contradicting_inputs
+    from vlm_lora_plugin.models.quantised import refuse_quantised
     from vlm_lora_plugin.models.resampling import NORM_EPS, Resampler, init_own_weights, stretch_grid
     from vlm_lora_plugin.models.sentencepiece_file import Piece, PieceKind, build_sentencepiece_file, parse_pieces
     from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
@@ -54,6 +55,7 @@ _LAZY = {
     "causal_lm_loss": "vlm_lora_plugin.models.loss",
     "head_outputs": "vlm_lora_plugin.models.outputs",
     "refuse_contradicting_inputs": "vlm_lora_plugin.models.outputs",
+    "refuse_quantised": "vlm_lora_plugin.models.quantised",
     "NORM_EPS": "vlm_lora_plugin.models.resampling",
     "Resampler": "vlm_lora_plugin.models.resampling",
     "init_own_weights": "vlm_lora_plugin.models.resampling",
@@ -115,6 +117,7 @@ __all__ = [
     "read_json",
     "read_text",
     "refuse_contradicting_inputs",
+    "refuse_quantised",
     "register_auto_classes",
     "rotary_tables",
     "several_ranks",

@@ -10,7 +10,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlm_lora_plugin.contract import LoadRequest
+from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_plugin.models.keyed_init import draw_builtin
+from vlm_lora_plugin.models.quantised import refuse_quantised
 from vlm_lora_plugin.models.weights import load_weights
 
 if TYPE_CHECKING:
@@ -53,8 +55,10 @@ def load_model_of(model_class: type[Seeing], config: PreTrainedConfig, request: 
     ``fresh_lora_names``. Where ZeRO-3 is on, the parameters are sharded as they are read.
 
     Raises:
+        ModelError: The folder's weights are quantised.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
+    refuse_quantised(request.folder, read_config(request.folder))
     model = build_empty(model_class, config, request)
     model.after_loading()
     if request.device == "meta":

@@ -7,7 +7,6 @@ frameworks, planner and tests rely on stands here once; :mod:`vlm_lora_plugin.co
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
@@ -25,6 +24,7 @@ from vlm_lora_plugin.models.outputs import head_outputs, refuse_contradicting_in
 from vlm_lora_plugin.models.resampling import freeze_tables, init_own_weights
 from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, mask_of_blocks, put_images
 from vlm_lora_plugin.parallel.zero3 import zero3_configuration
+from vlm_lora_plugin.patterns import Matcher
 
 DEFAULT_SEED = 42
 
@@ -288,11 +288,11 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     def initialize_weights(self) -> None:
         """Initialise what was not loaded; LoRA is drawn by name and recorded in ``fresh_lora_names``."""
         super().initialize_weights()  # type: ignore[no-untyped-call]
+        is_lora = Matcher(self.builtin_lora)
         fresh = [
             name
             for name, parameter in self.named_parameters()
-            if any(re.fullmatch(pattern, name) for pattern in self.builtin_lora)
-            and not getattr(parameter, "_is_hf_initialized", False)
+            if is_lora(name) and not getattr(parameter, "_is_hf_initialized", False)
         ]
         draw_builtin(dict(self.named_parameters()), fresh, DEFAULT_SEED)
         self.fresh_lora_names = tuple(fresh)

@@ -7,7 +7,6 @@ so that the weights are never in memory twice. Nothing that a file holds is exec
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from vlm_lora_plugin.outside.json_text import read_json
 from vlm_lora_plugin.parallel.agreement import require_agreement
 from vlm_lora_plugin.parallel.sharding import partition
 from vlm_lora_plugin.parallel.zero3 import start_communication, zero3_configuration
+from vlm_lora_plugin.patterns import Matcher
 
 PARTITIONED_BYTES = 2**28
 """Bytes of weights that each rank holds whole at a time while they are spread over the ranks."""
@@ -187,8 +187,9 @@ def _load_sharded(
 
 def _found(files: Iterable[Path], ignore: Sequence[str]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
+    ignored = Matcher(ignore)
     for file in files:
-        shapes = {name: shape for name, shape in _shapes(file).items() if not _matches(name, ignore)}
+        shapes = {name: shape for name, shape in _shapes(file).items() if not ignored(name)}
         twice = sorted(found.keys() & shapes.keys())
         if twice:
             raise WeightsError(f"{file} holds tensors that another shard holds too: {listed(twice)}")
@@ -201,7 +202,7 @@ def _absent_sets(
 ) -> tuple[str, ...]:
     absent = set()
     for pattern in optional:
-        members = {name for name in wanted if re.fullmatch(pattern, name)}
+        members = set(Matcher(pattern).among(wanted))
         if members.isdisjoint(found):
             absent |= members
     return tuple(name for name in wanted if name in absent)
@@ -228,10 +229,6 @@ def _check(
             why="A model with other weights than its config describes gives wrong answers without a warning.",
             fix="Check that config.json belongs to these weights and that all of them were downloaded.",
         )
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> nn.Parameter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_lora_plugin.contract import Patch
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.vocabulary import Component
 
 _ATTRIBUTES = ("gradient_checkpointing", "_gradient_checkpointing_func")
@@ -40,7 +40,8 @@ def blocks_of(component: Component, model: nn.Module) -> list[nn.Module]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     if component.blocks:
-        return [module for name, module in model.named_modules() if re.fullmatch(component.blocks, name)]
+        is_block = Matcher(component.blocks, what=f"The pattern of blocks of {component.name}")
+        return [module for name, module in model.named_modules() if is_block(name)]
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside = any(f"{name}.".startswith(f"{prefix}.") for prefix in component.prefixes)

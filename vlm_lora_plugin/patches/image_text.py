@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
+from vlm_lora_plugin.patterns import Matcher
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Architecture, Patch
@@ -30,10 +30,9 @@ def text_only_batches(model: nn.Module, architecture: Architecture) -> Patch:
 
 def image_only_names(model: nn.Module, architecture: Architecture) -> list[str]:
     """Return the names of the modules, and the canonical ones of single parameters, that ``image_only`` matches."""
-    pattern = "|".join(f"(?:{each})" for each in architecture.image_only)
-    modules = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
-    parameters = [canonical_name(name) for name, _ in model.named_parameters()]
-    return modules + [name for name in parameters if re.fullmatch(pattern, name)]
+    image_only = Matcher(architecture.image_only)
+    modules = image_only.among(name for name, _ in model.named_modules())
+    return modules + image_only.among(canonical_name(name) for name, _ in model.named_parameters())
 
 
 def _look_at_grey(model: nn.Module, embeds: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,13 @@ shown as off. A value that equals the key's default asks for nothing: a recipe t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.patches.from_recipe import asked_keys, why_without_effect
+from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import Recipe
 
@@ -87,7 +87,7 @@ def check_tables(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
     tables = trainables.architecture.fixed_tables
     if not recipe.train_fixed_tables or not recipe.by_user("train_fixed_tables"):
         return
-    if not any(re.fullmatch(table, name) for table in tables for name in trainables.names):
+    if not any(map(Matcher(tables), trainables.names)):
         raise RecipeError(
             f"train_fixed_tables is on ({recipe.source('train_fixed_tables')}), but no computed table is trained: "
             + ("no rule trains one in full" if tables else "the model has none"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.documents import nested, value_at
@@ -65,6 +65,21 @@ class Fit:
     def document(self) -> dict[str, Any]:
         """Return what the machine sets as a recipe document."""
         return nested(self.values)
+
+    def told(self, sources: Mapping[str, Source]) -> Fit:
+        """Return it with the reasons of what hardware had set before the recipe was written down.
+
+        Args:
+            sources: Who set each value, by dotted key.
+        """
+        known = {key: source.why for key, source in sources.items() if source.kind == "hardware"}
+        settings = tuple(
+            Fitted(setting.key, setting.value, known[setting.key], by_user=False)
+            if setting.by_user and setting.key in known
+            else setting
+            for setting in self.settings
+        )
+        return replace(self, settings=settings)
 
 
 def fit(recipe: ResolvedRecipe, family: Family, architecture: Architecture, usual: TrainingSettings) -> Fit:

@@ -62,7 +62,8 @@ def resolve(
 
     Order of the rules: the preset's components, its rules, the recipe's components, its rules, then those of
     each layer above; later ones win. Every other key is merged, the later value winning. With ``hardware``, what
-    it sets (:mod:`vlm_lora_plugin.planning.tiers`) comes after the preset and before the recipe.
+    it sets (:mod:`vlm_lora_plugin.planning.tiers`) comes after the preset and before the recipe. A recipe that was
+    resolved before keeps its values and their sources.
 
     Args:
         document: What was written.
@@ -100,13 +101,13 @@ def resolve(
     origin = f"{family.name}/{preset}" if preset else values.get("origin")
     values |= {"family": family.name, "origin": origin, "rules": stacked.rules}
     if values.get("hardware") is None:
-        return ResolvedRecipe.of(values, sources, document, known or Architecture(()))
+        return ResolvedRecipe.of(values, document.decided(sources), document, known or Architecture(()))
     known = known or _published(family)
     recipe = ResolvedRecipe.of(values, sources, document, known)
     fitted = fit(recipe, family, known, base.training)
     whole = lay(values, fitted.document())
-    asked = recipe.adapter_settings
-    return ResolvedRecipe.of(whole, {**sources, **fitted.sources}, document, known, fitted, asked)
+    decided = document.decided({**sources, **fitted.sources})
+    return ResolvedRecipe.of(whole, decided, document, known, fitted.told(decided), recipe.adapter_settings)
 
 
 _INFORMATION = ("family", "preset", "origin")

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.vocabulary import Hardware
 
 
+_OFF = "off, it would have no effect: "
+
+
 class ResolvedRecipe(Recipe):
     """A recipe that stands on its own: preset and shorthand expanded, what its hardware sets filled in.
 
     It is made by :func:`~vlm_lora_plugin.planning.resolve.resolve`, once for a process, and handed on from there:
     whatever takes a recipe takes this one as it is. It has a recipe's keys and values, and who set each of them.
     Two are equal when their values are, whoever set them. Written as YAML and read again, every value counts as
-    the user's.
+    the user's, unless the sources are kept beside it (:mod:`vlm_lora_plugin.planning.record`).
     """
 
     _sources: Mapping[str, Source] = PrivateAttr(default_factory=dict)
@@ -72,6 +75,8 @@ class ResolvedRecipe(Recipe):
         Args:
             idle: Why each would have no effect, by dotted key.
         """
+        if not idle:
+            return self
         document = self.model_dump(exclude_unset=True)
         for key in idle:
             *tables, name = key.split(".")
@@ -79,7 +84,7 @@ class ResolvedRecipe(Recipe):
             for table in tables:
                 place = place[table]
             place[name] = False
-        off = {key: Source("default", why=f"off, it would have no effect: {why}") for key, why in idle.items()}
+        off = {key: Source("default", why=_OFF + why.removeprefix(_OFF)) for key, why in idle.items()}
         sources = {**self._sources, **off}
         return ResolvedRecipe.of(
             document, sources, self._written, self._architecture, self._fit, self._adapter_settings

@@ -29,10 +29,13 @@ class Layer:
     Attributes:
         recipe: Its keys and values, checked; only those that were written are set.
         source: Who wrote it.
+        decided: Who had set each of its values, where it was resolved before; a default's key is missing. None for
+            one that was not.
     """
 
     recipe: Recipe
     source: Source
+    decided: Mapping[str, Source] | None = None
 
     def document(self) -> dict[str, Any]:
         """Return what was written in it, and no more."""
@@ -75,6 +78,21 @@ class RecipeDocument:
             written = cls((Layer(Recipe.parse(read_recipe(source), source=by), Source("user", by)),), names_recipe=True)
         return written.under(overrides, overridden_by) if overrides else written
 
+    @classmethod
+    def recorded(cls, document: Mapping[str, Any], decided: Mapping[str, Source], by: str) -> RecipeDocument:
+        """Read a recipe that was resolved before, with who set each of its values.
+
+        Args:
+            document: Every value, defaults included; all of them stay as they are when it is resolved again.
+            decided: Who set them, by dotted key; a default's key is missing.
+            by: Where it was kept, for messages.
+
+        Raises:
+            RecipeError: A key or value in it is unknown.
+        """
+        layer = Layer(Recipe.parse(document, source=by), Source("user", by), dict(decided))
+        return cls((layer,), names_recipe=True)
+
     def under(self, overrides: Mapping[str, Any], by: str) -> RecipeDocument:
         """Return it with a document laid over it.
 
@@ -88,6 +106,16 @@ class RecipeDocument:
     def preset(self) -> str | None:
         """The preset that it names, the last one where several are named."""
         return next((layer.recipe.preset for layer in reversed(self.layers) if layer.recipe.preset), None)
+
+    def decided(self, sources: Mapping[str, Source]) -> dict[str, Source]:
+        """Return sources with those that were known before in the place of whoever keeps them now.
+
+        Args:
+            sources: Who set each value, by dotted key, as :class:`Stacked` has them.
+        """
+        known = {layer.source: layer.decided for layer in self.layers if layer.decided is not None}
+        named = {key: known[source].get(key) if source in known else source for key, source in sources.items()}
+        return {key: source for key, source in named.items() if source is not None}
 
     def says(self, key: str) -> bool:
         """Return whether it sets a dotted key itself, rather than leaving it to a preset or a default."""

@@ -1,27 +1,16 @@
-"""Who set each value of a recipe, for people and for programs."""
+"""Who set each value of a recipe, for people."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 from rich.tree import Tree
 
-from vlm_lora_plugin.documents import leaves
-from vlm_lora_plugin.selection.matching import describe
+from vlm_lora_plugin.planning.record import sources_document
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
-
-
-def sources_document(recipe: ResolvedRecipe) -> dict[str, dict[str, Any]]:
-    """Return value, kind of source, who it is and why, by dotted key, of each value that is not a default."""
-    values = {**dict(leaves(recipe.document()))}
-    values |= {f"rules.{number}": describe(rule) for number, rule in enumerate(recipe.rules)}
-    return {
-        key: {"value": values.get(key), "source": source.kind, "by": source.by, "why": source.why}
-        for key, source in recipe.sources.items()
-    }
 
 
 def sources_tree(recipe: ResolvedRecipe) -> Tree:

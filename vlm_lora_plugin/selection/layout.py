@@ -12,6 +12,7 @@ from torch import nn
 from vlm_lora_plugin.contract import Architecture
 from vlm_lora_plugin.errors import SelectionError, listed, nearest
 from vlm_lora_plugin.names import ancestors
+from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.vocabulary import Component, ComponentName
 
 if TYPE_CHECKING:
@@ -72,11 +73,15 @@ class Layout:
             for name, module in modules.items()
             if name in self.paths
         }
-        self.builtin = {
-            name
-            for name, component in self.component_of.items()
-            if component.builtin_lora and re.fullmatch(component.builtin_lora, name)
-        }
+        self.builtin = set().union(
+            *(
+                Matcher(part.builtin_lora, what=f"The pattern of built-in LoRA of {part.name}").among(
+                    self.members[part.name]
+                )
+                for part in architecture.components
+                if part.builtin_lora
+            )
+        )
 
     def has_builtin(self, component: ComponentName) -> bool:
         """Return whether this component carries LoRA of its own in this model."""
@@ -127,7 +132,7 @@ class Layout:
             SelectionError: The component has no such blocks.
         """
         pattern = next((part.blocks for part in self._components if part.name == component), None)
-        blocks = [path for path in self.types if pattern and re.fullmatch(pattern, path)]
+        blocks = Matcher(pattern, what=f"The pattern of blocks of {component}").among(self.types) if pattern else []
         if not blocks:
             raise SelectionError(
                 f"`layers: {layers}` counts blocks, and the component {component} has no repeating ones",
@@ -148,13 +153,10 @@ class Layout:
         """Return the paths that a regular expression matches as a whole.
 
         Raises:
-            SelectionError: There are none, or it is not a regular expression.
+            SelectionError: There are none.
+            RecipeError: It is not a regular expression, or takes longer than a second.
         """
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise SelectionError(f"The pattern '{pattern}' is not a regular expression: {error}") from None
-        found = {path for path in self.paths if compiled.fullmatch(path)}
+        found = set(Matcher(pattern).among(sorted(self.paths)))
         if not found:
             raise SelectionError(
                 f"The pattern '{pattern}' matches no parameter or module of this model",

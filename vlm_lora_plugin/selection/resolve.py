@@ -13,6 +13,7 @@ from vlm_lora_plugin.contract import Architecture, Family
 from vlm_lora_plugin.errors import ModelError, SelectionError, listed, nearest
 from vlm_lora_plugin.names import is_injected
 from vlm_lora_plugin.parallel.sharding import full_numel, full_shape
+from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.matching import Match, describe, match_rule
@@ -72,6 +73,7 @@ class _Resolution:
 
     def __init__(self, layout: Layout, architecture: Architecture, recipe: Recipe, rules: Sequence[Rule]) -> None:
         self._layout, self._architecture, self._recipe = layout, architecture, recipe
+        self._is_table = Matcher(architecture.fixed_tables, what="The pattern of computed tables")
         self._targets = self._listed_targets()
         self._matches = [self._match(rule) for rule in rules]
         check_targets(recipe, layout, self._matches)
@@ -173,8 +175,7 @@ class _Resolution:
         return targets
 
     def _is_fixed(self, name: str) -> bool:
-        tables = () if self._recipe.train_fixed_tables else self._architecture.fixed_tables
-        return any(re.fullmatch(table, name) for table in tables)
+        return not self._recipe.train_fixed_tables and self._is_table(name)
 
     def _check_floating(self, name: str) -> None:
         dtype = self._layout.parameters[name].dtype

@@ -20,7 +20,8 @@ def test_a_folder_that_does_not_exist_yet_can_be_used_and_is_not_made(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["adapter", "checkpoints", "recipe.yaml", "data.json", "log.jsonl", "loss.png", "rates.png", "memory.png"]
+    "name",
+    ["adapter", "checkpoints", "recipe.yaml", "sources.json", "data.json", "log.jsonl", "loss.png", "rates.png"],
 )
 def test_a_folder_with_any_result_is_refused(tmp_path, name):
     (tmp_path / name).touch()
@@ -46,10 +47,11 @@ def test_beginning_replaces_old_results_and_nothing_else(tmp_path):
     (tmp_path / "log.jsonl").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
     output = OutputFolder(tmp_path)
-    output.begin("seed: 1\n", "{}\n")
+    output.begin("seed: 1\n", "{}\n", "{ }\n")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "data.json": "{}\n",
         "recipe.yaml": "seed: 1\n",
+        "sources.json": "{ }\n",
         "notes.txt": "mine",
     }
 
@@ -118,7 +120,7 @@ def test_abandoning_leaves_folders_that_were_there_before(tmp_path):
 
 def test_abandoning_after_the_first_step_keeps_everything(tmp_path):
     output = OutputFolder(tmp_path / "out")
-    output.begin("seed: 1\n", "{}\n")
+    output.begin("seed: 1\n", "{}\n", "{}\n")
     output.checkpoints.mkdir()
     output.abandon()
     assert output.checkpoints.is_dir()

@@ -10,9 +10,12 @@ import yaml
 from PIL import Image
 
 from vlm_lora_plugin.checkpoint.files import COMPLETION
+from vlm_lora_plugin.documents import leaves
 from vlm_lora_plugin.errors import OutputError, RecipeError, TrainingError
 from vlm_lora_plugin.job import TrainJob
 from vlm_lora_plugin.job import train as job_run
+from vlm_lora_plugin.planning.record import sources_json
+from vlm_lora_plugin.recipe import Source, parse_assignments
 
 MEASURED = {"seconds", "tokens_per_second", "supervised_tokens_per_second", "images_per_second", "data_wait_share"}
 MEASURED |= {"host_memory_gib", "host_memory_peak_gib"}
@@ -225,6 +228,7 @@ def kept(job):
         _, resolved = started.resolved
         job.output.mkdir()
         (job.output / "recipe.yaml").write_text(resolved.to_yaml())
+        (job.output / "sources.json").write_text(sources_json(resolved))
         return replace(started, recipe=None, overrides={}, resume=True), resolved
 
     return keep
@@ -277,3 +281,100 @@ def test_a_whole_recipe_given_on_resuming_is_compared_as_a_whole(kept):
     assert replace(job, recipe=OWN, overrides={"seed": 5}).resolved[1] == resolved
     with pytest.raises(RecipeError, match=r"\(job / given\): seed: 5 / 3\n"):
         replace(job, recipe=OWN).check()
+
+
+def test_who_set_each_value_is_known_again_on_resuming(kept):
+    job, resolved = kept({**OWN, "hardware": "3x24"}, {"seed": 5})
+    again = job.resolved[1]
+    assert again.sources == resolved.sources
+    assert again.source("seed") == Source("user", "the command line")
+    assert again.source("rules.0") == Source("preset", "lora+llm-lora")
+    assert again.source("gradient_checkpointing.vision").kind == "hardware"
+    assert not again.by_user("training.save_steps")
+    assert again.fit.settings == resolved.fit.settings
+
+
+def test_a_value_that_the_hardware_set_stays_its_own_and_does_not_change(kept):
+    job, resolved = kept({**OWN, "hardware": "3x24"}, {})
+    kept_recipe = job.output / "recipe.yaml"
+    text = kept_recipe.read_text()
+    for name in ("vision", "language"):  # as if another version had chosen otherwise
+        text = text.replace(f"  {name}: true\n", f"  {name}: false\n")
+    kept_recipe.write_text(text)
+    document = json.loads((job.output / "sources.json").read_text())
+    for name in ("vision", "language"):
+        document[f"gradient_checkpointing.{name}"]["value"] = False
+    (job.output / "sources.json").write_text(json.dumps(document))
+    again = job.resolved[1]
+    assert again.gradient_checkpointing == {**resolved.gradient_checkpointing, "vision": False, "language": False}
+    assert again.source("gradient_checkpointing.vision").kind == "hardware"
+
+
+def test_a_job_of_a_version_that_kept_no_sources_counts_every_value_as_the_users(kept):
+    job, resolved = kept({**OWN, "hardware": "3x24"}, {})
+    (job.output / "sources.json").unlink()
+    again = job.resolved[1]
+    assert again == resolved
+    assert again.by_user("training.save_steps")
+
+
+def test_a_value_that_was_edited_in_the_folder_is_the_users(kept):
+    job, _ = kept(OWN, {"hardware": "3x24"})
+    recipe = job.output / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("save_steps: 500", "save_steps: 9").replace("seed: 3", "seed: 4"))
+    again = job.resolved[1]
+    assert {again.source(key) for key in ("training.save_steps", "seed")} == {Source("user", str(recipe))}
+    assert not again.by_user("hardware.nodes")
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", '{"seed": 3}', '{"seed": {"value": 3, "source": "me", "by": "", "why": ""}}']
+)
+def test_sources_that_cannot_be_read_are_an_error_that_says_what_to_do(kept, damage):
+    job, _ = kept(OWN, {})
+    (job.output / "sources.json").write_text(damage)
+    with pytest.raises(OutputError, match=r"sources\.json, which tells who set .*\n.*\n.*Remove the file"):
+        job.check()
+
+
+def test_what_hardware_asked_for_in_vain_is_no_difference_on_resuming(kept):
+    recipe = {**OWN, "hardware": "3x24"}
+    job, resolved = kept(recipe, {})
+    off = resolved.without({"answer_only_loss": "the model cannot"})
+    (job.output / "recipe.yaml").write_text(off.to_yaml())
+    (job.output / "sources.json").write_text(sources_json(off))
+    assert replace(job, recipe=recipe).resolved[1] == off
+    assert job.resolved[1].sources == off.sources
+    with pytest.raises(RecipeError, match=r"answer_only_loss: False / True"):
+        replace(job, recipe={**recipe, "answer_only_loss": True}).check()
+
+
+OTHER = {
+    "optimizer.lr_scheduler_type": "linear",
+    "data.truncation_strategy": "right",
+    "data.on_bad_sample": "skip",
+    "evaluation.metric": "mine:it",
+    "hardware.zero_stage": 2,
+}
+
+
+def changed(key, value):
+    """Return another value of a recipe's key, or None where there is none to try."""
+    if key.startswith(("family", "origin")) or key.endswith(".default"):  # a table's default replaces the whole table
+        return None
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return OTHER.get(key, value + 1)
+    return value / 2 if isinstance(value, float) else OTHER.get(key)
+
+
+def test_any_one_key_that_is_changed_on_resuming_is_one_difference(kept):
+    job, resolved = kept({**OWN, "hardware": {"gpus": 3, "gpu_memory": 24, "zero_stage": 3}}, {})
+    cases = {key: (value, changed(key, value)) for key, value in leaves(resolved.document())}
+    tried = {key: values for key, values in cases.items() if values[1] is not None}
+    for key, (value, other) in tried.items():
+        with pytest.raises(RecipeError) as caught:
+            replace(job, overrides=parse_assignments([f"{key}={other}"])).check()
+        assert caught.value.what.partition("(job / given): ")[2] == f"{key}: {value} / {other}"
+    assert len(tried) > 35

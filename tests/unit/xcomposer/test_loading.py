@@ -162,18 +162,3 @@ def test_internlm2_without_partial_lora_is_not_recognised(folder, changes):
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
 
     assert not recognises(path)
-
-
-@pytest.mark.parametrize("sign", ["quantization_config", "quantize_config.json", "quant_config.json"])
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_quantised_weights_are_refused_by_name(folder, sign, device):
-    path = folder()
-    if sign.endswith(".json"):
-        (path / sign).write_text('{"bits": 4, "group_size": 128}')
-    else:
-        edit_config(path, quantization_config={"bits": 4, "quant_method": "awq", "version": "gemm"})
-
-    assert recognises(path)
-    with pytest.raises(ModelError, match=rf"holds a quantised InternLM-XComposer \({sign}") as raised:
-        vlm_lora_plugin.load(path, device=device)
-    assert "internlm/internlm-xcomposer2d5-7b" in str(raised.value)

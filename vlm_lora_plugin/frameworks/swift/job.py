@@ -19,6 +19,7 @@ class SwiftJob:
     Attributes:
         output: The folder that results go to, as the user named it.
         recipe: The resolved recipe as YAML.
+        sources: Who set each of its values, as JSON.
         data: The record of the data files, as it lies in the output folder.
         kept_log: The log up to the checkpoint that the job goes on from; None for a new job.
         elapsed: Seconds that the job had taken by then.
@@ -29,6 +30,7 @@ class SwiftJob:
 
     output: str
     recipe: str
+    sources: str
     data: str
     kept_log: str | None
     elapsed: float

@@ -89,7 +89,7 @@ class JobCallback(TrainerCallback):
         swift_folder, checkpoints = Path(str(args.output_dir)), self._output.checkpoints
         if state.is_world_process_zero:
             if self._job.kept_log is None:
-                self._output.begin(self._job.recipe, self._job.data)
+                self._output.begin(self._job.recipe, self._job.data, self._job.sources)
             else:
                 self._output.begin_again(self._job.kept_log)
             checkpoints.mkdir(exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from vlm_lora_plugin.contract import Architecture, Patch
 from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.loading import load, load_model
+from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import Recipe, Rule
 from vlm_lora_plugin.selection.layout import Layout
@@ -146,7 +146,7 @@ def _require_equal(ours: torch.nn.Module, expected: torch.nn.Module) -> None:
 
 
 def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns for name in names)
+    return any(map(Matcher(patterns), names))
 
 
 def _fresh(folder: Path) -> Path:

@@ -10,8 +10,11 @@ from vlm_lora_plugin import load
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, SwiftJob
 from vlm_lora_plugin.job import in_swift
+from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 
-JOB = SwiftJob(output="out", recipe="", data="", kept_log=None, elapsed=0.0, metric=None, notes="notes.json")
+JOB = SwiftJob(
+    output="out", recipe="", sources="{}", data="", kept_log=None, elapsed=0.0, metric=None, notes="notes.json"
+)
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_the_job_tells_swifts_process(tmp_path, monkeypatch, wanted):
     monkeypatch.setattr(in_swift, "wanted_launch", lambda *_: None)
     monkeypatch.setattr(in_swift, "swift_processes", lambda launch: {})
     output = SimpleNamespace(folder=tmp_path, log=tmp_path / "log.jsonl", framework_log=tmp_path / "swift.log")
-    recipe = SimpleNamespace(to_yaml=str)
+    recipe = ResolvedRecipe()
     job = SimpleNamespace(check_images=wanted)
     plan = SimpleNamespace(
         output=output, recipe=recipe, job=job, records={}, resumed=None, metric=None, hardware=None, dtype=torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
@@ -15,6 +16,7 @@ from vlm_lora_plugin.documents import nested, value_at
 from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type, template_of
 from vlm_lora_plugin.frameworks.swift.hardware import apply_dtype, apply_hardware
+from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.swift.options.chosen import Outline
 from vlm_lora_plugin.frameworks.swift.options.explicit import default_of
 from vlm_lora_plugin.frameworks.swift.options.table import (
@@ -29,6 +31,7 @@ from vlm_lora_plugin.frameworks.swift.options.table import (
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe, keep_recipe
 from vlm_lora_plugin.frameworks.trainer import argument_values
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
+from vlm_lora_plugin.planning.record import sources_of
 from vlm_lora_plugin.planning.resolve import resolve
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 from vlm_lora_plugin.plugins.manager import get_manager
@@ -110,7 +113,7 @@ def _resolved(source: RecipeSource | None, given: Mapping[str, Any], family: Fam
     """Resolve the run's recipe with the options laid over it that say what it leaves open."""
     if isinstance(source, ResolvedRecipe):
         return source
-    written = RecipeDocument.read(source)
+    written = _written(source)
     laid: dict[str, Any] = {}
     for name, value in given.items():
         if isinstance(OPTIONS.get(name), LaidOver):
@@ -118,6 +121,15 @@ def _resolved(source: RecipeSource | None, given: Mapping[str, Any], family: Fam
     if laid:
         written = written.under(nested(laid), "the options of swift sft")
     return resolve(written, family, partial(get_manager().architecture_of_folder, family, folder))
+
+
+def _written(source: RecipeSource | None) -> RecipeDocument:
+    """Return what a run's recipe says; that of ``vlm-lora train`` with who set each value."""
+    job = SwiftJob.of_process()
+    if job is None or not isinstance(source, Mapping):
+        return RecipeDocument.read(source)
+    kept = Recipe.parse(source)
+    return RecipeDocument.recorded(source, sources_of(json.loads(job.sources), kept, "the recipe"), "the recipe")
 
 
 def in_recipe(option: str, value: Any) -> dict[str, Any] | None:

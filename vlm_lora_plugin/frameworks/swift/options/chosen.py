@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
 from vlm_lora_plugin.loading import load_model
+from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Outline:
 
     def _targets(self, option: str, value: Any, frozen: Mapping[str, bool]) -> str | None:
         if option == "target_regex":
-            wanted = {name for name in self.linear if re.fullmatch(value, name)}
+            wanted = set(Matcher(value, what="The pattern of --target_regex").among(self.linear))
         elif list(value) == [ALL_LINEAR]:
             wanted = self._all_linear(frozen)
         else:
