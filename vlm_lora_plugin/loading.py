@@ -30,7 +30,8 @@ def load(
 
     Args:
         folder: A downloaded model folder (``config.json``, weights, tokenizer files).
-        recipe: The recipe to train with, in any form; its ``data.processor`` decides how the processor sees images.
+        recipe: The recipe to train with, in any form; its ``data.processor`` and ``data.exif_transpose`` decide how the
+            processor sees images.
             None takes the family's defaults.
         dtype: Parameter dtype, or None for the one the config names.
         device: ``"cpu"``, ``"cuda"``..., or ``"meta"`` for a model without weights.
@@ -49,10 +50,12 @@ def load(
     manager = get_manager()
     family = manager.family_of_folder(path)
     settings: Mapping[str, OptionValue] = {}
+    turns = False
     if recipe is not None:
         find = partial(manager.architecture_of_folder, family, path)
-        settings = resolve_recipe(recipe, family, architecture=find).data.processor
-    request = LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings)
+        data = resolve_recipe(recipe, family, architecture=find).data
+        settings, turns = data.processor, data.exif_transpose
+    request = LoadRequest(path, dtype, device, seed, processor=settings, exif_transpose=turns)
     # First what takes no time: a broken vocabulary is found before gigabytes of weights are read.
     processor = manager.load_processor(family, request)
     return manager.load_model(family, request), processor

@@ -60,6 +60,9 @@ class DataSurvey:
         widths: Of each image, in pixels.
         heights: Of each image, in pixels.
         truncated: Rows whose end is cut off.
+        animated: Images of several frames or pages.
+        turned: Images that their EXIF data say to turn.
+        transparent: Images with an alpha channel or a transparent colour.
         longest_origin: File and line of the longest row, the first one of that length.
         bad: What is wrong, by the row's index.
     """
@@ -69,6 +72,9 @@ class DataSurvey:
     widths: array[int] = field(default_factory=lambda: array("I"))
     heights: array[int] = field(default_factory=lambda: array("I"))
     truncated: int = 0
+    animated: int = 0
+    turned: int = 0
+    transparent: int = 0
     longest_origin: str = ""
     _longest: int = -1
     bad: dict[int, DataError] = field(default_factory=dict)
@@ -92,6 +98,10 @@ class DataSurvey:
                 for width, height in row.image_sizes:
                     self.widths.append(width)
                     self.heights.append(height)
+                for image in row.peculiarities:
+                    self.animated += image.animated
+                    self.turned += image.turned
+                    self.transparent += image.transparent
             if progress is not None:
                 progress(self.rows)
         return self

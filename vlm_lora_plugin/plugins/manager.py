@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, TrainableSelection
-from vlm_lora_plugin.errors import AdapterError, ModelError, VlmLoraError, listed, nearest
+from vlm_lora_plugin.errors import AdapterError, ModelError, RecipeError, VlmLoraError, listed, nearest
 from vlm_lora_plugin.plugins.architectures import check_architecture
 from vlm_lora_plugin.plugins.calling import title
 from vlm_lora_plugin.plugins.references import PluginFunction
@@ -127,10 +127,19 @@ class AdapterManager(AdapterRegistry):
 
         Raises:
             AdapterError: As in :meth:`load_model`.
+            RecipeError: ``data.exif_transpose`` is asked for, and the processor does not know it.
         """
         processor = self.function(family, family.load_processor)(request)
         if not hasattr(processor, "encode"):
             raise self._wrong_answer(family, "load_processor", processor, "a processor")
+        if request.exif_transpose:
+            if not hasattr(processor, "exif_transpose"):
+                raise RecipeError(
+                    f"data.exif_transpose is true, and the processor of {self.title(family)} does not know it",
+                    why="Images would be seen as they are stored.",
+                    fix="Leave it out, or turn the image files themselves.",
+                )
+            processor.exif_transpose = True
         return processor
 
     def _wrong_answer(self, family: Family, name: str, answer: object, wanted: str) -> AdapterError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
+
+from vlm_lora_plugin.outside.display import shown
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.job.data_check import DataReport
@@ -28,7 +31,7 @@ def report_table(report: DataReport) -> Table:
     document = report.document()
     columns = ("min", "median", "p95", "max", "mean")
     title = (
-        f"{report.data}: {document['usable_rows']:,} of {document['rows']:,} rows usable, "
+        f"{shown(report.data)}: {document['usable_rows']:,} of {document['rows']:,} rows usable, "
         f"{document['images']:,} images, {document['truncated_rows']:,} rows cut to {report.max_length:,} tokens"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -67,5 +70,8 @@ def draw_report(report: DataReport, picture: Path) -> None:
             axes.set_ylabel("count")
             axes.axvline(report.max_length, color="#c0392b", linestyle="--", linewidth=1, label="data.max_length")
             axes.legend(fontsize=8)
-    figure.suptitle(f"{report.data.name}: {len(found.tokens):,} of {found.rows:,} rows usable", fontsize=10)
-    figure.savefig(picture)
+    title = f"{shown(report.data.name, 80)}: {len(found.tokens):,} of {found.rows:,} rows usable"
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in Chinese: boxes are shown
+        figure.savefig(picture)

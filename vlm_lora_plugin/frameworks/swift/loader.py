@@ -99,7 +99,9 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         if source is not None:
             find = partial(manager.architecture_of_folder, family, folder)
             recipe = resolve_recipe(source, family, architecture=find)
-            request = replace(request, seed=recipe.seed, processor=recipe.data.processor)
+            request = replace(
+                request, seed=recipe.seed, processor=recipe.data.processor, exif_transpose=recipe.data.exif_transpose
+            )
         processor, model = manager.load_processor(family, request), manager.load_model(family, request)
         self.model_info.config = model.config
         vars(model).update(model_info=self.model_info, model_meta=self.model_meta, model_dir=str(folder))

@@ -25,6 +25,7 @@ from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.frameworks.trainer.parallel_layout import ParallelLayout
+from vlm_lora_plugin.outside.display import safe
 from vlm_lora_plugin.prepared.model import find_prepared
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
     if wanted is True:
         if trainer.args.should_save:
             for path, problem in set_aside_incomplete(output).items():
-                _logger.warning("%s is an incomplete checkpoint (%s) and is passed over", path, problem)
+                _logger.warning("%s is an incomplete checkpoint (%s) and is passed over", path, safe(problem))
         _wait()
         last = get_last_checkpoint(output) if output.is_dir() else None
     else:
