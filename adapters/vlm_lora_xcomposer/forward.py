@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from vlm_lora_plugin.contract import Patch
 from vlm_lora_plugin.models import canonical_name, is_sharded, several_ranks
-from vlm_lora_plugin.patches import refuse_unknown_model, text_only_batches
+from vlm_lora_plugin.patches import refuse_unknown_model, text_only_batches, wrap_method
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.names import PLORA_NAME, VISION_PREFIX, architecture
 
@@ -45,17 +46,21 @@ def _mask_nothing(model: nn.Module) -> Callable[[], None]:
         parameter for name, parameter in model.named_parameters() if re.fullmatch(PLORA_NAME, canonical_name(name))
     ]
 
-    def mask(trunk: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        learns = any(parameter.requires_grad for parameter in partial_lora)
-        in_parts, several = any(map(is_sharded, partial_lora)), several_ranks()
-        waits = (learns and (several or in_parts)) or (several and in_parts)
-        if kwargs.get("image_mask") is not None or not waits:
-            return None
-        embeds = kwargs["inputs_embeds"]
-        nowhere = torch.zeros(*embeds.shape[:2], 1, dtype=torch.bool, device=embeds.device)
-        return args, {**kwargs, "image_mask": nowhere}
-
+    mask = partial(_nothing_masked, partial_lora)
     return model.get_submodule("model").register_forward_pre_hook(mask, with_kwargs=True).remove
+
+
+def _nothing_masked(
+    partial_lora: Sequence[nn.Parameter], trunk: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]] | None:
+    learns = any(parameter.requires_grad for parameter in partial_lora)
+    in_parts, several = any(map(is_sharded, partial_lora)), several_ranks()
+    waits = (learns and (several or in_parts)) or (several and in_parts)
+    if kwargs.get("image_mask") is not None or not waits:
+        return None
+    embeds = kwargs["inputs_embeds"]
+    nowhere = torch.zeros(*embeds.shape[:2], 1, dtype=torch.bool, device=embeds.device)
+    return args, {**kwargs, "image_mask": nowhere}
 
 
 def _eager_configs(model: nn.Module) -> list[PreTrainedConfig]:
@@ -68,31 +73,23 @@ def _eager_configs(model: nn.Module) -> list[PreTrainedConfig]:
 def _use_sdpa(model: nn.Module) -> Callable[[], None]:
     """Let PyTorch's fused kernels do what eager attention does; any other choice of the user stays."""
     changed = _eager_configs(model)
-    for config in changed:
-        config._attn_implementation = SDPA
+    _attend(SDPA, changed)
+    return partial(_attend, EAGER, changed)
 
-    def undo() -> None:
-        for config in changed:
-            config._attn_implementation = EAGER
 
-    return undo
+def _attend(by: str, configs: Sequence[PreTrainedConfig]) -> None:
+    for config in configs:
+        config._attn_implementation = by
 
 
 def _chunk(model: nn.Module) -> Callable[[], None]:
-    tower = model.get_submodule(VISION_PREFIX)
-    plain: Callable[[torch.Tensor], torch.Tensor] = tower.forward
+    return wrap_method(model.get_submodule(VISION_PREFIX), "forward", _in_chunks)
 
-    def forward(views: torch.Tensor) -> torch.Tensor:
-        if any(parameter.requires_grad for parameter in tower.parameters()):
+
+def _in_chunks(tower: nn.Module, plain: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
+    if any(parameter.requires_grad for parameter in tower.parameters()):
+        return plain(views)
+    with torch.no_grad():
+        if any(map(is_sharded, tower.parameters())):  # ranks must call it equally often
             return plain(views)
-        with torch.no_grad():
-            if any(map(is_sharded, tower.parameters())):  # ranks must call it equally often
-                return plain(views)
-            return torch.cat([plain(some) for some in torch.split(views, VIEWS_AT_A_TIME)])
-
-    tower.forward = forward
-
-    def undo() -> None:
-        del tower.forward
-
-    return undo
+        return torch.cat([plain(some) for some in torch.split(views, VIEWS_AT_A_TIME)])

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 import pytest
+import torch
 from toy_family import toy_model
 
 from vlm_lora_plugin import get_manager
@@ -49,9 +50,22 @@ def changing_the_result(model):
     return handle.remove
 
 
+def computing_with_the_first_model(model):
+    """What no copy can make its own: a patch that remembers the model outside of what it puts into it."""
+    FIRST[:] = [model]
+    handle = model.lm_head.register_forward_hook(
+        lambda module, args, output: torch.nn.functional.linear(args[0], FIRST[0].lm_head.weight)
+    )
+    return handle.remove
+
+
+FIRST = []
+
+
 @pytest.mark.parametrize(
     ("apply", "promise", "words"),
     [
+        (computing_with_the_first_model, "a-deep-copy-computes-with-its-own-weights", "the original"),
         (leaving_a_hook, "undoing-leaves-the-model-bitwise-as-it-was", "transformer._forward_pre_hooks"),
         (changing_the_result, "patches-keep-loss-and-gradients", "the loss is"),
     ],

@@ -31,6 +31,9 @@ class _Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer re-exports click's Context
+        from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
+
+        quieten_deepspeed()
         try:
             return super().invoke(ctx)
         except VlmLoraError as error:

@@ -107,6 +107,9 @@ class AdapterSpecs:
         Results: ``firstresult``; only the adapter that owns the model is asked, policies see every call.
         An adapter without this hook has the core's patches alone.
 
+        A deep copy of the model computes with its own weights: what functions close over is made the copy's where
+        they stand in a module, as attributes or hooks, or undo a patch. What a patch remembers elsewhere is not.
+
         Args:
             model: The base model; the prepared one's, with ``requires_grad`` set, or one without weights.
             recipe: The resolved recipe.

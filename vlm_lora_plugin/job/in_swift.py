@@ -77,7 +77,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             check_images=plan.job.check_images,
         ).write(folder / "job.json")
         kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())
-        progress = _Progress(console, plan.output.log, notes, kept)
+        progress = _Progress(console, plan.output.log, notes, kept, plan.recipe.training.logging_steps)
         try:
             with printed.open("wb") as stream:
                 code = run_swift(
@@ -136,8 +136,8 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
 class _Progress:
     """Shows a job's progress from its log, which another process writes."""
 
-    def __init__(self, console: Console, log: Path, notes: Path, kept: int) -> None:
-        self._shown = ConsoleProgress(console)
+    def __init__(self, console: Console, log: Path, notes: Path, kept: int, logging_steps: int) -> None:
+        self._shown, self._logging_steps = ConsoleProgress(console), logging_steps
         self._log, self._notes = log, notes
         self._lines = kept  # of an earlier part of the same job, shown then
         self._started = False
@@ -153,6 +153,7 @@ class _Progress:
         if not self._started:
             self._started = True
             self._shown.on_train_begin(arguments, self._state, self._control)
+        self._control.should_log = told.step % self._logging_steps == 0  # then its line says more
         self._shown.on_step_end(arguments, self._state, self._control)
         lines = self._read()
         for line in lines[self._lines :]:

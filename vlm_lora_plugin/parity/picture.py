@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from vlm_lora_plugin.parity.report import TITLES
+from vlm_lora_plugin.reporting.curves import draw_curves, finish, new_figure, save
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.parity.both_runs import Outcome
@@ -23,26 +21,24 @@ def draw(outcome: Outcome, picture: Path) -> None:
         outcome: What was compared.
         picture: A PNG file to write.
     """
-    figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{outcome.job.model.name}, recipe {outcome.recipe.origin}, {outcome.job.dtype}", fontsize=10)
+    figure = new_figure(10, 6)
+    title = f"{outcome.job.model.name}, recipe {outcome.recipe.origin}, {outcome.job.dtype}"
+    figure.suptitle(title, fontsize=10, parse_math=False)
     grid = figure.subplots(2, len(_KEYS), sharex=True, height_ratios=(2, 1))
     steps = [run.steps() for run in outcome.runs]
     for column, (key, label) in enumerate(_KEYS.items()):
         top, bottom = grid[0][column], grid[1][column]
-        for run, values, style in zip(outcome.runs, steps, ("-o", "--x"), strict=True):
-            points = [(step, line[key]) for step, line in values.items() if key in line]
-            if points:
-                top.plot(*zip(*points, strict=True), style, label=TITLES[run.framework], markersize=4, linewidth=1.2)
         common = [step for step, line in steps[0].items() if key in line and key in steps[1].get(step, {})]
         gaps = [steps[1][step][key] - steps[0][step][key] for step in common]
         bottom.plot(common, gaps, "-o", color="black", markersize=3, linewidth=1)
-        bottom.axhline(0, color="green", linewidth=0.8)
-        top.set_ylabel(label)
+        bottom.axhline(0, color="green", linewidth=0.8, zorder=0)  # below a difference of nothing
+        curves = {
+            TITLES[run.framework]: [(step, line[key]) for step, line in values.items() if key in line]
+            for run, values in zip(outcome.runs, steps, strict=True)
+        }
+        draw_curves(top, curves)  # both panels share the axis of the steps
+        finish(top, label)
+        bottom.grid(alpha=0.3)
         bottom.set_ylabel("ms-swift - Trainer")
         bottom.set_xlabel("optimizer step")
-        for axes in (top, bottom):
-            axes.grid(alpha=0.3)
-        if top.lines:
-            top.legend()
-    figure.savefig(picture)
+    save(figure, picture)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vlm_lora_plugin.contract import Patch
-from vlm_lora_plugin.patches.wrapping import wrap_method
+from vlm_lora_plugin.patches.wrapping import undo_all, wrap_method
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 """Load dtypes of a base that needs it."""
@@ -34,12 +34,7 @@ def autocast_calls(dtype: torch.dtype) -> Patch:
 def _apply(dtype: torch.dtype, model: nn.Module) -> Callable[[], None]:
     around = partial(_computing, dtype)
     undo = [wrap_method(model, name, around) for name in ("forward", "generate") if hasattr(model, name)]
-    return partial(_undo, undo)
-
-
-def _undo(steps: list[Callable[[], None]]) -> None:
-    for step in reversed(steps):
-        step()
+    return partial(undo_all, undo)
 
 
 def _computing(dtype: torch.dtype, model: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

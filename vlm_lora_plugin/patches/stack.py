@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from vlm_lora_plugin.contract import Patch
+from vlm_lora_plugin.patches.rebinding import functions_of, rebinding
 
 
 @dataclass
 class PatchStack:
-    """What was applied to a model, the first patch at the bottom."""
+    """What was applied to a model, the first patch at the bottom.
+
+    A deep copy of the model computes with its own weights, and the stack's copy undoes the patches there, whatever
+    the functions that a patch put into the model close over.
+    """
 
     _applied: list[tuple[Patch, Callable[[], None]]] = field(default_factory=list)
 
@@ -26,7 +31,7 @@ class PatchStack:
         height = len(self._applied)
         try:
             for patch in patches:
-                self._applied.append((patch, patch.apply(model)))
+                self._applied.append((patch, _rebound(patch, model)))
         except Exception:
             self.undo(height)
             raise
@@ -35,3 +40,13 @@ class PatchStack:
         """Undo the patches above a height, the last one first."""
         while len(self._applied) > height:
             self._applied.pop()[1]()
+
+
+def _rebound(patch: Patch, model: nn.Module) -> Callable[[], None]:
+    """Apply a patch, let a copy of what it put into the model be the copy's, and return what undoes it."""
+    before = {(id(holder), key): holder[key] for holder, key in functions_of(model)}
+    undo = patch.apply(model)
+    for holder, key in list(functions_of(model)):
+        if before.get((id(holder), key)) is not holder[key]:
+            holder[key] = rebinding(holder[key], model)
+    return rebinding(undo, model)

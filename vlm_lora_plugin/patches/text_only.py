@@ -21,12 +21,11 @@ from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.parallel.agreement import several_ranks
 from vlm_lora_plugin.parallel.sharding import is_sharded, optimizer_keeps
+from vlm_lora_plugin.patches.wrapping import undo_all, wrap_method
 
 Look = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Given a module and text embeddings, sends one made-up image through the vision modules just as the module does with
 real ones, and returns its features, of any shape. Pixels are in the range of real ones."""
-
-_Parameters = Callable[[], list[nn.Parameter]]
 
 WITHOUT_IMAGES = "without_images"
 """Method of the module that puts images among the embeddings ``[B, T, C]``. Its forward pass calls it where a prompt
@@ -69,7 +68,7 @@ def _apply(
 ) -> Callable[[], None]:
     try:
         module = model.get_submodule(trunk)
-        unreached = _parameters_of(model, unused)
+        unreached = _Unreached(model, unused)
         splicing = model.get_submodule(splicer)
         if look is not None:
             getattr(splicing, WITHOUT_IMAGES)
@@ -79,48 +78,46 @@ def _apply(
             fix="Load the model with vlm_lora_plugin.load.",
         ) from None
 
-    def touch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        given = kwargs.get(images)
-        if given is not None and len(given):
-            return output
-        # Between passes a sharded parameter is empty: the gradient of its sum would be, too.
-        if several_ranks() or any(map(is_sharded, _learning(unreached()))):
-            if look is not None:
-                return output
-            _refuse_zero(unreached())
-        learning = _learning(unreached()) if module.training and torch.is_grad_enabled() else []
-        if learning:
-            hidden = output.last_hidden_state
-            zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
-            output.last_hidden_state = hidden + zero.to(hidden.device, hidden.dtype)
-        return output
-
     # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
+    touch = partial(_touch, images, look is not None, unreached)
     undo: list[Callable[[], None]] = [module.register_forward_hook(touch, with_kwargs=True).remove]
     if look is not None:
-        undo.append(_look_at_nothing(splicing, unreached, look))
-
-    def undo_all() -> None:
-        for step in undo:
-            step()
-
-    return undo_all
+        undo.append(wrap_method(splicing, WITHOUT_IMAGES, partial(_look_at_nothing, unreached, look)))
+    return partial(undo_all, undo)
 
 
-def _look_at_nothing(splicing: nn.Module, unreached: _Parameters, look: Look) -> Callable[[], None]:
-    def without_images(embeds: torch.Tensor) -> torch.Tensor:
-        trains = splicing.training and torch.is_grad_enabled() and bool(_learning(unreached()))
-        in_parts, several = any(map(is_sharded, unreached())), several_ranks()
-        if not ((trains and (several or in_parts)) or (several and in_parts)):
-            return embeds
-        return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
+def _touch(
+    images: str, looks: bool, unreached: _Unreached, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+) -> Any:
+    given = kwargs.get(images)
+    if given is not None and len(given):
+        return output
+    # Between passes a sharded parameter is empty: the gradient of its sum would be, too.
+    if several_ranks() or any(map(is_sharded, unreached.learning())):
+        if looks:
+            return output
+        _refuse_zero(unreached)
+    learning = unreached.learning() if module.training and torch.is_grad_enabled() else []
+    if learning:
+        hidden = output.last_hidden_state
+        zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
+        output.last_hidden_state = hidden + zero.to(hidden.device, hidden.dtype)
+    return output
 
-    vars(splicing)[WITHOUT_IMAGES] = without_images
-    return partial(vars(splicing).pop, WITHOUT_IMAGES)
+
+def _look_at_nothing(
+    unreached: _Unreached, look: Look, splicing: nn.Module, plain: Callable[..., torch.Tensor], embeds: torch.Tensor
+) -> torch.Tensor:
+    embeds = plain(embeds)
+    trains = splicing.training and torch.is_grad_enabled() and bool(unreached.learning())
+    in_parts, several = any(map(is_sharded, unreached.all())), several_ranks()
+    if not ((trains and (several or in_parts)) or (several and in_parts)):
+        return embeds
+    return embeds + (look(splicing, embeds) * 0.0).sum().to(embeds.device, embeds.dtype)
 
 
-def _parameters_of(model: nn.Module, names: Sequence[str]) -> _Parameters:
-    """Return what lists the parameters of the modules, and the single parameters, of these names.
+class _Unreached:
+    """The modules, and the single parameters, that a text-only batch does not reach.
 
     PEFT may have wrapped a parameter's layer; its canonical name is the one it had before. The modules are asked
     each time, because LoRA may be added to them later.
@@ -128,32 +125,34 @@ def _parameters_of(model: nn.Module, names: Sequence[str]) -> _Parameters:
     Raises:
         AttributeError: The model has neither a module nor a parameter of a name.
     """
-    modules = dict(model.named_modules())
-    single = {canonical_name(path): parameter for path, parameter in model.named_parameters()}
-    for name in names:
-        if name not in modules and name not in single:
-            raise AttributeError(f"it has no module or parameter {name}")
 
-    def parameters() -> list[nn.Parameter]:
-        found: list[nn.Parameter] = []
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        modules = dict(model.named_modules())
+        single = {canonical_name(path): parameter for path, parameter in model.named_parameters()}
         for name in names:
-            found += modules[name].parameters() if name in modules else [single[name]]
+            if name not in modules and name not in single:
+                raise AttributeError(f"it has no module or parameter {name}")
+        self._parts = [modules[name] if name in modules else single[name] for name in names]
+
+    def all(self) -> list[nn.Parameter]:
+        """Return their parameters."""
+        found: list[nn.Parameter] = []
+        for part in self._parts:
+            found += part.parameters() if isinstance(part, nn.Module) else [part]
         return found
 
-    return parameters
+    def learning(self) -> list[nn.Parameter]:
+        """Return those of their parameters that learn."""
+        return [parameter for parameter in self.all() if parameter.requires_grad]
 
 
-def _learning(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]
-
-
-def _refuse_zero(parameters: Sequence[nn.Parameter]) -> None:
+def _refuse_zero(unreached: _Unreached) -> None:
     """Refuse what ZeRO would mix up, or what would leave other ranks waiting.
 
     Raises:
         ModelError: ZeRO-3 shards parameters of these modules, or a stage of it trains some.
     """
-    if any(map(is_sharded, parameters)) or any(map(optimizer_keeps, _learning(parameters))):
+    if any(map(is_sharded, unreached.all())) or any(map(optimizer_keeps, unreached.learning())):
         raise ModelError(
             "This family's batches without an image cannot be used under ZeRO",
             why="ZeRO-1 and 2 would add up gradients of different parameters, and under ZeRO-3 ranks wait forever, "

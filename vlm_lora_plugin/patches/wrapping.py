@@ -6,13 +6,15 @@ A wrapper is given the model with each call, so that a deep copy computes with i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
 from typing import Any
 
 from torch import nn
+
+from vlm_lora_plugin.patches.rebinding import rebinding
 
 Around = Callable[..., Any]
 """``around(module, call, *args, **kwargs)``: what a method does instead, ``call`` being what it did before."""
@@ -50,8 +52,15 @@ def wrap_method(module: nn.Module, name: str, around: Around) -> Callable[[], No
     if name not in chains:
         chains[name] = _Chain(vars(module).get(name))
         vars(module)[name] = MethodType(_calling(getattr(module, name), name), module)
+    around = rebinding(around, module)
     chains[name].arounds.append(around)
     return partial(_unwrap, module, name, around)
+
+
+def undo_all(steps: Sequence[Callable[[], None]]) -> None:
+    """Take several changes back, the last one first."""
+    for step in reversed(steps):
+        step()
 
 
 def _unwrap(module: nn.Module, name: str, around: Around) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from peft import PeftModel
@@ -37,6 +37,21 @@ if TYPE_CHECKING:
 
 _MARK = "_vlm_lora_base"
 """Attribute of a base model that prepare has changed."""
+
+
+class _Mark:
+    """A deep copy of a base is marked as it is. Pickled, one would lose its patches without a word."""
+
+    def __deepcopy__(self, _: object) -> _Mark:
+        return self
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise ModelError(
+            "A prepared model cannot be pickled",
+            why="pickle brings a model's own methods back instead of those that patches have wrapped.",
+            fix="Keep what was trained with save_pretrained, bring it back with vlm_lora_plugin.load_adapter; or use "
+            "copy.deepcopy for a second model in this process.",
+        )
 
 
 def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
@@ -100,7 +115,7 @@ def _prepare(
     prepared = inject(model, selection, resolved)
     _switch(prepared, selection)
     prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype, model)
-    vars(model)[_MARK] = True
+    vars(model)[_MARK] = _Mark()
     patches = with_core_patches(get_manager().wrap_forward(family, model, resolved), resolved, architecture)
     prepared.vlm_lora.apply_patches(patches)
     check_applied(model, patches, architecture)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from vlm_lora_plugin.outside.display import shown
+from vlm_lora_plugin.reporting.curves import new_figure, save
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from vlm_lora_plugin.job.data_check import DataReport
 
+TOKENS, IMAGE_SIZE = "tokens a row", "image size (million pixels)"
+COLOUR = "#3b6ea5"
 _BINS = 40
 _LINES = (
     ("tokens", "tokens a row"),
@@ -56,22 +59,47 @@ def draw_report(report: DataReport, picture: Path) -> None:
     found = report.survey
     megapixels = np.asarray(found.widths, dtype=float) * np.asarray(found.heights, dtype=float) / 1e6
     panels: list[tuple[str, Sequence[float] | np.ndarray]] = [
-        ("tokens a row", found.tokens),
+        (TOKENS, found.tokens),
         ("supervised tokens a row", found.supervised),
-        ("image size (million pixels)", megapixels),
+        (IMAGE_SIZE, megapixels),
     ]
-    figure = Figure(figsize=(12, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 3.6)
     for axes, (name, values) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axes.hist(values, bins=_BINS, color="#3b6ea5")
+        _histogram(axes, np.asarray(values, dtype=float), whole=name != IMAGE_SIZE)
         axes.set_xlabel(name)
-        axes.grid(alpha=0.3)
-        if name == "tokens a row":
+        if name == TOKENS:
             axes.set_ylabel("count")
-            axes.axvline(report.max_length, color="#c0392b", linestyle="--", linewidth=1, label="data.max_length")
-            axes.legend(fontsize=8)
+            _mark_limit(axes, report.max_length)
     title = f"{shown(report.data.name, 80)}: {len(found.tokens):,} of {found.rows:,} rows usable"
     figure.suptitle(title, fontsize=10, parse_math=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in Chinese: boxes are shown
-        figure.savefig(picture)
+    save(figure, picture)
+
+
+def _histogram(axes: Axes, values: np.ndarray, *, whole: bool) -> None:
+    """Draw a histogram over the range of the values alone; whole numbers get bins of whole width."""
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    if not len(values):
+        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    bins: int | list[float] = _BINS
+    if whole:
+        low, high = values.min(), values.max()
+        width = max(1, int(np.ceil((high - low + 1) / _BINS)))
+        bins = (np.arange(low, high + width + 1, width) - 0.5).tolist()
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
+    axes.hist(values, bins=bins, color=COLOUR)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
+
+
+def _mark_limit(axes: Axes, limit: int) -> None:
+    """Draw ``data.max_length`` where it lies in the picture or near it; elsewhere say how far it is."""
+    low, high = axes.get_xlim()
+    red: dict[str, Any] = {"color": "#c0392b", "linestyle": "--", "linewidth": 1}
+    if low <= limit <= high + 0.25 * (high - low):
+        axes.axvline(limit, label="data.max_length", **red)
+    else:  # a line there would squeeze the rows into nothing
+        axes.plot([], [], label=f"data.max_length {limit:,}, outside", **red)
+    axes.legend(fontsize=8)

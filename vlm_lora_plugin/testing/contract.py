@@ -95,6 +95,7 @@ PROMISES: tuple[Promise, ...] = (
         "answer_only_loss_computes_fewer_logits",
         "undoing_leaves_the_model_bitwise_as_it_was",
     ),
+    *_of("copying", "a_deep_copy_computes_with_its_own_weights"),
     *_of(
         "training",
         "a_saved_adapter_is_the_trained_model",

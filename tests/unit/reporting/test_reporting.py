@@ -2,10 +2,13 @@
 
 import io
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
@@ -76,25 +79,50 @@ def test_a_picture_without_any_finite_loss_is_drawn_all_the_same(tmp_path):
     assert (tmp_path / "loss.png").is_file()
 
 
-def test_without_a_terminal_about_twenty_lines_are_printed():
+def printed_by(steps, *, every=1, seconds=1.0, total=40):
+    """What is printed without a terminal when each step takes some seconds and every n-th is logged."""
     console = Console(width=100, record=True, file=io.StringIO(), force_terminal=False)
-    progress = ConsoleProgress(console)
-    progress.on_train_begin(None, state(0), TrainerControl())
-    for step in range(1, 41):
-        progress.on_log(None, state(step), TrainerControl(), logs={"loss": 1.0})
-    progress.on_log(None, state(40), TrainerControl(), logs={"eval_loss": 0.5})
-    lines = console.export_text().splitlines()
+    now = [0.0]
+    progress = ConsoleProgress(console, lambda: now[0])
+    progress.on_train_begin(None, TrainerState(max_steps=total), TrainerControl())
+    for step in steps:
+        now[0] += seconds
+        where = TrainerState(global_step=step, max_steps=total)
+        progress.on_step_end(None, where, TrainerControl(should_log=step % every == 0))
+        if step % every == 0:
+            progress.on_log(None, where, TrainerControl(), logs={"loss": 1.0})
+    progress.on_log(None, TrainerState(global_step=total, max_steps=total), TrainerControl(), logs={"eval_loss": 0.5})
+    return console.export_text().splitlines()
+
+
+def test_without_a_terminal_the_first_step_and_about_twenty_lines_are_printed():
+    lines = printed_by(range(1, 41))
     assert len(lines) == 21
-    assert lines[0] == "step 2/40  loss 1.0000"
+    assert lines[0] == "step 1/40  loss 1.0000"
     assert lines[-1] == "step 40/40  eval_loss 0.5000"
 
 
 def test_the_lines_come_also_where_steps_are_logged_in_bundles():
-    console = Console(width=100, record=True, file=io.StringIO(), force_terminal=False)
-    progress = ConsoleProgress(console)
-    for step in range(3, 41, 3):
-        progress.on_log(None, state(step), TrainerControl(), logs={"loss": 1.0})
-    assert len(console.export_text().splitlines()) == 13
+    lines = printed_by(range(1, 41), every=3)
+    assert lines[:2] == ["step 1/40", "step 3/40  loss 1.0000"]
+    assert len(lines) == 15
+
+
+@given(total=st.integers(1, 3000), every=st.integers(1, 500), first=st.integers(0, 100))
+def test_the_first_line_comes_after_the_first_step_and_few_follow(total, every, first):
+    lines = printed_by(range(first + 1, first + total + 1), every=every, seconds=0.01, total=first + total)
+    assert lines[0].startswith(f"step {first + 1}/{first + total}")
+    assert len(lines) <= 23
+
+
+@given(seconds=st.floats(1, 1000), every=st.integers(1, 100))
+def test_slow_steps_leave_a_run_silent_for_a_minute_and_then_never_longer_than_the_time_before(seconds, every):
+    lines = printed_by(range(1, 1001), every=every, seconds=seconds, total=10_000)
+    steps = [int(line.split()[1].partition("/")[0]) for line in lines[:-1]]
+    assert steps[0] == 1
+    times = [0, *(step * seconds for step in steps)]
+    assert all(now - before <= before + 61 + 2 * seconds for before, now in pairwise(times))
+    assert len(lines) < 60
 
 
 def test_on_a_terminal_a_bar_is_drawn_and_taken_away():

@@ -6,6 +6,7 @@ from vlm_lora_plugin.frameworks.swift.hooks import install_hooks
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK, RECORDER, TUNER
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.outside.display import never_crash
+from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
 from vlm_lora_plugin.plugins.manager import get_manager
 
 
@@ -19,6 +20,7 @@ def register() -> None:
     """
     never_crash()  # this process was not started by our command line
     check_version()
+    quieten_deepspeed()
     from swift.callbacks import callbacks_map
     from swift.tuner_plugin import tuners_map
 

@@ -17,6 +17,7 @@ from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import make_optimizer
 from vlm_lora_plugin.frameworks.trainer.parallel_layout import common_ground
 from vlm_lora_plugin.parallel.agreement import check_ranks_agree, check_same_checkpoint, several_ranks
+from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.parallel.zero3 import check_loaded_sharded
 from vlm_lora_plugin.prepared.model import find_prepared
@@ -48,6 +49,7 @@ def install_hooks() -> None:
     """Wrap ``transformers.Trainer`` as :data:`HOOKS` says; a second call changes nothing."""
     from transformers import Trainer
 
+    quieten_deepspeed()
     for hook in HOOKS:
         original = getattr(Trainer, hook.method)
         if not getattr(original, _MARK, False):

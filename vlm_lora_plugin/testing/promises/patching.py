@@ -25,10 +25,10 @@ _OURS = ("_vlm_lora_base", "_vlm_lora_prepared", "_hf_peft_config_loaded", "peft
 def patches_keep_loss_and_gradients(subject: Subject) -> None:
     """With every patch on, loss and gradients are those of the plain forward pass."""
     batch = subject.batch(with_image(), text_only(answer="red, or blue"))
-    patched = _all_on(subject)
-    loss, gradients = _step(patched, batch)
+    patched = all_on(subject)
+    loss, gradients = step(patched, batch)
     patched.vlm_lora.undo_patches()
-    plain_loss, plain = _step(patched, batch)
+    plain_loss, plain = step(patched, batch)
     require(apart(loss, plain_loss) < CLOSE, f"the loss is {float(loss)} with patches, {float(plain_loss)} without")
     require(gradients.keys() == plain.keys(), f"gradients of {listed(sorted(gradients.keys() ^ plain.keys()))} differ")
     far = [name for name, tensor in plain.items() if tensor.any() and apart(gradients[name], tensor) > CLOSE]
@@ -52,21 +52,21 @@ def answer_only_loss_computes_fewer_logits(subject: Subject) -> None:
 def undoing_leaves_the_model_bitwise_as_it_was(subject: Subject) -> None:
     """After the patches are undone, attributes, tensors, outputs and gradients are those of a model without any."""
     batch = subject.batch(with_image(), text_only(answer="red, or blue"))
-    never, undone = subject.prepared(gradient_checkpointing={}), _all_on(subject)
-    _step(undone, batch)
+    never, undone = subject.prepared(gradient_checkpointing={}), all_on(subject)
+    step(undone, batch)
     for model in (never, undone):
         model.vlm_lora.undo_patches()
-    (loss, gradients), (plain_loss, plain) = _step(undone, batch), _step(never, batch)
+    (loss, gradients), (plain_loss, plain) = step(undone, batch), step(never, batch)
     require(torch.equal(loss, plain_loss), f"the loss is {float(loss)!r}, not {float(plain_loss)!r}")
     different = [name for name in plain if not torch.equal(gradients[name], plain[name])]
     require(not different, f"gradients differ in bits: {listed(different)}")
     base, raw = undone.get_base_model(), subject.plain
     require(base.config.to_dict() == raw.config.to_dict(), "the config has changed")
-    found = _left_behind(base, raw)
+    found = left_behind(base, raw)
     require(not found, f"patches leave something behind: {listed(found)}")
 
 
-def _all_on(subject: Subject) -> VlmLoraPeftModel:
+def all_on(subject: Subject) -> VlmLoraPeftModel:
     """Prepare with each key that asks for a patch switched on, where the model refuses none of them."""
     on: dict[str, Any] = {}
     parts: list[dict[str, Any]] = [{"gradient_checkpointing": {name: True}} for name in subject.architecture.repeating]
@@ -79,7 +79,7 @@ def _all_on(subject: Subject) -> VlmLoraPeftModel:
     return subject.prepared(**on)
 
 
-def _step(model: VlmLoraPeftModel, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def step(model: VlmLoraPeftModel, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return loss and gradients of one step in training mode, with the same dropout each time."""
     model.train()
     model.zero_grad(set_to_none=True)
@@ -91,7 +91,7 @@ def _step(model: VlmLoraPeftModel, batch: Mapping[str, Any]) -> tuple[torch.Tens
     return loss.detach(), {name: t.grad.clone() for name, t in learning.items() if t.grad is not None}
 
 
-def _left_behind(base: nn.Module, raw: nn.Module) -> list[str]:
+def left_behind(base: nn.Module, raw: nn.Module) -> list[str]:
     """Return the attributes in which a model differs from a freshly loaded one, PEFT's layers aside."""
     modules = {canonical_name(f"{name}.").removesuffix("."): module for name, module in base.named_modules()}
     found = []
