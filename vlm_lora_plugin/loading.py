@@ -22,7 +22,7 @@ def load(
     folder: str | Path,
     recipe: RecipeSource | None = None,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str = "cpu",
     seed: int = 42,
 ) -> tuple[PreTrainedModel, Processor]:
@@ -33,7 +33,7 @@ def load(
         recipe: The recipe to train with, in any form; its ``data.processor`` and ``data.exif_transpose`` decide how the
             processor sees images.
             None takes the family's defaults.
-        dtype: Parameter dtype, or None for the one the config names.
+        dtype: Parameter dtype or its name, ``"bfloat16"``; None for the one the config names.
         device: ``"cpu"``, ``"cuda"``..., or ``"meta"`` for a model without weights.
         seed: Seed of the initialisation of LoRA that the checkpoint lacks.
 
@@ -42,11 +42,13 @@ def load(
 
     Raises:
         AdapterError: A function of the family plugin raised something unexpected.
-        ModelError: The folder is of no known family.
+        ModelError: The folder is of no known family, or ``dtype`` is none that a model can have.
         RecipeError: The recipe cannot be read, or does not fit the model's processor.
         WeightsError: Tensors are missing, extra or of another shape.
     """
-    path = Path(folder)
+    from vlm_lora_plugin.models.dtypes import to_dtype  # imports torch
+
+    path, wanted = Path(folder), to_dtype(dtype)
     manager = get_manager()
     family = manager.family_of_folder(path)
     settings: Mapping[str, OptionValue] = {}
@@ -55,7 +57,7 @@ def load(
         find = partial(manager.architecture_of_folder, family, path)
         data = resolve_recipe(recipe, family, architecture=find).data
         settings, turns = data.processor, data.exif_transpose
-    request = LoadRequest(path, dtype, device, seed, processor=settings, exif_transpose=turns)
+    request = LoadRequest(path, wanted, device, seed, processor=settings, exif_transpose=turns)
     # First what takes no time: a broken vocabulary is found before gigabytes of weights are read.
     processor = manager.load_processor(family, request)
     return manager.load_model(family, request), processor
@@ -64,7 +66,7 @@ def load(
 def load_model(
     folder: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str = "cpu",
     variant: str | None = None,
 ) -> PreTrainedModel:
@@ -72,16 +74,18 @@ def load_model(
 
     Args:
         folder: A model folder.
-        dtype: Parameter dtype, or None for the one the config names.
+        dtype: Parameter dtype or its name, ``"bfloat16"``; None for the one the config names.
         device: ``"cpu"``, ``"cuda"``..., or ``"meta"`` for a model without weights.
         variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
 
     Raises:
         AdapterError: A function of the family plugin raised something unexpected.
-        ModelError: The folder is of no known family, or its family has no such variant.
+        ModelError: The folder is of no known family, its family has no such variant, or ``dtype`` is none.
         WeightsError: Tensors are missing, extra or of another shape.
     """
-    path = Path(folder)
+    from vlm_lora_plugin.models.dtypes import to_dtype  # imports torch
+
+    path, wanted = Path(folder), to_dtype(dtype)
     manager = get_manager()
     family = manager.family_of_folder(path)
     if variant is not None and variant not in family.variants:
@@ -89,5 +93,5 @@ def load_model(
             f"{family.title} has no variant '{variant}'",
             fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
         )
-    request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant)
+    request = LoadRequest(folder=path, dtype=wanted, device=device, variant=variant)
     return manager.load_model(family, request)

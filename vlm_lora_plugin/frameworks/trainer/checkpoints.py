@@ -21,6 +21,7 @@ from vlm_lora_plugin.checkpoint.completion import (
     set_aside_incomplete,
 )
 from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
+from vlm_lora_plugin.checkpoint.hints import refuse_adapter
 from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
@@ -82,6 +83,7 @@ def check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
         last = get_last_checkpoint(output) if output.is_dir() else None
     else:
         last = str(wanted)
+        refuse_adapter(last)
         check_complete(last)
     prepared = find_prepared(trainer.model)
     if last is None or prepared is None:
