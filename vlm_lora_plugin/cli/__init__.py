@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 
 from vlm_lora_plugin.outside.display import never_crash
+from vlm_lora_plugin.parallel.children import become_safe
 
 
 def main() -> None:
     """Run ``vlm-lora`` with the process's arguments."""
+    become_safe()
     never_crash()
     match sys.argv[1:]:
         case ["swift", command, *arguments] if not command.startswith("-"):

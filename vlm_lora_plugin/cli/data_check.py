@@ -76,6 +76,10 @@ def _show(report: DataReport, console: Console) -> None:
     console.print(report_table(report))
     for line in report.peculiar():
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    passed = report.survey.passed_over
+    if passed:
+        found = ", ".join(f"{key} ({count:,} rows)" for key, count in sorted(passed.items()))
+        console.print(f"keys passed over, which change nothing: {found}", highlight=False, markup=False, soft_wrap=True)
     for row in report.bad:
         console.print(f"{row.row}: {row.problem}", style="red", highlight=False, markup=False, soft_wrap=True)
     if report.bad:

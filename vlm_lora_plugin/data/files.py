@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, overload
 from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.file_kinds import refuse_one_object, refuse_other_kinds
 from vlm_lora_plugin.data.reading import LIKE_THIS, RowFormat, parse_row, raise_for_rows
+from vlm_lora_plugin.data.rows.rules import EVERYTHING, RowRules
 from vlm_lora_plugin.errors import DataError, DocumentError
 from vlm_lora_plugin.outside.files import open_file, reason, refuse_impossible
 from vlm_lora_plugin.outside.json_text import parse_json
@@ -32,26 +33,33 @@ class ExampleFile(Sequence[Example]):
     A row of a JSONL file is read from disk each time it is asked for: memory holds 16 bytes a row, however
     long the rows are. A JSON list is held in memory as a whole; from 1 GiB on a warning says how to make JSONL of it.
 
-    A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` as ms-swift users have it, or a row of
-    the family's own format (``DataFormats.parse_record``). An image is a path, ``{"path": ...}`` or
-    ``{"bytes": base64}``; a relative path starts at the data file's folder. Where a row has images and no
-    ``<image>`` mark, the marks are put in front of the first user message.
+    A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` or ``{"query", "response", "history"}`` as
+    ms-swift users have it, or a row of the family's own format (``DataFormats.parse_record``). An image is a path,
+    ``{"path": ...}`` or ``{"bytes": base64}``; a relative path starts at the data file's folder. Where a row has images
+    and no ``<image>`` mark, the marks are put in front of the first user message.
 
     Args:
         path: The file.
         family: Whose own format is tried on rows without ``messages``.
         allow_outside_images: Whether image files may lie outside ``folder``, links followed.
         folder: Where relative image paths start; None for the data file's folder.
+        rules: What the recipe says about rows.
 
     Raises:
         DataError: The file is missing, empty, or no valid list. A row that is wrong raises it when it is read.
     """
 
     def __init__(
-        self, path: str | Path, family: Family, *, allow_outside_images: bool = False, folder: Path | None = None
+        self,
+        path: str | Path,
+        family: Family,
+        *,
+        allow_outside_images: bool = False,
+        folder: Path | None = None,
+        rules: RowRules = EVERYTHING,
     ) -> None:
         self.path = Path(path)
-        self._format = RowFormat.of(family)
+        self._format = RowFormat.of(family, rules)
         self._folder = folder or self.path.parent
         self._root = None if allow_outside_images else self._folder.resolve()
         self._items: list[object] | None = None
@@ -156,13 +164,15 @@ class ExampleFile(Sequence[Example]):
         return status.st_size, status.st_mtime_ns
 
 
-def read_examples(path: str | Path, family: Family, *, allow_outside_images: bool = False) -> list[Example]:
+def read_examples(
+    path: str | Path, family: Family, *, allow_outside_images: bool = False, rules: RowRules = EVERYTHING
+) -> list[Example]:
     """Read every row of a data file into memory; see :class:`ExampleFile`.
 
     Raises:
         DataError: The file is missing or empty, or rows are unusable; names the first of them with file and line.
     """
-    file = ExampleFile(path, family, allow_outside_images=allow_outside_images)
+    file = ExampleFile(path, family, allow_outside_images=allow_outside_images, rules=rules)
     rows = list(_each(file))
     raise_for_rows([row for row in rows if isinstance(row, DataError)], len(rows))
     return [row for row in rows if isinstance(row, Example)]

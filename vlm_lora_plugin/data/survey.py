@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
 from vlm_lora_plugin.data.images import Peculiarities, open_image, peculiarities, turned_size
-from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.errors import AdapterError, DataError
 from vlm_lora_plugin.parallel.agreement import gathered_on_node, ranks_of_this_node
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class RowFacts:
         truncated: Whether its end is cut off.
         image_sizes: (width, height) in pixels of each image.
         peculiarities: Of each image, what of it is not seen or seen otherwise than in a viewer.
+        passed_over: Keys of it that change nothing.
     """
 
     origin: str
@@ -40,6 +41,7 @@ class RowFacts:
     truncated: bool
     image_sizes: tuple[tuple[int, int], ...]
     peculiarities: tuple[Peculiarities, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
 
 def survey(
@@ -56,7 +58,11 @@ def survey(
 
     Yields:
         For each row what it holds, or what is wrong with it.
+
+    Raises:
+        AdapterError: The processor learns from answers that are marked as not to be learnt.
     """
+    heeded = False
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(examples), _CHUNK):
             rows = [_read(examples, index) for index in range(start, min(start + _CHUNK, len(examples)))]
@@ -67,6 +73,8 @@ def survey(
                 elif isinstance(images, DataError):
                     yield images
                 else:
+                    if not heeded and _has_marks(row):
+                        heeded = _check_heeded(row, tuple(size for size, _ in images), processor)
                     yield _measure(row, images, processor, settings)
 
 
@@ -170,6 +178,33 @@ def _look(
         return error
 
 
+def _has_marks(example: Example) -> bool:
+    return any(message.role == "assistant" and not message.supervised for message in example.messages)
+
+
+def _check_heeded(example: Example, sizes: tuple[tuple[int, int], ...], processor: Processor) -> bool:
+    """Return True when marked answers are seen to be left out; False when this row cannot show it.
+
+    Raises:
+        AdapterError: They are learnt from.
+    """
+    plain = replace(example, messages=tuple(replace(message, learnt=None) for message in example.messages))
+    try:
+        few, all_of_them = (
+            processor.measure(row, sizes) if isinstance(processor, MeasuringProcessor) else processor.count_tokens(row)
+            for row in (example, plain)
+        )
+    except DataError:
+        return False
+    if few[1] >= all_of_them[1]:
+        raise AdapterError(
+            f"{example.origin}: an answer is marked as not to be learnt, and {type(processor).__name__} learns from it",
+            why="The family's processor does not look at the mark, Message.supervised.",
+            fix="Update the family's plugin, or use data without marks and with data.loss_on: all.",
+        )
+    return True
+
+
 def _measure(
     example: Example,
     images: Sequence[tuple[tuple[int, int], Peculiarities]],
@@ -188,6 +223,7 @@ def _measure(
         elif truncated:
             row = processor.encode(example, **limits)
             length, learnt = len(row["labels"]), int((row["labels"] != IGNORE_INDEX).sum())
-        return RowFacts(example.origin, length, learnt, truncated, sizes, tuple(found for _, found in images))
+        found = tuple(peculiar for _, peculiar in images)
+        return RowFacts(example.origin, length, learnt, truncated, sizes, found, example.passed_over)
     except DataError as error:
         return error

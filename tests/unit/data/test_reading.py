@@ -113,7 +113,7 @@ def test_a_broken_list_is_named_with_its_line(family, tmp_path):
     [
         ([1], "a row must be an object, this is a list"),
         ("text", "a row must be an object, this is a str"),
-        ({"query": "q", "response": "a"}, "no `messages` and is not in Monkey's own format; its keys: query, response"),
+        ({"prompt": "q", "answer": "a"}, "no `messages` and is not in Monkey's own format; its keys: prompt, answer"),
         ({"messages": []}, "`messages` must be a list of messages"),
         ({"messages": {"role": "user"}}, "`messages` must be a list of messages"),
         ({"messages": ["q"]}, "message 1 needs `role` and `content`"),
@@ -131,7 +131,7 @@ def test_a_broken_list_is_named_with_its_line(family, tmp_path):
         ({"messages": [{"role": "user", "content": "q"}], "image": "a.png"}, "unknown key `image`"),
         ({"messages": [{"role": "user", "content": "q"}], "image": "a.png", "images": None}, "unknown key `image`"),
         ({"messages": [{"role": "user", "content": "q"}], "videos": ["a.mp4"]}, "`videos` is not supported"),
-        ({"messages": [{"role": "user", "content": "q", "loss": False}]}, "a loss setting of its own"),
+        ({"messages": [{"role": "user", "content": "q", "loss": True}]}, "`loss` is true in a message of the user's"),
     ],
 )
 def test_an_unusable_row_is_named_with_file_line_and_remedy(row, words, read, turns):

@@ -83,11 +83,11 @@ class SystemPrompt:
     def _prompted(self, example: Example) -> Example:
         if any(message.role == "system" for message in example.messages):
             return example
-        if example.verbatim:
+        if example.verbatim and not example.by_roles:
             raise DataError(
-                f"{example.origin}: --system cannot be put into a row of the family's own format",
-                why="Its text already is the exact prompt.",
-                fix="Leave --system out, or write the row with `messages`.",
+                f"{example.origin}: --system cannot be put into a row that has upstream's labels",
+                why="Upstream's label mask knows no system message.",
+                fix="Leave --system or data.upstream_labels out, or write the row with `messages`.",
             )
         return replace(example, messages=(Message("system", self.text), *example.messages))
 
