@@ -25,6 +25,7 @@ LAUNCHERS = "VLM_LORA_LAUNCHERS"
 """Environment variable: the launchers above a process, outermost first, ``PID/STARTED/PIPE`` joined by commas."""
 
 _PR_SET_PDEATHSIG = 1
+_PIPES = sys.platform != "linux" and hasattr(os, "mkfifo")
 _PAUSE = 1.0  # seconds between looks where nothing tells
 
 
@@ -114,7 +115,7 @@ def _end() -> None:
 @contextmanager
 def _pipe() -> Iterator[str]:
     """Hold the end of a pipe that descendants open by its path, where the system does not tell of a process's end."""
-    if sys.platform == "linux" or not hasattr(os, "mkfifo"):
+    if not _PIPES:
         yield ""
         return
     with tempfile.TemporaryDirectory(prefix="vlm-lora-", ignore_cleanup_errors=True) as folder:

@@ -16,6 +16,7 @@ from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
 from vlm_lora_plugin.frameworks.swift.names import RECORDER
 from vlm_lora_plugin.parallel.launcher import free_port
+from vlm_lora_plugin.parallel.parent_death import as_launcher
 from vlm_lora_plugin.parity.compare import Difference, compare
 from vlm_lora_plugin.parity.parity_job import FRAMEWORKS, ParityJob, Side, TrainerTask
 from vlm_lora_plugin.parity.reading import Run, read_run
@@ -88,7 +89,7 @@ def run_trainer(job: ParityJob, recipe: Recipe, side: Side) -> None:
     if job.processes > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(job.processes), "-m"]
     line = [*launcher, "vlm_lora_plugin.parity.trainer_side", str(file)]
-    with side.printed.open("wb") as printed:
+    with side.printed.open("wb") as printed, as_launcher():
         code = subprocess.run(line, stdout=printed, stderr=subprocess.STDOUT, check=False).returncode
     _check(code, side)
 

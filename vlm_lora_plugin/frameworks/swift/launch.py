@@ -17,6 +17,7 @@ from typing import IO, Any
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 from vlm_lora_plugin.frameworks.swift.versions import check_version
+from vlm_lora_plugin.parallel.parent_death import as_launcher
 
 PLUGINS = "--custom_register_path"
 """Swift adds these files to those of ``--external_plugins``: of the command line, of a config file, or of a
@@ -26,6 +27,8 @@ _SHORTEST = len("--custom_r")  # argparse takes an unambiguous beginning of an o
 _WITHOUT_MODEL = {"web-ui"}  # its arguments know of no plugins
 
 _SWIFT = "swift.cli.main"  # what the command `swift` runs
+
+_CHILD = "vlm_lora_plugin.frameworks.swift.child"  # the same, and it ends when this process dies
 
 _PAUSE = 0.2  # seconds
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -126,7 +129,7 @@ def become_swift(command: str, arguments: Sequence[str]) -> int:
         RecipeError: A config file cannot be read.
     """
     sys.argv = ["swift", *swift_command(command, arguments)[3:]]
-    with _ForwardedSignals():
+    with _ForwardedSignals(), as_launcher():
         try:
             runpy.run_module(_SWIFT, run_name="__main__", alter_sys=True)
         except KeyboardInterrupt:
@@ -170,19 +173,36 @@ def run_swift(
         RecipeError: A config file cannot be read.
     """
     line = swift_command(command, arguments)
+    line[line.index(_SWIFT)] = _CHILD
     errors = None if output is None else subprocess.STDOUT
-    process = subprocess.Popen(line, env={**os.environ, **(environment or {})}, stdout=output, stderr=errors)
+    with as_launcher():
+        process = subprocess.Popen(line, env={**os.environ, **(environment or {})}, stdout=output, stderr=errors)
     with _ForwardedSignals():
         while True:
             try:
                 code = process.wait(None if meanwhile is None else _PAUSE)
             except subprocess.TimeoutExpired:
                 if meanwhile is not None:
-                    meanwhile()
+                    _or_end_all(meanwhile, process)
             except KeyboardInterrupt:  # the terminal has told Swift as well, which then ends by itself
                 continue
             else:
                 return _exit_code(code)
+
+
+def _or_end_all(meanwhile: Callable[[], None], process: subprocess.Popen[bytes]) -> None:
+    """Do what is done meanwhile; when it fails, end Swift and all that it started first."""
+    import psutil
+
+    try:
+        meanwhile()
+    except Exception:
+        with suppress(psutil.NoSuchProcess):
+            for one in (*psutil.Process(process.pid).children(recursive=True), process):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+        process.wait()
+        raise
 
 
 class _ForwardedSignals:
