@@ -65,7 +65,7 @@ class OutputFolder:
                 f"{'not writable' if existing.is_dir() else 'not a folder'}",
                 fix="Give another folder.",
             )
-        held = [path.name for path in self._results() if path.exists()]
+        held = [path.name for path in self._results() if path.is_file() or (path.is_dir() and any(path.iterdir()))]
         if held and not overwrite and not resume:
             raise OutputError(
                 f"{self.folder} already holds results: {listed(held)}",
