@@ -283,6 +283,26 @@ def test_the_number_of_labels_of_the_whole_step_reaches_forward(tmp_path):
     assert [int(count) for training, count in seen if training] == [3 * ACCUMULATION] * ROWS
 
 
+@relies_on("Trainer.get_batch_samples")
+def test_without_a_number_of_items_a_step_is_the_mean_of_its_batches_means(tmp_path):
+    """Also where the last step of an epoch has fewer batches than the others."""
+
+    class Means(Trainer):
+        def get_batch_samples(self, *args):
+            return super().get_batch_samples(*args)[0], None
+
+    uneven = [{**row, "labels": row["labels"].where(row["input_ids"] > 3 + n, -100)} for n, row in enumerate(rows(3))]
+    arguments = Watched(tmp_path, eval_strategy="no", save_strategy="no", learning_rate=0.0).args
+    trainer = Means(tiny_llama(), arguments, train_dataset=uneven)
+    assert trainer.model_accepts_loss_kwargs
+    trainer.train()
+    with torch.no_grad():
+        means = [float(trainer.model(row["input_ids"][None], labels=row["labels"][None]).loss) for row in uneven]
+    first, second = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert len({round(mean, 4) for mean in means}) == 3
+    assert 2 * first + second == pytest.approx(sum(means), rel=1e-5)
+
+
 @relies_on("Trainer._prepare_inputs")
 def test_prepare_inputs_moves_tensors_and_changes_nothing_else(trained):
     given, found = trained.named("_prepare_inputs")[0][0]
