@@ -51,9 +51,9 @@ def die_with_launchers() -> None:
     Every launched process calls this when it begins.
     """
     above = os.environ.get(LAUNCHERS)
-    if not above or _watched == above:
+    if not above or above in _watching:
         return
-    globals()["_watched"] = above
+    _watching.add(above)
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -69,7 +69,7 @@ def die_with_launchers() -> None:
         threading.Thread(target=_end_after, args=(wait,), name="vlm-lora-launcher", daemon=True).start()
 
 
-_watched: str | None = None
+_watching: set[str] = set()
 
 
 def _waiting_for(pid: int, pipe: str) -> Callable[[], None]:
@@ -107,9 +107,10 @@ def _end_after(wait: Callable[[], None]) -> None:
 
 
 def _end() -> None:
-    if hasattr(signal, "SIGKILL"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    os._exit(1)
+    if sys.platform == "win32":
+        os.abort()  # SIGTERM there ends a process just as bluntly, but only after its handlers
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise SystemExit(1)  # not reached
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from relied_on import relies_on
 from safetensors.torch import save_file
 from torch import nn
 
@@ -59,6 +60,16 @@ def test_what_was_read_is_not_hashed_again_unless_it_was_changed(tmp_path, monke
         model["first"].weight[3, 3] += 1
     assert digests(model)["second"] == before["second"]
     assert len(asked) == 1
+
+
+@relies_on("Tensor._version")
+def test_torch_counts_every_change_in_place():
+    weight = nn.Parameter(torch.zeros(3), requires_grad=False)
+    before = weight._version
+    for change in (weight.add_, weight.copy_, lambda other: weight.__setitem__(0, other[0])):
+        change(torch.ones(3))
+        assert weight._version > before
+        before = weight._version
 
 
 def test_a_copy_that_was_changed_is_hashed_by_its_own_values(tmp_path):
