@@ -24,12 +24,13 @@ from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.inspection import inspect_model
 from vlm_lora_plugin.job.train_job import TrainJob
-from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.loading import load_processor
 from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_plugin.parallel.launcher import first_rank, is_rank, started_ranks
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
 from vlm_lora_plugin.planning.effect import check_evaluation
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -104,7 +105,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
-    outline, processor = load(job.model, recipe, dtype=DTYPES[dtype], device="meta")
+    processor = load_processor(job.model, recipe)
+    outline = get_manager().outline(family, job.model, dtype=DTYPES[dtype])  # built before ranks meet
     look = inspect_model(outline, str(job.model), family, recipe)
     if look.hardware is not None:
         look.hardware.check()
