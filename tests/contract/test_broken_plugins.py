@@ -97,6 +97,16 @@ def test_a_library_that_ends_the_process_in_a_command_is_a_fault(monkeypatch):
     assert "test_broken_plugins has ended the process (SystemExit: 0)" in found.output.replace("\n", " ")
 
 
+@pytest.fixture
+def of_python():
+    """Python's own handling of Ctrl-C, where a runner of tests has put another in its place."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("Python delivers no signal here")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupts:
     """An adapter in whose hook the user presses Ctrl-C, or which raises the same error itself."""
 
@@ -117,7 +127,7 @@ class Interrupts:
 
 
 @pytest.mark.parametrize(("real", "raised"), [(True, KeyboardInterrupt), (False, AdapterError)])
-def test_the_users_ctrl_c_is_told_from_a_plugins(real, raised):
+def test_the_users_ctrl_c_is_told_from_a_plugins(of_python, real, raised):
     before = signal.getsignal(signal.SIGINT)
     manager = AdapterManager(discover=False)
     family = manager.register(Interrupts(real))
@@ -126,7 +136,7 @@ def test_the_users_ctrl_c_is_told_from_a_plugins(real, raised):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_at_import_ends_the_command(site):
+def test_ctrl_c_at_import_ends_the_command(of_python, site):
     source = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n"
     site.install("slow-plugin", "slow", source)
     with pytest.raises(KeyboardInterrupt):

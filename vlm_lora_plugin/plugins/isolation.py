@@ -141,15 +141,15 @@ def _noticing_interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # somebody else's handler: who knows
-        yield lambda: True
+    if not callable(before):  # ignored, left to the system, or handled in C: nothing that Python raises
+        yield lambda: False
         return
     pressed = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
         pressed = True
-        signal.default_int_handler(number, frame)
+        before(number, frame)
 
     signal.signal(signal.SIGINT, interrupt)
     try:
