@@ -121,6 +121,8 @@ def check_and_show(job: TrainJob, console: Console) -> Plan:
     if skipped:
         console.print(skipped, style="yellow", highlight=False, markup=False)
     if plan.resumed is not None:
+        for name, problem in plan.resumed.passed_over.items():
+            console.print(f"passed over {name}: {problem}", style="yellow", highlight=False, markup=False)
         console.print(f"going on from {plan.resumed.checkpoint}", highlight=False, markup=False)
     return plan
 
