@@ -16,6 +16,7 @@ from vlm_lora_plugin.checkpoint.data_record import to_json
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric
+from vlm_lora_plugin.frameworks.trainer.kept_optimizer import KeptOptimizer
 from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
 from vlm_lora_plugin.job.in_swift import train_in_swift
 from vlm_lora_plugin.job.preflight import Plan, preflight
@@ -25,6 +26,7 @@ from vlm_lora_plugin.parallel.launcher import Launch, check_started
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.planning.record import sources_json
 from vlm_lora_plugin.preparation import prepare
+from vlm_lora_plugin.prepared.lineage import start_from
 from vlm_lora_plugin.reporting.checking import checking_bar
 from vlm_lora_plugin.reporting.console import make_console
 from vlm_lora_plugin.reporting.data_table import data_table, skipped_lines
@@ -73,7 +75,7 @@ class _Begin(TrainerCallback):
 
     def __init__(self, plan: Plan) -> None:
         self._output, self._resumed = plan.output, plan.resumed
-        self._written = (plan.recipe.to_yaml(), to_json(plan.records), sources_json(plan.recipe))
+        self._written = (plan.recipe.to_yaml(), to_json(plan.records, plan.files), sources_json(plan.recipe))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._output.begun and state.is_world_process_zero:
@@ -81,6 +83,8 @@ class _Begin(TrainerCallback):
                 self._output.begin(*self._written)
             else:
                 self._output.begin_again(self._resumed.kept_log)
+                if self._resumed.longer:
+                    self._output.lengthen(self._written[0], self._written[2])
 
 
 def run(job: TrainJob, console: Console | None = None, launch: Launch | None = None) -> TrainResult:
@@ -123,7 +127,11 @@ def check_and_show(job: TrainJob, console: Console) -> Plan:
     if plan.resumed is not None:
         for name, problem in plan.resumed.passed_over.items():
             console.print(f"passed over {name}: {problem}", style="yellow", highlight=False, markup=False)
-        console.print(f"going on from {plan.resumed.checkpoint}", highlight=False, markup=False)
+        longer = f", after {plan.resumed.step} steps, which were the whole job" if plan.resumed.longer else ""
+        console.print(f"going on from {plan.resumed.checkpoint}{longer}", highlight=False, markup=False)
+    if job.parent is not None:
+        kept = "the state of its optimizer" if job.keep_optimizer else "a fresh optimizer"
+        console.print(f"starting from {job.parent.told}, with {kept}", highlight=False, markup=False)
     return plan
 
 
@@ -150,6 +158,8 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
     recipe, output = plan.recipe, plan.output
     base, processor = load(plan.job.model, recipe, dtype=plan.dtype, seed=recipe.seed)
     model = prepare(base, recipe)
+    if plan.parent is not None:
+        start_from(model, plan.parent)
     progress, monitor = ConsoleProgress(console), ResourceMonitor()
     log = JsonlLog(output.log, elapsed=0.0 if plan.resumed is None else plan.resumed.seconds)
     trainer = Trainer(
@@ -160,6 +170,8 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
         data_collator=processor.collate,
         callbacks=[_Begin(plan), VlmLoraCallback(recipe), monitor, log, progress],
     )
+    if plan.moments is not None and plan.resumed is None:
+        trainer.add_callback(KeptOptimizer(plan.moments))
     if plan.arguments.deepspeed and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise TrainingError(
             f"DeepSpeed was asked for, and accelerate set up {trainer.accelerator.distributed_type.value}",
