@@ -48,10 +48,11 @@ def keep_text_only_trainable(
     zero that wants one stands in for it, so that the loss can be sent backward. In several processes, and where
     ZeRO-3 shards the vision parameters, a made-up image takes the way of a real one at the same place of the forward
     pass, and zero times its features is added to the embeddings: so every rank calls the same modules in the same
-    order and has the same graph, whatever its rows hold, and unreached parameters get a gradient of zero. They also
-    do under ZeRO-1 and 2 in one process, whose gradients are one flat tensor, in a process that torchrun started alone, and with an fp16 loss scale where
-    nothing else learns, which refuses a step without any gradient. It works
-    only where all images of a batch go through the vision modules in one call.
+    order and has the same graph, whatever its rows hold, and unreached parameters get a gradient of zero. It works
+    only where all images of a batch go through the vision modules in one call. Unreached parameters also get a
+    gradient of zero under ZeRO-1 and 2 in one process, whose gradients are one flat tensor; in a process that
+    torchrun started alone, where DistributedDataParallel waits for each; and with an fp16 loss scale where nothing
+    else learns, which refuses a step without any gradient.
 
     Args:
         trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
