@@ -1,5 +1,6 @@
 """``swift sft`` and an unmodified Trainer, given the same job, do the same to the last bit."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -85,6 +86,45 @@ def test_two_processes_at_micro_batch_two_in_bf16_are_equal(make_job, both):
     assert swift.start["dtype"] == "torch.bfloat16"
     one, other = ({row for e in events if e["event"] == "batch" for row in e["ids"]} for events in swift.events)
     assert one != other, "each process has rows of its own"
+
+
+@pytest.fixture(scope="module")
+def marked_rows(rows):
+    """Rows with system messages, marks of the loss and keys to pass over, in both of ms-swift's forms."""
+    path = rows[0].with_name("marked.jsonl")
+    image = json.loads(rows[0].read_text("utf-8").splitlines()[0])["images"][0]
+    talk = [("user", "<image>Which?"), ("assistant", "Red."), ("user", "And?"), ("assistant", "Blue."), ("user", "So?")]
+    messages = [{"role": role, "content": text} for role, text in (*talk, ("assistant", "Both."))]
+    marked = [dict(message) for message in messages]
+    marked[1]["loss"], marked[5]["weight"] = True, 0
+    pairs = [["<image>Which?", "Red."], ["And?", "Blue."]]
+    lines = [
+        {"messages": messages, "images": [image], "system": "In rhyme.", "id": 1},
+        {"messages": marked, "images": [image]},
+        {"query": "So?", "response": "Both.", "history": pairs, "images": [image], "system_prompt": "Be brief."},
+        {"messages": marked[:4], "images": [image], "score": 0.5},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def test_system_messages_marks_and_the_last_answer_alone_are_equal(make_job, both, marked_rows, train):
+    from vlm_lora_plugin import ConversationDataset, load
+    from vlm_lora_plugin.frameworks.digests import tensor_digest
+
+    job = make_job("lora", max_steps=2, gradient_accumulation_steps=4)
+    job = replace(
+        job, data=marked_rows, overrides={**job.overrides, "data": {"loss_on": "last", "ignore_keys": "score"}}
+    )
+    trainer, swift = both(job)
+    assert compare(trainer, swift) is None
+    family, recipe = job.check()
+    _, processor = load(job.model, recipe, device="meta")
+    data = list(ConversationDataset(job.data, processor, recipe.data, family))
+    read = [processor.tokenizer.decode(row["labels"][row["labels"] != -100]) for row in data]
+    assert [text.split("<|endoftext|>")[:-1] for text in read] == [["Both."], ["Red."], ["Both."], ["Red.", "Blue."]]
+    taken = {row for event in swift.events[0] if event["event"] == "batch" for row in event["ids"]}
+    assert taken == {tensor_digest(row["input_ids"]) for row in data}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments
 
+from vlm_lora_plugin.answering.known import known_answers
 from vlm_lora_plugin.answering.metrics import Metric, load_metric
 from vlm_lora_plugin.checkpoint.data_record import DataRecord, check_same_data
 from vlm_lora_plugin.checkpoint.output import OutputFolder
@@ -137,6 +138,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     for name, data in sets.items():
         with checking(name, len(data)) as progress:
             statistics[name] = data.check(decode=job.check_images, progress=progress, share=True)
+    if metric is not None:
+        known_answers(sets["validation"].examples[: recipe.evaluation.max_rows])
     records = {name: DataRecord(len(data), *data.fingerprint) for name, data in sets.items()}
     if resumed is not None:
         check_same_data(output, records)

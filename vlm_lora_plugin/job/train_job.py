@@ -13,6 +13,7 @@ from vlm_lora_plugin.documents import differences, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.job.parent import Parent, find_parent, recipe_of_parent
+from vlm_lora_plugin.outside.files import why_unusable
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, lay_over, read_recipe
 
 if TYPE_CHECKING:
@@ -106,8 +107,10 @@ class TrainJob:
         self._check_start()
         resolved = self.resolved
         for file in (self.data, self.val_data):
-            if file is not None and not file.is_file():
-                raise DataError(f"There is no data file {file}", fix="Give the path of a JSONL or JSON file.")
+            if file is not None and (problem := why_unusable(file)):
+                raise DataError(
+                    f"There is no data file {file}: {problem}", fix="Give the path of a JSONL or JSON file."
+                )
         OutputFolder(self.output).check(overwrite=self.overwrite, resume=self.resume)
         return resolved
 

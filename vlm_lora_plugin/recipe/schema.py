@@ -271,6 +271,9 @@ def _sound(check: Callable[[Any], Hardware], value: Any) -> Hardware:
         raise ValueError(f"{error.what}. {error.fix}") from None
 
 
+_TURN_KEYS = ("messages", "conversations", "role", "content", "from", "value", "query", "response", "history")
+
+
 class DataSettings(_Strict):
     """How examples become tokens."""
 
@@ -293,6 +296,33 @@ class DataSettings(_Strict):
         description="Settings of the family's own processor, such as `hd_num`, the most crops that XComposer cuts an "
         "image into. `vlm-lora presets` lists them.",
     )
+    loss_on: Literal["all", "last"] = Field(
+        "all",
+        description="Answers that are learnt from: all of a row, or the last one. A turn's own `loss` or `weight` "
+        "decides before it.",
+    )
+    upstream_labels: bool = Field(
+        False,
+        description="In rows of the family's own form, learn from what the published code's label mask says, not from "
+        "the answers. They differ where the first turn is not the user's.",
+    )
+    ignore_keys: Names = Field(
+        (), description="Keys of rows and turns to read as if they were not there; `vlm-lora data-check` counts them."
+    )
+
+    @field_validator("ignore_keys")
+    @classmethod
+    def _rows_keep_their_turns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        needed = [key for key in value if key in _TURN_KEYS]
+        if needed:
+            raise ValueError(f"`{needed[0]}` holds the conversation itself, a row is nothing without it")
+        return value
+
+    @model_validator(mode="after")
+    def _one_choice_of_labels(self) -> DataSettings:
+        if self.upstream_labels and self.loss_on != "all":
+            raise ValueError("upstream_labels learns from what upstream does, which knows no loss_on: last")
+        return self
 
 
 class EvaluationSettings(_Strict):
