@@ -13,12 +13,15 @@ from vlm_lora_plugin.errors import OutputError, TrainingError, listed
 _NOT_EMPTY_OR_GONE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 
 
-_LENGTH = ("training.max_steps", "training.num_train_epochs")
+LENGTH = ("max_steps", "num_train_epochs")
+"""Keys of a recipe's ``training`` that say how long a job is."""
 
 
 def of_length(differences: Sequence[str]) -> bool:
     """Return whether two recipes differ in nothing but the length of the run: lines of ``documents.differences``."""
-    return bool(differences) and all(line.startswith(_LENGTH) for line in differences)
+    return bool(differences) and all(
+        line.startswith(tuple(f"training.{key}: " for key in LENGTH)) for line in differences
+    )
 
 
 class OutputFolder:

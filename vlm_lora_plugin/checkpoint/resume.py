@@ -76,7 +76,7 @@ def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> Resum
             length = of_length(edited)
             if edited and not (length and step >= last):
                 raise RecipeError(
-                    f"{output.recipe} is not the recipe of {checkpoint.name} (then / now): {listed(edited)}",
+                    f"{output.recipe} was changed since the job was started (then / now): {listed(edited)}",
                     why=f"The job has done {step} of its {last} steps; a longer one's schedule differs from its first."
                     if length
                     else "Going on with another recipe would give a result that no recipe describes.",

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlm_lora_plugin.checkpoint.output import OutputFolder, of_length
+from vlm_lora_plugin.checkpoint.output import LENGTH, OutputFolder, of_length
 from vlm_lora_plugin.documents import differences, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
@@ -164,8 +164,9 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
         own = RecipeDocument.read(output.recipe)
         if sources is not None:
             own = RecipeDocument.recorded(kept.document(), sources, str(output.recipe))
-        if _decided(asked) != _decided(kept):  # its length, or it is refused below
-            own = own.under({"training": job.overrides.get("training", {})}, COMMAND_LINE)
+        if of_length(differences(_decided(kept), _decided(asked))):
+            length = {key: value for key, value in job.overrides["training"].items() if key in LENGTH}
+            own = own.under({"training": length}, COMMAND_LINE)
         resolved = resolve(own, family, find)
     else:
         written = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
