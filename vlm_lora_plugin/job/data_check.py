@@ -14,7 +14,7 @@ from vlm_lora_plugin.data.mixture import open_examples
 from vlm_lora_plugin.data.rows.rules import RowRules
 from vlm_lora_plugin.data.statistics import DataSurvey
 from vlm_lora_plugin.data.survey import survey
-from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.loading import load_processor
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -101,7 +101,7 @@ def check_data(
         DataError: The file cannot be read at all.
     """
     settings = recipe.data
-    _, processor = load(model, recipe, device="meta")
+    processor = load_processor(model, recipe)
     examples = open_examples(
         data,
         family,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from vlm_lora_plugin.answering.metrics import Metric, load_metric
 from vlm_lora_plugin.checkpoint.data_record import DataRecord, check_same_data
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.checkpoint.resume import ResumePoint, find_resume_point
+from vlm_lora_plugin.checkpoint.space import Saves, check_space
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.statistics import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
@@ -25,13 +27,14 @@ from vlm_lora_plugin.frameworks.trainer.kept_optimizer import Moments
 from vlm_lora_plugin.job.inspection import inspect_model
 from vlm_lora_plugin.job.parent import check_same_selection, moments_of
 from vlm_lora_plugin.job.train_job import TrainJob
-from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.loading import load_processor
 from vlm_lora_plugin.models.config_folder import read_config
-from vlm_lora_plugin.parallel.launcher import is_rank
+from vlm_lora_plugin.parallel.launcher import first_rank, is_rank, started_ranks
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
 from vlm_lora_plugin.planning.effect import check_evaluation
 from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 if TYPE_CHECKING:
@@ -123,7 +126,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
-    outline, processor = load(job.model, recipe, dtype=DTYPES[dtype], device="meta")
+    processor = load_processor(job.model, recipe)
+    outline = get_manager().outline(family, job.model, dtype=DTYPES[dtype])  # built before ranks meet
     look = inspect_model(outline, str(job.model), family, recipe)
     moments = _check_parent(job, outline, family, look.recipe, look.selection.trainables, name)
     if look.hardware is not None:
@@ -143,6 +147,9 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     records = {name: DataRecord(len(data), *data.fingerprint) for name, data in sets.items()}
     if resumed is not None:
         check_same_data(output, records)
+    if first_rank():
+        there = output.held_bytes if resumed is not None or job.overwrite else 0
+        check_space(output.folder, _saves(arguments, look.summary, len(sets["training"])), there=there)
     return Plan(
         job=job,
         family=family,
@@ -184,6 +191,15 @@ def _check_parent(
     own = resolve_recipe(dict(job.parent.manifest.recipe), family, architecture=trainables.architecture)
     before = resolve_selection(outline, family, own)
     return Moments(str(moments_of(job.parent).absolute()), group_labels(before.parameters))
+
+
+def _saves(arguments: TrainingArguments, summary: ModelSummary, rows: int) -> Saves:
+    """Return what a job is going to write; its steps are counted as for a job of all the ranks that it is for."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * started_ranks()
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * rows / batch)
+    every = int(arguments.save_steps) if arguments.save_strategy == "steps" else 0
+    name = getattr(arguments.optim, "value", str(arguments.optim))
+    return Saves(summary.trainable, name, steps, every, arguments.save_total_limit)
 
 
 def _arguments(
