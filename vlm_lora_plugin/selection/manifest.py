@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
@@ -155,7 +155,8 @@ class Manifest:
             )
             lineage = tuple(Ancestor(**entry) for entry in document["lineage"] or ())
             manifest = cls(**{**document, "parameters": parameters, "lineage": lineage})
-            Recipe.parse(manifest.recipe, source=source)
+            # Keys that came later have their defaults, which is what the run was trained with.
+            manifest = replace(manifest, recipe=Recipe.parse(manifest.recipe, source=source).document())
             if manifest.architecture is not None:
                 _prefixes(manifest.architecture)
         except (TypeError, ValueError, KeyError, RecipeError) as error:
