@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.checkpoint.completion import check_resumable, checkpoints, why_incomplete
 from vlm_lora_plugin.checkpoint.load import read_manifest
@@ -15,9 +15,9 @@ from vlm_lora_plugin.checkpoint.resume_state import TRAINER_STATE
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import OutputError, RecipeError, listed
 from vlm_lora_plugin.outside.json_text import read_json
+from vlm_lora_plugin.recipe import Recipe
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.recipe.schema import TrainingSettings
 
 
@@ -72,7 +72,7 @@ def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> Resum
                 )
             state = read_json(checkpoint / TRAINER_STATE)
             step, last = int(state["global_step"]), int(state["max_steps"])
-            edited = differences(trained.recipe, recipe.document())
+            edited = recipe_differences(trained.recipe, recipe)
             length = of_length(edited)
             if edited and not (length and step >= last):
                 raise RecipeError(
@@ -111,6 +111,11 @@ def _check_longer(training: TrainingSettings, step: int, epoch: float) -> None:
     else:
         return
     raise RecipeError(f"{said}, and the job has done {done}", fix="Give more, or leave it out.")
+
+
+def recipe_differences(trained: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return where a manifest's recipe and another differ; keys that its writer did not know yet have their default."""
+    return differences(Recipe.parse(trained, source="the manifest").document(), recipe.document())
 
 
 def _log_until(log: Path, last: int) -> tuple[str, float]:
