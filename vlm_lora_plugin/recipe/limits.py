@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 MOST: Mapping[str, float] = {
     "seed": 2**32 - 1,  # NumPy's generators take no more
     "r": 8192,  # no layer of the families has a longer side that LoRA would shorten
@@ -46,7 +48,8 @@ def beyond(key: str, value: Any) -> str | None:
 def problem_of_document(value: Any, path: str = "") -> str | None:
     """Return what in a document is none of what YAML holds, or nested too deeply; None where all is.
 
-    Keys must be text; values text, numbers, booleans, null, lists or mappings.
+    Keys must be text; values text, numbers, booleans, null, lists or mappings. Parts that were checked before, such as a
+    recipe's ``lora``, are right as they are.
     """
     waiting = [(path, value, 0)]
     while waiting:
@@ -57,7 +60,7 @@ def problem_of_document(value: Any, path: str = "") -> str | None:
             strange = next((key for key in each if not isinstance(key, str)), None)
             if strange is not None:
                 return f"{where or 'it'} has the key {told(strange)}, which is not text"
-        elif not isinstance(each, (str, int, float, list, tuple, type(None))):
+        elif not isinstance(each, (str, int, float, list, tuple, type(None), BaseModel)):
             return f"{where or 'it'} is a {type(each).__name__}"
         waiting += [(f"{where}.{step}" if where else step, inner, level + 1) for step, inner in _inside(each)]
     return None

@@ -424,7 +424,7 @@ class Recipe(_Strict):
         Raises:
             RecipeError: Names the key, what is wrong with it and the nearest key.
         """
-        problem = problem_of_document(document)
+        problem = problem_of_document(dict(document))
         if problem is not None:
             raise RecipeError(f"{source}: {problem}", fix="See docs/reference/recipe.md for every key and its values.")
         try:
