@@ -48,8 +48,8 @@ def beyond(key: str, value: Any) -> str | None:
 def problem_of_document(value: Any, path: str = "") -> str | None:
     """Return what in a document is none of what YAML holds, or nested too deeply; None where all is.
 
-    Keys must be text; values text, numbers, booleans, null, lists or mappings. Parts that were checked before, such as a
-    recipe's ``lora``, are right as they are.
+    Keys must be text; values text, numbers, booleans, null, lists or mappings. Parts that were checked before, such
+    as a recipe's ``lora``, are right as they are.
     """
     waiting = [(path, value, 0)]
     while waiting:
