@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -60,9 +61,12 @@ class _Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``true`` for a number, which would count as 1."""
-        if isinstance(value, bool) and bool not in _plain_types(cls.model_fields[str(info.field_name)].annotation):
+        """Refuse ``true`` for a number, which would count as 1, and numbers and words for a switch."""
+        accepted = _plain_types(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in accepted:
             raise ValueError(f"{str(value).lower()} is not an accepted value")
+        if accepted == (bool,) and not isinstance(value, bool):
+            raise ValueError(f"{value!r:.80} is not an accepted value; write true or false")
         return value
 
     @field_validator("*", mode="after")
@@ -386,7 +390,7 @@ class Recipe(_Strict):
     lora: LoraSettings = Field(default_factory=LoraSettings, description="PEFT's LoRA.")
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings, description="AdamW and its schedule.")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="Batches and length of the run.")
-    gradient_checkpointing: dict[ComponentName, bool] = Field(
+    gradient_checkpointing: dict[ComponentName, StrictBool] = Field(
         default_factory=dict, description="Recompute this component's blocks in the backward pass; saves memory."
     )
     answer_only_loss: bool = Field(
