@@ -27,7 +27,7 @@ from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_plugin.parallel.launcher import is_rank
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
-from vlm_lora_plugin.planning.effect import check_evaluation
+from vlm_lora_plugin.planning.effect import check_evaluation, check_schedule
 from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     """
     family, recipe = job.check()
     check_evaluation(recipe, validates=job.val_data is not None)
+    check_schedule(recipe)
     output = OutputFolder(job.output)
     dtype = wanted_dtype(job.dtype, recipe)
     name = str(DTYPES[dtype]).removeprefix("torch.")
