@@ -16,6 +16,7 @@ from vlm_lora_plugin.diagnostics.resources import ResourceMeter
 from vlm_lora_plugin.frameworks.trainer.checkpoints import check_resumed, complete_checkpoint
 from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import make_optimizer
+from vlm_lora_plugin.frameworks.trainer.output import locked_output, whole_checkpoint
 from vlm_lora_plugin.frameworks.trainer.parallel_layout import common_ground
 from vlm_lora_plugin.parallel.agreement import check_ranks_agree, check_same_checkpoint, several_ranks
 from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
@@ -77,11 +78,12 @@ def _save_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
             return
         limit = self.args.save_total_limit
         self.args.save_total_limit = None  # the last complete checkpoint is needed until this one is
-        try:
-            original(self, model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        complete_checkpoint(self, trial)
+        with whole_checkpoint(self, trial):
+            try:
+                original(self, model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            complete_checkpoint(self, trial)
 
     return save_checkpoint
 
@@ -105,7 +107,9 @@ def _save_model(original: Callable[..., Any]) -> Callable[..., Any]:
 def _train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Trainer, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         prepared = find_prepared(self.model)
-        if prepared is not None:
+        if prepared is None:
+            return original(self, resume_from_checkpoint, *args, **kwargs)
+        with locked_output(self):
             refuse_fsdp(self.args, self)
             if several_ranks():
                 resumes = {"resume_from_checkpoint": bool(resume_from_checkpoint)}
@@ -113,7 +117,7 @@ def _train(original: Callable[..., Any]) -> Callable[..., Any]:
             check_loaded_sharded(prepared)
             if resume_from_checkpoint:
                 check_same_checkpoint(check_resumed(self, resume_from_checkpoint))
-        return original(self, resume_from_checkpoint, *args, **kwargs)
+            return original(self, resume_from_checkpoint, *args, **kwargs)
 
     return train
 
@@ -162,7 +166,7 @@ HOOKS = (
     Hook("create_optimizer", _create_optimizer, "the recipe's groups; added later they would break resuming"),
     Hook("_save_checkpoint", _save_checkpoint, "old checkpoints would be deleted before the new one is complete"),
     Hook("save_model", _save_model, "under DeepSpeed the Trainer would gather the frozen weights, too"),
-    Hook("train", _train, "FSDP is refused, ranks agree and the checkpoint is checked before an engine is made"),
+    Hook("train", _train, "FSDP is refused, the folder locked, ranks and checkpoint checked before an engine is made"),
     Hook("_run_epoch", _run_epoch, "a run resumed from its last step would take one step more"),
     Hook(
         "get_batch_samples",
