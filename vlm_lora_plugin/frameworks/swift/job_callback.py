@@ -16,6 +16,7 @@ from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.swift.job import Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric
+from vlm_lora_plugin.frameworks.trainer.kept_optimizer import KeptOptimizer, Moments
 from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.prepared.model import find_prepared
@@ -55,6 +56,8 @@ class JobCallback(TrainerCallback):
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(self._monitor)
         trainer.add_callback(JsonlLog(self._output.log, elapsed=self._job.elapsed))
+        if self._job.moments is not None:
+            trainer.add_callback(KeptOptimizer(Moments(**self._job.moments)))
         if self._job.metric is not None and trainer.eval_dataset is not None:
             evaluation = find_prepared(trainer.model).vlm_lora.recipe.evaluation  # type: ignore[union-attr]
             answers = AnswerMetric(
@@ -92,6 +95,8 @@ class JobCallback(TrainerCallback):
                 self._output.begin(self._job.recipe, self._job.data, self._job.sources)
             else:
                 self._output.begin_again(self._job.kept_log)
+                if self._job.longer:
+                    self._output.lengthen(self._job.recipe, self._job.sources)
             checkpoints.mkdir(exist_ok=True)
             recorded = json.loads((swift_folder / _ARGUMENTS).read_text("utf-8"))
             recorded["output_dir"] = str(checkpoints.absolute())
