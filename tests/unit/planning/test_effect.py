@@ -353,7 +353,10 @@ ALWAYS = {
     "components",
     "rules",
     "seed",
-    *(f"optimizer.{key}" for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type")),
+    *(
+        f"optimizer.{key}"
+        for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs")
+    ),
     "optimizer.max_grad_norm",
     *(f"training.{key}" for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")),
     *(f"training.{key}" for key in ("logging_steps", "save_steps", "save_total_limit")),
