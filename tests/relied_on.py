@@ -18,6 +18,9 @@ UNPROMISED = re.compile(r"_[a-z][a-z0-9_]*|ds_[a-z0-9_]+")
 """A private name, or one of the attributes that DeepSpeed gives to parameters."""
 
 NOT_OF_A_LIBRARY = {
+    "_current_frames": "Python's own sys",
+    "_load_dataset_path": "Swift's, named in tests/unit/frameworks/swift/test_asking.py",
+    "_prepare_val_dataset": "Swift's, named in tests/unit/frameworks/swift/test_asking.py",
     "_asdict": "of a named tuple",
     "_compilation_time": "the end of a key in what Swift logs",
     "_get_model_info": "Swift's, named in tests/unit/frameworks/swift/test_trainer.py",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerControl, TrainerState
 
+from vlm_lora_plugin.answering.samples import Sample
 from vlm_lora_plugin.checkpoint.data_record import to_json
 from vlm_lora_plugin.diagnostics.resources import ResourceSummary
 from vlm_lora_plugin.errors import TrainingError
@@ -38,10 +39,12 @@ class SwiftResult:
     Attributes:
         steps: Optimizer steps done.
         resources: What limited the run, or None where the Swift process did not say.
+        answers: Some of the trained model's, or None where none were asked for.
     """
 
     steps: int
     resources: ResourceSummary | None
+    answers: Sample | None = None
 
 
 def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -> SwiftResult:
@@ -65,7 +68,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
     with tempfile.TemporaryDirectory(prefix="vlm-lora-swift-") as name:
         folder = Path(name)
         notes, printed = folder / "notes.json", folder / "printed.log"
-        SwiftJob(
+        job = SwiftJob(
             output=str(plan.output.folder.absolute()),
             recipe=plan.recipe.to_yaml(),
             sources=sources_json(plan.recipe),
@@ -75,9 +78,10 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             metric=plan.recipe.evaluation.metric if plan.metric is not None else None,
             notes=str(notes),
             check_images=plan.job.check_images,
-        ).write(folder / "job.json")
+        )
+        job.write(folder / "job.json")
         kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())
-        progress = _Progress(console, plan.output.log, notes, kept, plan.recipe.training.logging_steps)
+        progress = _Progress(console, plan.output.log, job, kept, plan.recipe.training.logging_steps)
         try:
             with printed.open("wb") as stream:
                 code = run_swift(
@@ -104,7 +108,8 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
     resources = None
     if told.resources is not None:
         resources = ResourceSummary(**{**told.resources, "checkpointed": tuple(told.resources["checkpointed"])})
-    return SwiftResult(told.step, resources)
+    answers = None if told.answers is None else Sample.read(told.answers)
+    return SwiftResult(told.step, resources, answers)
 
 
 def _arguments(plan: Plan, folder: Path) -> list[str]:
@@ -136,15 +141,17 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
 class _Progress:
     """Shows a job's progress from its log, which another process writes."""
 
-    def __init__(self, console: Console, log: Path, notes: Path, kept: int, logging_steps: int) -> None:
+    def __init__(self, console: Console, log: Path, job: SwiftJob, kept: int, logging_steps: int) -> None:
         self._shown, self._logging_steps = ConsoleProgress(console), logging_steps
-        self._log, self._notes = log, notes
+        self._console, self._log, self._notes, self._warnings = console, log, Path(job.notes), job.warnings
+        self._warned = 0
         self._lines = kept  # of an earlier part of the same job, shown then
         self._started = False
         self._state, self._control = TrainerState(), TrainerControl()
 
     def look(self) -> None:
         """Show what is new."""
+        self._warn()
         told = Notes.read(self._notes)
         if not told.begun:
             return
@@ -164,6 +171,13 @@ class _Progress:
     def close(self) -> None:
         """Stop drawing, also after a failure."""
         self._shown.close()
+
+    def _warn(self) -> None:
+        if self._warnings.is_file():
+            lines = self._warnings.read_text("utf-8", errors="replace").splitlines()
+            for line in lines[self._warned :]:
+                self._console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            self._warned = len(lines)
 
     def _read(self) -> list[dict[str, Any]]:
         if not self._log.is_file():

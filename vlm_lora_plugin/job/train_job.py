@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlm_lora_plugin.checkpoint.output import OutputFolder
+from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.documents import differences, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
@@ -87,7 +88,7 @@ class TrainJob:
             check_version()
         resolved = self.resolved
         for file in (self.data, self.val_data):
-            if file is not None and not file.is_file():
+            if file is not None and not file_and_count(file)[0].is_file():
                 raise DataError(f"There is no data file {file}", fix="Give the path of a JSONL or JSON file.")
         OutputFolder(self.output).check(overwrite=self.overwrite, resume=self.resume)
         return resolved

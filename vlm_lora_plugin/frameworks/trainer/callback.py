@@ -17,6 +17,7 @@ from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import verify_optimizer
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
 from vlm_lora_plugin.frameworks.trainer.in_place import prepare_in_place
+from vlm_lora_plugin.frameworks.trainer.whereabouts import Whereabouts
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel, find_prepared
 from vlm_lora_plugin.recipe import RecipeSource
@@ -51,6 +52,7 @@ class VlmLoraCallback(TrainerCallback):
         self._check_learning = check_learning
         self._verified = False
         self._probe: LearningProbe | None = None
+        self._place: Whereabouts | None = None
         self._last_finite = 0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -75,6 +77,7 @@ class VlmLoraCallback(TrainerCallback):
         self._verified = False
         self._last_finite = state.global_step
         self._stop_watching()  # what an earlier run that failed has left
+        self._place = Whereabouts(kwargs["model"], state)
         if self._check_learning:
             self._probe = LearningProbe(prepared, kwargs["model"])
 
@@ -90,6 +93,8 @@ class VlmLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note what the step starts from."""
+        if self._place is not None:
+            self._place.note("optimizer")
         if self._probe is not None:
             self._probe.before_step(kwargs["optimizer"])
 
@@ -124,6 +129,9 @@ class VlmLoraCallback(TrainerCallback):
         self._stop_watching()
 
     def _stop_watching(self) -> None:
+        if self._place is not None:
+            self._place.close()
+            self._place = None
         if self._probe is not None:
             self._probe.close()
             self._probe = None

@@ -15,9 +15,10 @@ from vlm_lora_plugin.diagnostics.resources import ResourceMeter
 from vlm_lora_plugin.frameworks.trainer.checkpoints import check_resumed, complete_checkpoint
 from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import make_optimizer
-from vlm_lora_plugin.frameworks.trainer.parallel_layout import common_ground
-from vlm_lora_plugin.parallel.agreement import check_ranks_agree, check_same_checkpoint, several_ranks
+from vlm_lora_plugin.frameworks.trainer.parallel_layout import check_trainers_agree
+from vlm_lora_plugin.parallel.agreement import check_same_checkpoint
 from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
+from vlm_lora_plugin.parallel.heartbeat import missed, now_in
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.parallel.zero3 import check_loaded_sharded
 from vlm_lora_plugin.prepared.model import find_prepared
@@ -71,6 +72,7 @@ def _create_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _save_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_checkpoint(self: Trainer, model: nn.Module, trial: Any) -> None:
+        now_in(f"step {self.state.global_step}, saving a checkpoint")
         if find_prepared(self.model) is None:
             original(self, model, trial)
             return
@@ -106,13 +108,17 @@ def _train(original: Callable[..., Any]) -> Callable[..., Any]:
         prepared = find_prepared(self.model)
         if prepared is not None:
             refuse_fsdp(self.args, self)
-            if several_ranks():
-                resumes = {"resume_from_checkpoint": bool(resume_from_checkpoint)}
-                check_ranks_agree(prepared.vlm_lora.manifest, **common_ground(self), **resumes)
+            check_trainers_agree(self, prepared, resume_from_checkpoint=bool(resume_from_checkpoint))
             check_loaded_sharded(prepared)
             if resume_from_checkpoint:
                 check_same_checkpoint(check_resumed(self, resume_from_checkpoint))
-        return original(self, resume_from_checkpoint, *args, **kwargs)
+        try:
+            return original(self, resume_from_checkpoint, *args, **kwargs)
+        except RuntimeError as error:  # torch's class of all that goes wrong between ranks
+            lost = missed(error)
+            if lost is None:
+                raise
+            raise lost from error
 
     return train
 
@@ -130,6 +136,7 @@ def _run_epoch(original: Callable[..., Any]) -> Callable[..., Any]:
 def _get_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_batch_samples(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         meter = _meter_of(self)
+        now_in(f"step {self.state.global_step + 1}, fetching batches")
         if meter is None:
             return original(self, *args, **kwargs)
         with meter.fetching():
