@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = Path(__file__).with_name("allowed_imports.txt")
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("vocabulary errors documents outside lazy names hardware patterns _version",),
+    ("vocabulary errors documents outside lazy names hardware patterns processes _version",),
     ("contract",),
     ("recipe",),
     ("plugins",),

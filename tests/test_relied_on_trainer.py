@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import inspect
 import os
+from datetime import timedelta
 
 import pytest
 import torch
 from relied_on import relies_on
+from torch.distributed import HashStore, distributed_c10d
 from transformers import (
     DefaultFlowCallback,
     LlamaConfig,
@@ -20,6 +22,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+
+from vlm_lora_plugin.parallel.heartbeat import set_timeout
 
 STEPS, ACCUMULATION, ROWS = 2, 2, 4
 
@@ -283,6 +287,26 @@ def test_the_number_of_labels_of_the_whole_step_reaches_forward(tmp_path):
     assert [int(count) for training, count in seen if training] == [3 * ACCUMULATION] * ROWS
 
 
+@relies_on("Trainer.get_batch_samples")
+def test_without_a_number_of_items_a_step_is_the_mean_of_its_batches_means(tmp_path):
+    """Also where the last step of an epoch has fewer batches than the others."""
+
+    class Means(Trainer):
+        def get_batch_samples(self, *args):
+            return super().get_batch_samples(*args)[0], None
+
+    uneven = [{**row, "labels": row["labels"].where(row["input_ids"] > 3 + n, -100)} for n, row in enumerate(rows(3))]
+    arguments = Watched(tmp_path, eval_strategy="no", save_strategy="no", learning_rate=0.0).args
+    trainer = Means(tiny_llama(), arguments, train_dataset=uneven)
+    assert trainer.model_accepts_loss_kwargs
+    trainer.train()
+    with torch.no_grad():
+        means = [float(trainer.model(row["input_ids"][None], labels=row["labels"][None]).loss) for row in uneven]
+    first, second = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert len({round(mean, 4) for mean in means}) == 3
+    assert 2 * first + second == pytest.approx(sum(means), rel=1e-5)
+
+
 @relies_on("Trainer._prepare_inputs")
 def test_prepare_inputs_moves_tensors_and_changes_nothing_else(trained):
     given, found = trained.named("_prepare_inputs")[0][0]
@@ -326,3 +350,19 @@ def test_the_flow_is_a_callback_that_can_stand_first(trained):
 def test_the_trainer_resumes_a_peft_model_by_load_adapter():
     source = inspect.getsource(Trainer._load_from_checkpoint)
     assert "load_adapter(resume_from_checkpoint, active_adapter, is_trainable=True)" in source
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+@relies_on("distributed_c10d._set_pg_timeout")
+def test_the_process_groups_timeout_can_be_set(group):
+    set_timeout(7)
+    backend = group._get_backend(torch.device("cpu"))
+    assert backend.options._timeout == timedelta(seconds=7)
+    assert hasattr(distributed_c10d, "set_timeout") or hasattr(distributed_c10d, "_set_pg_timeout")

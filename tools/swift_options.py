@@ -26,7 +26,7 @@ SPECIAL = {
     "val_dataset": "as `--dataset`",
     "split_dataset_ratio": "0, and any value beside `--val_dataset`, where Swift itself splits nothing",
     "template": "the family's own",
-    "truncation_strategy": "`right`, and `delete` (`raise` with `on_bad_sample: skip`), where the recipe leaves it open",
+    "truncation_strategy": "`right`, and `delete` (`raise`, bad samples skipped), where the recipe leaves it open",
 }
 """What holds for one option alone."""
 

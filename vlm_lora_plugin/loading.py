@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 from vlm_lora_plugin.contract import LoadRequest, OptionValue, Processor
 from vlm_lora_plugin.errors import ModelError, nearest
 from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 from vlm_lora_plugin.plugins.manager import get_manager
-from vlm_lora_plugin.recipe import RecipeSource
+from vlm_lora_plugin.plugins.outlines import ranks_have_met
+from vlm_lora_plugin.recipe import RecipeDocument, RecipeSource
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from vlm_lora_plugin.contract import Family
 
 
 def load(
@@ -48,14 +52,52 @@ def load(
     path = Path(folder)
     manager = get_manager()
     family = manager.family_of_folder(path)
-    settings: Mapping[str, OptionValue] = {}
-    if recipe is not None:
-        find = partial(manager.architecture_of_folder, family, path)
-        settings = resolve_recipe(recipe, family, architecture=find).data.processor
+    settings = _processor_settings(recipe, family, path)
     request = LoadRequest(folder=path, dtype=dtype, device=device, seed=seed, processor=settings)
     # First what takes no time: a broken vocabulary is found before gigabytes of weights are read.
     processor = manager.load_processor(family, request)
     return manager.load_model(family, request), processor
+
+
+def load_processor(folder: str | Path, recipe: RecipeSource | None = None) -> Processor:
+    """Load the processor of a model folder, without its model.
+
+    Args:
+        folder: A model folder; weights may be missing.
+        recipe: As in :func:`load`.
+
+    Raises:
+        AdapterError: A function of the family plugin raised something unexpected.
+        ModelError: The folder is of no known family.
+        RecipeError: The recipe cannot be read, or does not fit the model's processor.
+        TrainingError: The recipe names its hardware and is not resolved yet, and a process group exists already.
+    """
+    path = Path(folder)
+    manager = get_manager()
+    family = manager.family_of_folder(path)
+    return manager.load_processor(family, LoadRequest(folder=path, processor=_processor_settings(recipe, family, path)))
+
+
+def _processor_settings(recipe: RecipeSource | None, family: Family, folder: Path) -> Mapping[str, OptionValue]:
+    if recipe is None:
+        return {}
+    find = partial(get_manager().architecture_of_folder, family, folder)
+    if ranks_have_met() and not isinstance(recipe, ResolvedRecipe) and not RecipeDocument.read(recipe).says("hardware"):
+        return resolve_recipe(recipe, family).data.processor  # prepare compares components with the model itself
+    return resolve_recipe(recipe, family, architecture=find).data.processor
+
+
+def check_variant(family: Family, variant: str | None) -> None:
+    """Refuse a variant that a family has not.
+
+    Raises:
+        ModelError: It has none of that name.
+    """
+    if variant is not None and variant not in family.variants:
+        raise ModelError(
+            f"{family.title} has no variant '{variant}'",
+            fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
+        )
 
 
 def load_model(
@@ -81,10 +123,6 @@ def load_model(
     path = Path(folder)
     manager = get_manager()
     family = manager.family_of_folder(path)
-    if variant is not None and variant not in family.variants:
-        raise ModelError(
-            f"{family.title} has no variant '{variant}'",
-            fix=nearest(variant, family.variants) if family.variants else "Leave it out: there is only one.",
-        )
+    check_variant(family, variant)
     request = LoadRequest(folder=path, dtype=dtype, device=device, variant=variant)
     return manager.load_model(family, request)

@@ -102,7 +102,13 @@ class MonkeyProcessor(EncodingProcessor):
         messages = list(example.messages)
         system = messages.pop(0).content if messages[0].role == "system" else ""
         if example.verbatim:
-            return [Message("user", system + messages[0].content), *messages[1:]]
+            if system:
+                raise DataError(
+                    f"{example.origin}: a system message cannot be put into a row of Monkey's own form",
+                    why="Its text already is the exact prompt, which has no place for one.",
+                    fix="Write it into the first turn, or give the row as `messages`; leave Swift's --system out.",
+                )
+            return messages
         return [self._formatted(m, example.origin, system if i == 0 else "") for i, m in enumerate(messages)]
 
     def _formatted(self, message: Message, origin: str, system: str) -> Message:
@@ -124,13 +130,13 @@ class MonkeyProcessor(EncodingProcessor):
         encoded = Encoded()
         images = iter(example.images)
         for turn in turns:
-            supervised = turn.role == "assistant"
+            answer, supervised = turn.role == "assistant", turn.supervised
             for number, text in enumerate(turn.content.split(IMAGE_MARK)):
                 if number:
                     encoded.append_image(self._image_block(next(images)))
                 encoded.append(self._text_ids(text, example), supervised=supervised)
-            if supervised:
-                encoded.append([self.end_id], supervised=True)
+            if answer:
+                encoded.append([self.end_id], supervised=supervised)
         return encoded
 
     def _image_block(self, image: Path | bytes) -> list[int]:

@@ -49,7 +49,11 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
             raise DataError(f"{where} needs `from` and `value`, both text", fix=_LIKE_THIS)
         speaker = turn["from"]
         if not isinstance(speaker, str) or speaker not in _ROLES:
-            raise DataError(f"{where} is from {speaker!r}", fix="Write user or assistant.")
+            raise DataError(
+                f"{where} is from {speaker!r}",
+                why="Monkey's own form has questions and answers alone.",
+                fix="Write user or assistant; a system message can stand in rows with `messages`.",
+            )
         value: str = turn["value"]
         if IMAGE_MARK in value:
             raise DataError(

@@ -32,6 +32,7 @@ def describe_family() -> Family:
         load_processor="vlm_lora_omnilmm.processing:load_processor",
         data_formats=DataFormats(
             parse_record="vlm_lora_omnilmm.records:parse_record",
+            upstream_labels=True,
         ),
         test_support=TestSupport(
             write_tiny_model="vlm_lora_omnilmm.tiny:write_demo_folder",

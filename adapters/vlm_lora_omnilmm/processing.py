@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,10 @@ class OmniLMMProcessor(EncodingProcessor):
         turns = self._turns(example)
         if not answered:
             return self._encode_turns(turns[:-1] if turns[-1].role == "assistant" else turns, generation=True)
-        encoded = self._encode_turns(turns, as_upstream=example.verbatim)
+        encoded = self._encode_turns(turns, as_upstream=example.verbatim and not example.by_roles)
         if not encoded.supervised:
             raise DataError(
-                f"{example.origin}: no assistant message, so there is nothing to learn",
+                f"{example.origin}: no assistant message is learnt from, so there is nothing to learn",
                 fix="End the conversation with an assistant message.",
             )
         return encoded
@@ -103,7 +104,7 @@ class OmniLMMProcessor(EncodingProcessor):
         check_image_marks(example, "OmniLMM", marked=marked)
         self._refuse_reserved(example)
         return [
-            Message(m.role, self._with_blocks(m.content, exact=example.verbatim) if has else m.content)
+            replace(m, content=self._with_blocks(m.content, exact=example.verbatim)) if has else m
             for m, has in zip(messages, marked, strict=True)
         ]
 
@@ -130,7 +131,8 @@ class OmniLMMProcessor(EncodingProcessor):
         self, turns: Sequence[Message], *, generation: bool = False, as_upstream: bool = False
     ) -> Encoded:
         prompt = render(turns, self.tokenizer, generation=generation)
-        answers = prompt.answers
+        spoken = [turn for turn in turns if turn.role == "assistant"]
+        answers = tuple(span for span, turn in zip(prompt.answers, spoken, strict=True) if turn.supervised)
         if as_upstream and answers and next(turn.role for turn in turns if turn.role != "system") == "assistant":
             # Upstream ends the n-th answer at the n-th user's mark after the first, which comes one answer too late.
             answers = ((answers[0][0], len(prompt.text)),)

@@ -40,6 +40,7 @@ def describe_family() -> Family:
             parse_record="vlm_lora_xcomposer.records:parse_record",
             read_mixture="vlm_lora_xcomposer.mixtures:read_mixture",
             processor_options=PROCESSOR_OPTIONS,
+            upstream_labels=True,
         ),
         test_support=TestSupport(
             write_tiny_model="vlm_lora_xcomposer.tiny:write_demo_folder",

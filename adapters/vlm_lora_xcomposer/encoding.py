@@ -16,7 +16,16 @@ from vlm_lora_plugin.data.encoding import (
     check_image_marks,
 )
 from vlm_lora_plugin.errors import DataError
-from vlm_lora_xcomposer.prompt import ANSWER_HEADER, BEGIN, END, TURN_START, upstream_labels, upstream_text
+from vlm_lora_xcomposer.prompt import (
+    ANSWER_HEADER,
+    BEGIN,
+    END,
+    TURN_START,
+    conversation_text,
+    turn_text,
+    upstream_labels,
+    upstream_text,
+)
 from vlm_lora_xcomposer.records import UPSTREAM_MARK
 from vlm_lora_xcomposer.variants import XCOMPOSER2_5
 
@@ -52,14 +61,17 @@ class Encoder:
         Raises:
             DataError: The turns or image marks do not allow it, or nothing would be learnt.
         """
-        if example.verbatim:
+        if example.verbatim and example.by_roles:
+            encoded = self._encode_by_roles(example, image_tokens)
+        elif example.verbatim:
             encoded = self._encode_text(upstream_text(example.messages), example, image_tokens)
             encoded.labels = self._upstream_labels(encoded.ids)
         else:
             _check_turns(example)
             check_ends_with_answer(example.messages, example.origin)
             encoded = self._encode_turns(example.messages, example, image_tokens)
-            encoded.append([*self._text_ids("\n", example), self._end_id], supervised=True)
+            ending = example.messages[-1].supervised
+            encoded.append([*self._text_ids("\n", example), self._end_id], supervised=ending)
         if not encoded.supervised:
             raise DataError(
                 f"{example.origin}: there is no answer to learn from",
@@ -67,10 +79,10 @@ class Encoder:
             )
         return encoded
 
-    def cut(self, encoded: Encoded, length: int, *, verbatim: bool) -> Encoded:
+    def cut(self, encoded: Encoded, length: int, *, as_upstream: bool) -> Encoded:
         """Return a row without its end. Upstream masks a row with images before it cuts, and one without after."""
         ids, labels = encoded.ids[:length], encoded.labels[:length]
-        if verbatim and not encoded.blocks:
+        if as_upstream and not encoded.blocks:
             labels = self._upstream_labels(ids)
         return Encoded(ids, labels, encoded.blocks)
 
@@ -84,7 +96,11 @@ class Encoder:
         if turns and turns[-1].role == "assistant":
             turns = turns[:-1]
         if example.verbatim:
-            text = upstream_text([*turns, Message("assistant", "")])
+            write = upstream_text
+            if example.by_roles:
+                _check_system(turns, example.origin)
+                write = conversation_text
+            text = write([*turns, Message("assistant", "")])
             return self._encode_text(text[: text.rindex(ANSWER_HEADER) + len(ANSWER_HEADER)], example, image_tokens)
         _check_turns(example)
         encoded = self._encode_turns(turns, example, image_tokens)
@@ -101,7 +117,7 @@ class Encoder:
 
     def _encode_text(self, text: str, example: Example, image_tokens: Sequence[int]) -> Encoded:
         """Encode a whole prompt as upstream does, ``<s>`` before the first piece of text."""
-        if self._lone_image_comes_first and len(image_tokens) == 1 and IMAGE_MARK not in text:
+        if self._image_comes_first(text, image_tokens):
             text = IMAGE_MARK + text
         encoded, begin = Encoded(), [self._begin_id]
         for part in _parts(text, example, image_tokens):
@@ -110,6 +126,38 @@ class Encoder:
             elif part:
                 encoded.append([*begin, *self._text_ids(part, example, special=True)])
                 begin = []
+        return encoded
+
+    def _image_comes_first(self, text: str, image_tokens: Sequence[int]) -> bool:
+        return self._lone_image_comes_first and len(image_tokens) == 1 and IMAGE_MARK not in text
+
+    def _encode_by_roles(self, example: Example, image_tokens: Sequence[int]) -> Encoded:
+        """Encode a row of upstream's form, ids as :meth:`_encode_text` has them, the answers' labels by their roles.
+
+        A turn at a time gives the same ids, because the tokenizer takes the text between control tokens by itself.
+        """
+        _check_system(example.messages, example.origin)
+        whole = conversation_text(example.messages)
+        _check_places(whole, example, image_tokens, lone=self._image_comes_first(whole, image_tokens))
+        encoded, counts = Encoded(), iter(image_tokens)
+        if self._image_comes_first(whole, image_tokens):
+            encoded.append_image([self._image_id] * next(counts))
+        encoded.append([self._begin_id])
+        new_line = len(self._text_ids("\n", example))
+        header = self._header - 1 - new_line  # from the start of a turn
+        for turn in example.messages:
+            begin = len(encoded.ids)
+            for part in _interleaved(turn_text(turn).split(IMAGE_MARK), counts):
+                if isinstance(part, int):
+                    encoded.append_image([self._image_id] * part)
+                else:
+                    encoded.append(self._text_ids(part, example, special=True))
+            for at in range(begin + header, len(encoded.ids) - new_line) if turn.supervised else ():
+                if encoded.ids[at] != self._image_id:
+                    encoded.labels[at] = encoded.ids[at]
+        if example.messages[-1].supervised:
+            encoded.labels[-new_line:] = encoded.ids[-new_line:]
+        encoded.append([self._end_id], supervised=example.messages[-1].supervised)
         return encoded
 
     def _encode_turns(self, turns: Sequence[Message], example: Example, image_tokens: Sequence[int]) -> Encoded:
@@ -124,14 +172,14 @@ class Encoder:
             text = turn.content.strip()
             if answer:
                 encoded.append(self._text_ids(f"{turn.role}\n", example))
-                encoded.append(self._text_ids(text, example), supervised=True)
+                encoded.append(self._text_ids(text, example), supervised=turn.supervised)
             else:
                 for part in _interleaved(f"{turn.role}\n{text}".split(IMAGE_MARK), counts):
                     if isinstance(part, int):
                         encoded.append_image([self._image_id] * part)
                     else:
                         encoded.append(self._text_ids(part, example))
-            encoded.append([self._turn_end_id], supervised=answer)
+            encoded.append([self._turn_end_id], supervised=turn.supervised)
         return encoded
 
     def _text_ids(self, text: str, example: Example, *, special: bool = False) -> list[int]:
@@ -147,14 +195,19 @@ class Encoder:
 
 
 def _parts(text: str, example: Example, image_tokens: Sequence[int]) -> Iterator[str | int]:
-    texts = text.split(IMAGE_MARK)
-    if len(texts) - 1 != len(image_tokens):
+    _check_places(text, example, image_tokens)
+    return _interleaved(text.split(IMAGE_MARK), iter(image_tokens))
+
+
+def _check_places(text: str, example: Example, image_tokens: Sequence[int], *, lone: bool = False) -> None:
+    """Refuse a row whose images and places do not match; ``lone``: its one image needs none."""
+    marks = text.count(IMAGE_MARK)
+    if marks != len(image_tokens) and not lone:
         raise DataError(
-            f"{example.origin}: {len(texts) - 1} {UPSTREAM_MARK} in the conversation, {len(image_tokens)} in `image`",
+            f"{example.origin}: {marks} {UPSTREAM_MARK} in the conversation, {len(image_tokens)} in `image`",
             why="Upstream leaves a place without an image out, and puts an image without a place behind the answer.",
             fix=f"Write one {UPSTREAM_MARK} for each image, where it belongs in the text.",
         )
-    return _interleaved(texts, iter(image_tokens))
 
 
 def _interleaved(texts: Iterable[str], counts: Iterator[int]) -> Iterator[str | int]:
@@ -163,6 +216,21 @@ def _interleaved(texts: Iterable[str], counts: Iterator[int]) -> Iterator[str | 
         if number:
             yield next(counts)
         yield text
+
+
+def _check_system(messages: Sequence[Message], origin: str) -> None:
+    """Refuse a system message that is not the first, in a row of upstream's form.
+
+    Raises:
+        DataError: There is one.
+    """
+    for number, message in enumerate(messages[1:], 2):
+        if message.role == "system":
+            raise DataError(
+                f"{origin}: turn {number} is the system's, not the first",
+                why="The prompt has one place for a system message, before everything else.",
+                fix="Put it first, or join it to a user's turn; data.upstream_labels: true takes it for an answer.",
+            )
 
 
 def _check_turns(example: Example) -> None:

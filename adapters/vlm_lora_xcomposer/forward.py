@@ -35,7 +35,8 @@ def patches(model: nn.Module) -> tuple[Patch, ...]:
     return (
         *([Patch("fused attention", "no matrix of all pairs of tokens", _use_sdpa)] if _eager_configs(model) else []),
         Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
-        text_only_batches(model, architecture(cast(XComposerForCausalLM, model))),
+        # Upstream multiplies partial LoRA by zero in a batch without an image, rather than leaving it out.
+        text_only_batches(model, architecture(cast(XComposerForCausalLM, model)), zeroed=(PLORA_NAME,)),
         Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
     )
 

@@ -28,7 +28,8 @@ class XComposerProcessor(EncodingProcessor):
     Rows with ``messages`` are put into upstream's prompt, roles deciding what is learnt: each answer with the end
     of its turn, and at the very end the new line and ``</s>`` that upstream supervises. The spelling of a control
     token inside a text is text. Rows in upstream's own format (``Example.verbatim``) are encoded token for token as
-    upstream does it, with its label mask and with control tokens read inside texts.
+    upstream does it, with control tokens read inside texts; ``Example.by_roles`` or upstream's label mask decides what
+    is learnt.
 
     Args:
         vocabulary: From :func:`vlm_lora_xcomposer.tokenization.load_vocabulary`.
@@ -131,7 +132,7 @@ class XComposerProcessor(EncodingProcessor):
 
     def shortened(self, encoded: Encoded, example: Example, length: int) -> Encoded:
         """Return a row without its end, labelled as upstream does."""
-        return self._encoder.cut(encoded, length, verbatim=example.verbatim)
+        return self._encoder.cut(encoded, length, as_upstream=example.verbatim and not example.by_roles)
 
     def _tokens_at(self, hd_num: int | None, width: int, height: int, origin: str) -> int:
         refuse_elongated(width, height, self.config, hd_num, origin)

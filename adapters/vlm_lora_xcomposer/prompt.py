@@ -7,6 +7,7 @@ the last turn and ``<s>`` precedes the first (finetune/data_mix.py and ``interle
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -21,9 +22,19 @@ ANSWER_HEADER = f"{TURN_END}\n{TURN_START}assistant\n"
 """From the end of a question to the start of its answer."""
 
 
+def turn_text(turn: Message) -> str:
+    """Return a turn in the prompt; white space around its text is dropped."""
+    return f"{TURN_START}{turn.role}\n{turn.content.strip()}{TURN_END}\n"
+
+
+def conversation_text(messages: Iterable[Message]) -> str:
+    """Return a conversation in the prompt, without its ``<s>``."""
+    return "".join(map(turn_text, messages)) + END
+
+
 def upstream_text(messages: Iterable[Message]) -> str:
-    """Return a conversation as upstream writes it, without its ``<s>``; white space around a text is dropped."""
-    return "".join(f"{TURN_START}{turn.role}\n{turn.content.strip()}{TURN_END}\n" for turn in messages) + END
+    """Return a conversation as upstream writes it: everybody but the user is the assistant, ``system`` too."""
+    return conversation_text(turn if turn.role == "user" else replace(turn, role="assistant") for turn in messages)
 
 
 def upstream_labels(input_ids: torch.Tensor, *, turn_end_id: int, end_id: int, header: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.contract import IMAGE_MARK, Example, Message
+from vlm_lora_plugin.contract import IMAGE_MARK, Example, Message, Role
 from vlm_lora_plugin.data.encoding import resolve_image_path, turns_of
 from vlm_lora_plugin.errors import DataError
 
@@ -17,14 +17,20 @@ _LIKE_THIS = (
     'this?"}, {"from": "assistant", "value": "A cat."}]}'
 )
 
-_USERS = ("user", "human")
+_ROLES: Mapping[str, Role] = {
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatbot"), "assistant"),
+    "system": "system",
+}
 
 
 def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Example | None:
     """Read ``{"image": [path, ...], "conversations": [{"from": ..., "value": "<ImageHere>question"}, ...]}``.
 
-    As upstream has it, ``user`` and ``human`` ask, and every other speaker answers; ``image`` may be one path, and
-    absent where there is none. The example is ``verbatim``: encoded token for token as upstream does.
+    ``user`` and ``human`` ask; ``assistant``, ``gpt``, ``bot``, ``model`` and ``chatbot`` answer; upstream takes every
+    speaker but the first two for the assistant, ``system`` too (:func:`~vlm_lora_xcomposer.prompt.upstream_text`).
+    ``image`` may be one path, and absent where there is none; ``images`` is taken for it. The example is ``verbatim``:
+    encoded token for token as upstream does.
 
     Args:
         record: The decoded row.
@@ -35,13 +41,15 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
         The example, or None when the row has no ``conversations``.
 
     Raises:
-        DataError: A key is missing or of the wrong type, or a text holds a literal ``<image>``.
+        DataError: A key is missing or of the wrong type, a speaker is unknown, or a text holds a literal ``<image>``.
     """
     turns = turns_of(record, origin, like_this=_LIKE_THIS)
     if turns is None:
         return None
     messages = [_message(turn, f"{origin}: turn {number}") for number, turn in enumerate(turns, 1)]
-    paths = record.get("image", [])
+    if "image" in record and record.get("images"):
+        raise DataError(f"{origin}: the row has `image` and `images`", fix="Keep one of them.")
+    paths = record["image"] if "image" in record else record.get("images") or []
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise DataError(f"{origin}: `image` must be a list of paths", fix=_LIKE_THIS)
@@ -59,7 +67,11 @@ def _message(turn: object, where: str) -> Message:
             why=f"In `conversations` an image's place is {UPSTREAM_MARK}; this would be taken for one more image.",
             fix=f"Write {UPSTREAM_MARK}, or give the row as `messages` and `images`.",
         )
-    return Message(
-        "user" if turn["from"].lower() in _USERS else "assistant",
-        value.replace(UPSTREAM_MARK, IMAGE_MARK),
-    )
+    role = _ROLES.get(turn["from"].lower())
+    if role is None:
+        raise DataError(
+            f"{where} is from {turn['from'][:40]!r}",
+            why="Upstream takes every speaker but user and human for the assistant, and would learn what it says.",
+            fix="Write user or assistant, or system for the first turn.",
+        )
+    return Message(role, value.replace(UPSTREAM_MARK, IMAGE_MARK))

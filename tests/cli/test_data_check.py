@@ -35,6 +35,22 @@ def test_the_table_and_the_picture(command, model, data, tmp_path):
         assert picture.width > 800
 
 
+def test_keys_that_change_nothing_are_counted(vlm_lora, model, data):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row |= {"id": number, **({"score": 1} if number < 2 else {})}
+        row["messages"][0]["_note"] = "x"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = vlm_lora("data-check", model, "--data", data, *SHORT)
+    assert refused.code == 2
+    assert "`score` is not supported" in refused.out
+    ignoring = (*SHORT, "--set", "data.ignore_keys=[score]")
+    outcome = vlm_lora("data-check", model, "--data", data, "--json", *ignoring)
+    assert json.loads(outcome.out)["keys_passed_over"] == {"id": 6, "messages._note": 6, "score": 2}
+    shown = vlm_lora("data-check", model, "--data", data, *ignoring)
+    assert "id (6 rows), messages._note (6 rows), score (2 rows)" in shown.out
+
+
 @pytest.fixture
 def with_bad_rows(data, tmp_path):
     rows = [{"messages": []}, {"messages": [{"role": "user", "content": "q"}]}]

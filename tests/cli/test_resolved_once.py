@@ -1,12 +1,13 @@
-"""A recipe is resolved once in a process, the DeepSpeed hook asked once, and ``inspect`` says who set what."""
+"""A recipe is resolved once in a process, the model built once on the meta device, the DeepSpeed hook asked once."""
 
 import json
+import shutil
 
 import pytest
 
 from vlm_lora_plugin import hookimpl
 from vlm_lora_plugin.planning import resolve as resolving
-from vlm_lora_plugin.plugins.manager import get_manager
+from vlm_lora_plugin.plugins.manager import AdapterManager, get_manager
 
 
 @pytest.fixture
@@ -21,6 +22,20 @@ def counted(monkeypatch):
             return original(layers)
 
     monkeypatch.setattr(resolving, "Stacked", Counting)  # what `resolve` lays its layers with, once a call
+    return seen
+
+
+@pytest.fixture
+def outlines(monkeypatch):
+    """The folders whose model was built on the meta device."""
+    seen, original = [], AdapterManager.load_model
+
+    def counting(self, family, request):
+        if request.device == "meta":
+            seen.append(request.folder)
+        return original(self, family, request)
+
+    monkeypatch.setattr(AdapterManager, "load_model", counting)
     return seen
 
 
@@ -41,31 +56,53 @@ def asked():
     get_manager().unregister(policy)
 
 
-def test_train_resolves_its_recipe_once(vlm_lora, model, data, tmp_path, counted):
-    quick = ("--max-steps", 1, "--set", "training.gradient_accumulation_steps=1")
-    outcome = vlm_lora("train", model, "--data", data, "-o", tmp_path / "out", *quick, "--set", "hardware=1x24")
+@pytest.fixture
+def fresh(model, tmp_path):
+    """A copy of the model folder that this process has not seen."""
+    return shutil.copytree(model, tmp_path / "fresh")
+
+
+QUICK = ("--max-steps", 1, "--set", "training.gradient_accumulation_steps=1")
+
+
+def test_train_does_each_thing_once(vlm_lora, fresh, data, tmp_path, counted, outlines, asked):
+    line = ("train", fresh, "--data", data, "-o", tmp_path / "out", *QUICK, "--set")
+    outcome = vlm_lora(*line, "hardware=1x24")
     assert outcome.code == 0, outcome.err
-    assert len(counted) == 1
+    assert (len(counted), len(outlines)) == (1, 1)
+    counted.clear()
+    outcome = vlm_lora(*line, "hardware=3x24", "--dry-run", "--overwrite")
+    assert outcome.code == 0, outcome.err
+    assert (len(counted), len(outlines), asked) == (1, 1, ["3x24"])
+
+
+def test_train_in_swift_does_each_thing_once_before_swift_starts(
+    vlm_lora, fresh, data, tmp_path, counted, outlines, monkeypatch
+):
+    from vlm_lora_plugin.job import in_swift
+
+    monkeypatch.setattr(in_swift, "run_swift", lambda *_, **__: 9)
+    line = ("train", fresh, "--data", data, "-o", tmp_path / "out", *QUICK, "--framework", "swift")
+    assert "failed with exit code 9" in vlm_lora(*line).err
+    assert (len(counted), len(outlines)) == (1, 1)
 
 
 def test_resuming_resolves_its_recipe_once(vlm_lora, model, data, tmp_path, counted):
-    quick = ("--max-steps", 1, "--set", "training.gradient_accumulation_steps=1")
-    arguments = ("train", model, "--data", data, "-o", tmp_path / "out", *quick)
+    arguments = ("train", model, "--data", data, "-o", tmp_path / "out", *QUICK)
     assert vlm_lora(*arguments).code == 0
     counted.clear()
     assert vlm_lora(*arguments, "--resume").code == 0
     assert len(counted) == 1
 
 
-def test_inspect_resolves_once_and_asks_the_hook_once(vlm_lora, model, counted, asked):
-    assert vlm_lora("inspect", model, "--set", "hardware=3x24").code == 0
-    assert len(counted) == 1
-    assert asked == ["3x24"]
+def test_inspect_does_each_thing_once(vlm_lora, fresh, counted, outlines, asked):
+    assert vlm_lora("inspect", fresh, "--set", "hardware=3x24").code == 0
+    assert (len(counted), len(outlines), asked) == (1, 1, ["3x24"])
 
 
-def test_the_deepspeed_file_is_made_of_one_answer(vlm_lora, model, asked):
-    assert vlm_lora("deepspeed", "--model", model, "--hardware", "3x24").code == 0
-    assert asked == ["3x24"]
+def test_the_deepspeed_file_is_made_of_one_answer(vlm_lora, fresh, counted, outlines, asked):
+    assert vlm_lora("deepspeed", "--model", fresh, "--hardware", "3x24").code == 0
+    assert (len(counted), len(outlines), asked) == (1, 1, ["3x24"])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from vlm_lora_plugin.errors import SwiftError
-from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments, shell_words
+from vlm_lora_plugin.frameworks.swift.arguments import REGISTER, plugin_arguments, shell_words
 from vlm_lora_plugin.frameworks.swift.launch import PLUGINS, swift_command, with_plugin
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 
@@ -41,35 +41,43 @@ def test_the_plugin_is_added():
     assert with_plugin(["--model", "m"]) == ["--model", "m", PLUGINS, OURS]
 
 
-def test_a_users_external_plugins_stay():
-    arguments = with_plugin(["--external_plugins", "a.py", "b.py", "--model", "m"])
-    assert arguments[:3] == ["--external_plugins", "a.py", "b.py"]
-    assert plugins(arguments) == [OURS]
+@pytest.mark.parametrize("option", [PLUGINS, "--external-plugins", "--external_p"])
+def test_a_users_external_plugins_stay(option):
+    arguments = with_plugin([option, "a.py", "b.py", "--model", "m"])
+    assert arguments == [option, OURS, "a.py", "b.py", "--model", "m"]
 
 
-@pytest.mark.parametrize("option", [PLUGINS, "--custom_reg"])
-def test_a_users_own_register_path_stays(option):
-    arguments = with_plugin([option, "a.py", "--model", "m"])
-    assert arguments == [option, OURS, "a.py", "--model", "m"]
+def test_a_users_external_plugins_with_an_equals_sign_stay():
+    assert with_plugin([f"{PLUGINS}=a.py"]) == [PLUGINS, OURS, "a.py"]
 
 
-def test_a_users_own_register_path_with_an_equals_sign_stays():
-    assert with_plugin([f"{PLUGINS}=a.py"]) == [PLUGINS, "a.py", OURS]
+def test_an_option_without_a_value_leaves_nothing_to_a_folder():
+    assert with_plugin([PLUGINS, "--model", "m"]) == [PLUGINS, OURS, "--model", "m"]
+
+
+def test_a_users_own_register_path_stays():
+    arguments = with_plugin(["--custom_register_path", "a.py"])
+    assert arguments == ["--custom_register_path", "a.py", PLUGINS, OURS]
 
 
 @pytest.mark.parametrize(("name", "write"), [("c.yaml", json.dumps), ("c.yml", json.dumps), ("c.json", json.dumps)])
 @pytest.mark.parametrize("value", ["a.py", ["a.py", "b.py"]])
-def test_the_register_path_of_a_config_file_stays(tmp_path, name, write, value):
+def test_the_plugins_of_a_config_file_stay(tmp_path, name, write, value):
     file = tmp_path / name
-    file.write_text(write({"model": "m", "custom_register_path": value, "external_plugins": "c.py"}))
+    file.write_text(write({"model": "m", "custom_register_path": "c.py", "external_plugins": value}))
     arguments = with_plugin([str(file), "--max_steps", "3"])
     assert arguments[:3] == [str(file), "--max_steps", "3"]
     assert plugins(arguments) == [*([value] if isinstance(value, str) else value), OURS]
 
 
 def test_the_plugin_is_not_added_twice():
-    arguments = ["--model", "m", *plugin_arguments("lora")]
+    arguments = [PLUGINS, "a.py", OURS, "--model", "m"]
     assert with_plugin(arguments) == arguments
+
+
+def test_what_swift_args_prints_fills_the_option_too():
+    arguments = ["--model", "m", *plugin_arguments("lora")]
+    assert with_plugin(arguments) == [*arguments, PLUGINS, OURS]
 
 
 def test_a_config_file_that_cannot_be_read_is_refused(vlm_lora, tmp_path):
@@ -162,7 +170,7 @@ def test_a_shell_splits_swift_args_into_what_was_meant(command, tmp_path, shell)
     assert outcome.out.count("\n") == 1
     program = f"printf '%s\\n' $({Path(sys.executable).with_name('vlm-lora')} swift-args '{recipe}')"
     words = subprocess.run([shell, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert words[:-1] == [PLUGINS, OURS, "--tuner_type", "vlm_lora", "--model_kwargs"]
+    assert words[:-1] == [REGISTER, OURS, "--tuner_type", "vlm_lora", "--model_kwargs"]
     assert json.loads(words[-1]) == {"vlm_lora_recipe": str(recipe)}
 
 

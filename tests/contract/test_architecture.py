@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 import toy_family
 from toy_family import ARCHITECTURE, ToyAdapter, ToyForCausalLM, toy_batch, toy_config, toy_model
 
-from vlm_lora_plugin import hookimpl
+from vlm_lora_plugin import hookimpl, load
 from vlm_lora_plugin.contract import Architecture
-from vlm_lora_plugin.errors import AdapterError
+from vlm_lora_plugin.errors import AdapterError, TrainingError
 from vlm_lora_plugin.plugins.manager import AdapterManager
 from vlm_lora_plugin.vocabulary import Component
 
@@ -106,6 +107,61 @@ def test_where_no_model_is_loaded_the_one_of_the_config_is_built_once(folder):
     toy_config(num_hidden_layers=3).save_pretrained(folder)
     manager.architecture_of_folder(family, folder)
     assert asked == ["meta", "meta"]
+
+
+def dtypes(model):
+    return {parameter.dtype for parameter in model.parameters()} | {model.config.dtype}
+
+
+def test_the_outline_is_built_once_and_has_the_dtype_asked_for(folder):
+    manager, family = manager_of()
+    built = manager.outline(family, folder)
+    own = dtypes(built)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert manager.outline(family, folder, dtype=dtype) is built
+        assert dtypes(built) == {dtype}
+    assert dtypes(manager.outline(family, folder)) == own
+
+
+@pytest.fixture
+def ranks():
+    """A process group of this process alone."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_nothing_is_outlined_once_ranks_have_met(folder, ranks):
+    manager, family = manager_of()
+    for ask in (manager.outline, manager.architecture_of_folder):
+        with pytest.raises(TrainingError, match="would be built after a process group was made"):
+            ask(family, folder)
+
+
+def test_what_was_outlined_before_ranks_met_is_still_known(folder, request):
+    manager, family = manager_of()
+    built = manager.outline(family, folder)
+    request.getfixturevalue("ranks")
+    for dtype in (torch.bfloat16, torch.float16):
+        assert manager.outline(family, folder, dtype=dtype) is built
+    assert manager.architecture_of_folder(family, folder) == ARCHITECTURE
+
+
+@pytest.mark.parametrize("recipe", [{"preset": "lora"}, {"preset": "lora", "hardware": "1x24"}])
+def test_a_model_may_be_loaded_once_ranks_have_met_unless_hardware_asks_what_it_is(tiny_monkey, ranks, recipe):
+    if "hardware" in recipe:
+        with pytest.raises(TrainingError, match="Resolve the recipe first"):
+            load(tiny_monkey, recipe, device="meta")
+    else:
+        assert load(tiny_monkey, recipe, device="meta")[0].device.type == "meta"
+
+
+@pytest.fixture
+def tiny_monkey(tmp_path):
+    from vlm_lora_monkey.tiny import write_tiny_folder
+
+    return write_tiny_folder(tmp_path / "monkey")
 
 
 def test_one_family_may_serve_two_architectures(folder):

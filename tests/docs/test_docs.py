@@ -147,3 +147,12 @@ def test_the_navigation_lists_every_page():
 def test_the_make_targets_in_the_readme_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_the_page_of_rows_has_the_keys_that_are_followed():
+    from vlm_lora_plugin.data.rows.keys import HARMLESS, MARKS, MESSAGES_FORM, QUERY_FORM
+
+    text = (DOCS / "reference/rows.md").read_text()
+    for keys in (MESSAGES_FORM, QUERY_FORM):
+        assert f"| {', '.join(f'`{key}`' for key in keys)} |" in text
+    assert all(f"`{key}`" in text for key in (*MARKS, *HARMLESS))

@@ -1,5 +1,6 @@
 """``swift sft`` and an unmodified Trainer, given the same job, do the same to the last bit."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,45 @@ def test_two_processes_at_micro_batch_two_in_bf16_are_equal(make_job, both):
 
 
 @pytest.fixture(scope="module")
+def marked_rows(rows):
+    """Rows with system messages, marks of the loss and keys to pass over, in both of ms-swift's forms."""
+    path = rows[0].with_name("marked.jsonl")
+    image = json.loads(rows[0].read_text("utf-8").splitlines()[0])["images"][0]
+    talk = [("user", "<image>Which?"), ("assistant", "Red."), ("user", "And?"), ("assistant", "Blue."), ("user", "So?")]
+    messages = [{"role": role, "content": text} for role, text in (*talk, ("assistant", "Both."))]
+    marked = [dict(message) for message in messages]
+    marked[1]["loss"], marked[5]["weight"] = True, 0
+    pairs = [["<image>Which?", "Red."], ["And?", "Blue."]]
+    lines = [
+        {"messages": messages, "images": [image], "system": "In rhyme.", "id": 1},
+        {"messages": marked, "images": [image]},
+        {"query": "So?", "response": "Both.", "history": pairs, "images": [image], "system_prompt": "Be brief."},
+        {"messages": marked[:4], "images": [image], "score": 0.5},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def test_system_messages_marks_and_the_last_answer_alone_are_equal(make_job, both, marked_rows, train):
+    from vlm_lora_plugin import ConversationDataset, load
+    from vlm_lora_plugin.frameworks.digests import tensor_digest
+
+    job = make_job("lora", max_steps=2, gradient_accumulation_steps=4)
+    job = replace(
+        job, data=marked_rows, overrides={**job.overrides, "data": {"loss_on": "last", "ignore_keys": "score"}}
+    )
+    trainer, swift = both(job)
+    assert compare(trainer, swift) is None
+    family, recipe = job.check()
+    _, processor = load(job.model, recipe, device="meta")
+    data = list(ConversationDataset(job.data, processor, recipe.data, family))
+    read = [processor.tokenizer.decode(row["labels"][row["labels"] != -100]) for row in data]
+    assert [text.split("<|endoftext|>")[:-1] for text in read] == [["Both."], ["Red."], ["Both."], ["Red.", "Blue."]]
+    taken = {row for event in swift.events[0] if event["event"] == "batch" for row in event["ids"]}
+    assert taken == {tensor_digest(row["input_ids"]) for row in data}
+
+
+@pytest.fixture(scope="module")
 def mixed(make_job, rows):
     """Eight of eleven rows and five drawn from three, with crops and a seed that are not the defaults."""
     mixture = rows[0].with_name("data.txt")
@@ -161,3 +201,14 @@ def test_checkpointing_and_rates_by_group_are_equal(make_job, both, rows, model,
     over = {**job.overrides, "gradient_checkpointing": {"vision": True, "language": True}}
     over["optimizer"] = {**over["optimizer"], "learning_rate": table, "lr_scheduler_type": "linear"}
     assert compare(*both(replace(job, overrides=over))) is None
+
+
+def test_upstreams_decay_and_mean_are_equal_too(make_job, both):
+    job = make_job("lora", optimizer={"decay": "upstream"}, gradient_accumulation_steps=4)
+    job = replace(job, overrides={**job.overrides, "loss_mean": "micro_batch"})
+    trainer, swift = both(job)
+    assert compare(trainer, swift) is None
+    for step, logged in swift.steps().items():
+        passes = [event for event in swift.events[0] if event["event"] == "batch" and event["step"] == step - 1]
+        losses = [float.fromhex(event["loss"]) for event in passes]
+        assert sum(losses) / len(losses) == pytest.approx(logged["loss"], rel=1e-3)

@@ -1,6 +1,7 @@
 """``vlm-lora train --framework swift`` leaves what ``--framework trainer`` leaves."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -17,6 +18,24 @@ SETTINGS = [
 MEASURED = ("seconds", "_per_second", "_gib", "data_wait_share")
 
 
+COUNTING = """
+import os
+from vlm_lora_plugin.planning import resolve
+from vlm_lora_plugin.plugins.manager import AdapterManager
+
+def counting(what, original):
+    def count(*arguments):
+        with open(os.environ["COUNTED"], "a") as file:
+            print(os.getpid(), what, getattr(arguments[-1], "device", ""), file=file)
+        return original(*arguments)
+    return count
+
+resolve.Stacked.of = staticmethod(counting("resolve", resolve.Stacked.of))
+AdapterManager.load_model = counting("load", AdapterManager.load_model)
+"""
+"""Python's ``sitecustomize`` in the process of Swift; the fork that starts it has none."""
+
+
 def log(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.endswith(MEASURED)} for line in lines]
@@ -30,10 +49,13 @@ def adapter(folder):
 def train(model, rows, tmp_path_factory):
     """Run the command in a fork that has the libraries imported; the Swift that it starts is a process of its own."""
     folder = tmp_path_factory.mktemp("train")
+    (folder / "sitecustomize.py").write_text(COUNTING)
+    environment = {**os.environ, "PYTHONPATH": str(folder), "COUNTED": str(folder / "counted.txt")}
 
     def run(framework):
         arguments = ("--data", rows[0], "--val-data", rows[1], "-o", folder / framework, *SETTINGS)
-        done = warm("trainer").run([PROGRAM, "train", model, *arguments, "--framework", framework])
+        line = [PROGRAM, "train", model, *arguments, "--framework", framework]
+        done = warm("trainer").run(line, env=environment)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         (folder / f"{framework}.txt").write_text(done.stdout)
         return folder
@@ -56,6 +78,12 @@ def test_progress_and_summary_are_printed(in_swift):
     assert "step 4/4" in text
     assert "limited by" in text
     assert "4 steps, loss" in text
+
+
+def test_swifts_process_resolves_once_and_builds_the_model_once_without_weights(in_swift):
+    counted = [line.split() for line in (in_swift.parent / "counted.txt").read_text().splitlines()]
+    assert len({process for process, *_ in counted}) == 1
+    assert sorted(" ".join(what) for _, *what in counted) == ["load cpu", "load meta", "resolve"]
 
 
 def test_the_adapter_has_the_same_bytes(trained):

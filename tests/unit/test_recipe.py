@@ -142,7 +142,11 @@ def test_the_most_specific_rate_applies():
 def test_lora_learns_faster_than_full_weights_by_default():
     optimizer = Recipe().optimizer
     assert optimizer.rate("language", "lora") > optimizer.rate("language", "full")
-    assert (optimizer.adam_beta2, optimizer.decay("head", "full"), optimizer.warmup_ratio) == (0.95, 0.1, 0.02)
+    assert (optimizer.adam_beta2, optimizer.weight_decay_of("head", "full"), optimizer.warmup_ratio) == (
+        0.95,
+        0.1,
+        0.02,
+    )
 
 
 @pytest.mark.parametrize(
@@ -331,7 +335,7 @@ def test_a_rate_of_one_component_and_means_can_be_assigned():
     document = parse_assignments(["optimizer.learning_rate.vision.lora=5e-4", "optimizer.weight_decay.full=0"])
     optimizer = Recipe.parse(document).optimizer
     assert optimizer.rate("vision", "lora") == 5e-4
-    assert optimizer.decay("vision", "full") == 0
+    assert optimizer.weight_decay_of("vision", "full") == 0
 
 
 def test_an_assignment_without_equals_is_refused():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlm_lora_plugin.answering.known import known_answers
 from vlm_lora_plugin.data.collation import to_device
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def generate_answers(
 
 
 def exact_match(answers: Sequence[str], examples: Sequence[Example]) -> float:
-    """Return the share of answers that equal the example's last message, white space around them aside."""
-    known = [example.messages[-1].content.strip() for example in examples]
+    """Return the share of answers that equal the example's last message, white space around them aside.
+
+    Raises:
+        DataError: An example does not end with an answer.
+    """
+    known = known_answers(examples)
     return sum(answer == right for answer, right in zip(answers, known, strict=True)) / max(len(known), 1)

@@ -107,6 +107,9 @@ def sample_answers(
                     why = f"the others were left out after {longest:.0f} s"
                     break
                 example = examples[index]
+                if not example.messages[-1].supervised:
+                    why = "rows that do not end with an answer were left out"
+                    continue
                 (answer,) = generate_answers(
                     model, processor, [example], max_new_tokens=max_new_tokens, batch_size=1, max_time=left
                 )

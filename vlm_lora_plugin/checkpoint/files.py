@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from vlm_lora_plugin.checkpoint.digests import sha256_of
 from vlm_lora_plugin.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,22 +44,29 @@ CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 """Name of a Trainer's checkpoint folder; the number is its step."""
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then put it in place in one step."""
+def write_file(path: Path, content: bytes) -> str:
+    """Write a file under a temporary name, then put it in place in one step.
+
+    Returns:
+        The SHA-256 of the content as hex, computed while the disk is waited for.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(sha256_of, content)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return digest.result()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file whole or not at all."""
-    write_file(path, save(dict(tensors), metadata={"format": "pt"}))
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write a safetensors file whole or not at all, and return its SHA-256 as hex."""
+    return write_file(path, save(dict(tensors), metadata={"format": "pt"}))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

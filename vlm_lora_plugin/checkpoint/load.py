@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_lora_plugin.checkpoint.digests import changed_files
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST, read_tensors
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
@@ -16,6 +18,7 @@ from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE
 from vlm_lora_plugin.names import PEFT_PREFIX
 from vlm_lora_plugin.outside.files import read_text, reason
 from vlm_lora_plugin.parallel.sharding import put_full
+from vlm_lora_plugin.selection.base_bytes import byte_differences, byte_digests, dtype_of
 from vlm_lora_plugin.selection.base_weights import base_digests, weight_differences
 from vlm_lora_plugin.selection.manifest import Manifest, base_config, part_differences, trainable_differences
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
+
+_HALVES = {"bfloat16", "float16"}
 
 
 def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
@@ -69,7 +74,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathLike[str]) -> None:
     """Check that a checkpoint belongs to a prepared model: the same base, trainable set and meaning of LoRA.
 
-    The base's weights are compared by digest, where both are known in one dtype.
+    The base's weights are compared by digest: a sample of them where both are known in one dtype, and every byte where
+    they are stored in one, or can be rounded to it.
 
     Raises:
         CheckpointError: It does not; the message shows the difference key by key.
@@ -91,6 +97,7 @@ def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathL
             fix="Prepare the model with the recipe in the checkpoint's manifest.",
         )
     other = weight_differences(stored.base_weights, _weights_as(model, stored.dtype))
+    other = other or byte_differences(stored.base_bytes, _bytes_as(model, stored.base_bytes))
     if other:
         raise CheckpointError(
             f"{folder} was trained beside other weights than this base model's, in: {', '.join(other)}",
@@ -111,6 +118,19 @@ def _weights_as(model: VlmLoraPeftModel, dtype: str) -> Mapping[str, str] | None
     return base_digests(base, own.trainable.architecture.components, leave_out, dtype)
 
 
+def _bytes_as(model: VlmLoraPeftModel, stored: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Return the digests of every byte of a prepared model's base; in the dtype of others, where that one is wider."""
+    own = model.vlm_lora.manifest.base_bytes
+    if stored is None or own is None:
+        return own
+    theirs, ours = ({dtype_of(digest) for digest in digests.values()} for digests in (stored, own))
+    if theirs == ours or len(theirs) != 1 or not theirs <= _HALVES:
+        return own
+    base = model.get_base_model()
+    leave_out = {*getattr(base, FRESH_LORA_ATTRIBUTE, ()), *model.vlm_lora.trainable.names}
+    return byte_digests(base, model.vlm_lora.trainable.architecture.components, leave_out, theirs.pop())
+
+
 def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:
     """Check that a checkpoint was trained on a base of the same architecture.
 
@@ -126,6 +146,20 @@ def check_base(stored: Manifest, config: PreTrainedConfig, folder: str | os.Path
 
 
 def _read_all(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    with ThreadPoolExecutor(1) as pool:  # files are hashed while they are read, compared and turned into tensors
+        hashing = pool.submit(changed_files, folder, manifest.files or {})
+        tensors = _read_tensors(folder, manifest)
+    changed = hashing.result()
+    if changed:
+        raise CheckpointError(
+            f"{folder} holds other files than were written: {listed(changed)}",
+            why=f"Their SHA-256 is not the one in {MANIFEST}: bits have flipped, or they are another run's.",
+            fix="Use an unchanged copy of the checkpoint.",
+        )
+    return tensors
+
+
+def _read_tensors(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file, prefix, of_peft in ((ADAPTER_WEIGHTS, PEFT_PREFIX, True), (BASE_WEIGHTS, "", False)):
         wanted = {prefix + p.name: p.shape for p in manifest.parameters if (p.kind == "peft_lora") == of_peft}
@@ -142,6 +176,7 @@ def _check_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple
         "not in the manifest": sorted(found.keys() - wanted.keys()),
         "of another shape": [name for name in wanted if name in found and tuple(found[name].shape) != wanted[name]],
         "not fp32": [name for name in wanted if name in found and found[name].dtype != torch.float32],
+        "not finite": [name for name in wanted if name in found and not found[name].isfinite().all()],
     }
     for problem, names in problems.items():
         if names:

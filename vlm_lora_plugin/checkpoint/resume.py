@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.checkpoint.completion import checkpoints, why_incomplete
+from vlm_lora_plugin.checkpoint.completion import check_resumable, checkpoints, why_incomplete
 from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.checkpoint.output import OutputFolder
+from vlm_lora_plugin.checkpoint.resume_state import TRAINER_STATE
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import OutputError, RecipeError, listed
 from vlm_lora_plugin.outside.json_text import read_json
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
-
-TRAINER_STATE = "trainer_state.json"
-"""What the Trainer writes of its progress into each checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class ResumePoint:
         seconds: That the job had taken by then.
         step: Optimizer steps done.
         finished: Whether that was the job's last step: only the adapter may be missing.
+        passed_over: Newer checkpoints that are not complete -> what is wrong with them.
     """
 
     checkpoint: Path
@@ -38,6 +38,7 @@ class ResumePoint:
     seconds: float
     step: int
     finished: bool
+    passed_over: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> ResumePoint:
@@ -51,11 +52,13 @@ def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> Resum
     Raises:
         OutputError: There is none, or it was trained with frozen weights of another dtype.
         RecipeError: It was trained with another recipe than lies in the folder now.
+        CheckpointError: It holds what was trained alone, with which no run can go on.
     """
-    problems = []
+    problems: dict[str, str] = {}
     for checkpoint in checkpoints(output.checkpoints):
         problem = why_incomplete(checkpoint)
         if problem is None:
+            check_resumable(checkpoint)
             trained = read_manifest(checkpoint)
             if trained.dtype != dtype:
                 raise OutputError(
@@ -73,10 +76,11 @@ def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> Resum
             state = read_json(checkpoint / TRAINER_STATE)
             step, last = int(state["global_step"]), int(state["max_steps"])
             kept, seconds = _log_until(output.log, step)
-            return ResumePoint(checkpoint, kept, seconds, step, finished=step >= last)
-        problems.append(f"{checkpoint.name}: {problem}")
+            return ResumePoint(checkpoint, kept, seconds, step, finished=step >= last, passed_over=problems)
+        problems[checkpoint.name] = problem
+    told = [f"{name}: {problem}" for name, problem in problems.items()]
     raise OutputError(
-        f"There is no complete checkpoint in {output.checkpoints}" + (f": {listed(problems)}" if problems else ""),
+        f"There is no complete checkpoint in {output.checkpoints}" + (f": {listed(told)}" if told else ""),
         why="The job stopped before its first one was saved; they come every training.save_steps steps.",
         fix="Start it anew with --overwrite.",
     )

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def save_adapter(
     """Write PEFT's adapter files, the base's own trained parameters, and last the manifest.
 
     Each file appears whole or not at all. A manifest of an earlier save is removed first, so that a folder
-    with a manifest is always complete. Tensors are fp32.
+    with a manifest is always complete. The manifest holds the SHA-256 of the tensors' files. Tensors are fp32.
 
     Args:
         model: A prepared model.
@@ -60,11 +61,13 @@ def save_adapter(
     of_trainer = (TRAINER_WEIGHTS,) if CHECKPOINT_NAME.fullmatch(path.name) else ()  # elsewhere it is a whole model
     for stale in (COMPLETION, MANIFEST, BASE_WEIGHTS, *of_trainer):
         (path / stale).unlink(missing_ok=True)
+    files = {}
     if trainable.of_base():
-        write_tensors(path / BASE_WEIGHTS, {p.name: tensors[p.name] for p in trainable.of_base()})
+        files[BASE_WEIGHTS] = write_tensors(path / BASE_WEIGHTS, {p.name: tensors[p.name] for p in trainable.of_base()})
     write_file(path / ADAPTER_CONFIG, _adapter_config(model))
-    write_tensors(path / ADAPTER_WEIGHTS, {PEFT_PREFIX + p.name: tensors[p.name] for p in trainable.of_peft()})
-    write_file(path / MANIFEST, model.vlm_lora.manifest.to_json().encode())
+    lora = {PEFT_PREFIX + p.name: tensors[p.name] for p in trainable.of_peft()}
+    files[ADAPTER_WEIGHTS] = write_tensors(path / ADAPTER_WEIGHTS, lora)
+    write_file(path / MANIFEST, replace(model.vlm_lora.manifest, files=files).to_json().encode())
 
 
 def _collect(model: VlmLoraPeftModel, state_dict: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:

@@ -74,6 +74,10 @@ def _show(report: DataReport, console: Console) -> None:
     from vlm_lora_plugin.reporting.data_report import report_table
 
     console.print(report_table(report))
+    passed = report.survey.passed_over
+    if passed:
+        found = ", ".join(f"{key} ({count:,} rows)" for key, count in sorted(passed.items()))
+        console.print(f"keys passed over, which change nothing: {found}", highlight=False, markup=False, soft_wrap=True)
     for row in report.bad:
         console.print(f"{row.row}: {row.problem}", style="red", highlight=False, markup=False, soft_wrap=True)
     if report.bad:

@@ -65,15 +65,20 @@ class DataFormats:
 
     Attributes:
         parse_record: Reads one row of the family's own form into an Example, or returns None when the row is not
-            in it. Given the row, the folder that relative image paths start at, and the row's name for errors.
+            in it. Given the row, the folder that relative image paths start at, and the row's name for errors. A key
+            that it does not look at makes the row a bad one, see ``docs/reference/rows.md``; ``system`` and the loss
+            marks of the turns in ``conversations`` are taken off before and put back by the core.
         read_mixture: Reads a file that names data files and how much of each to train on, or returns None when
             the file is not such a mixture but data itself.
         processor_options: What a recipe may set in ``data.processor``.
+        upstream_labels: Whether upstream learns from other tokens than the answers in some rows of its own form, and
+            the processor does so too where ``Example.by_roles`` is False.
     """
 
     parse_record: Callable[[Mapping[str, Any], Path, str], Example | None] | str | None = None
     read_mixture: Callable[[Path], Sequence[MixturePart] | None] | str | None = None
     processor_options: tuple[ProcessorOption, ...] = ()
+    upstream_labels: bool = False
 
 
 @dataclass(frozen=True)

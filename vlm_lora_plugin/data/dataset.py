@@ -12,6 +12,7 @@ from vlm_lora_plugin.data.files import fingerprint, unreadable_rows
 from vlm_lora_plugin.data.images import pixel_limit
 from vlm_lora_plugin.data.mixture import open_examples
 from vlm_lora_plugin.data.reading import raise_for_rows
+from vlm_lora_plugin.data.rows.rules import RowRules
 from vlm_lora_plugin.data.statistics import DataStatistics, DataSurvey, Progress
 from vlm_lora_plugin.data.survey import survey, survey_together
 from vlm_lora_plugin.errors import DataError, RecipeError, listed
@@ -53,7 +54,13 @@ class ConversationDataset(Dataset["dict[str, Any]"]):
         self, path: str | Path, processor: Processor, settings: DataSettings, family: Family, *, seed: int = 42
     ) -> None:
         _refuse_other_settings(processor, settings)
-        self.examples = open_examples(path, family, allow_outside_images=settings.allow_outside_images, seed=seed)
+        self.examples = open_examples(
+            path,
+            family,
+            allow_outside_images=settings.allow_outside_images,
+            seed=seed,
+            rules=RowRules.of(settings),
+        )
         self.processor = processor
         self.settings = settings
         self.skipped: list[DataError] = []

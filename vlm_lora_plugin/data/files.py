@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from array import array
@@ -12,8 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from vlm_lora_plugin.contract.example import Example
+from vlm_lora_plugin.data.file_kinds import refuse_one_object, refuse_other_kinds
 from vlm_lora_plugin.data.reading import LIKE_THIS, RowFormat, parse_row, raise_for_rows
-from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.data.rows.rules import EVERYTHING, RowRules
+from vlm_lora_plugin.errors import DataError, DocumentError
+from vlm_lora_plugin.outside.files import open_file, reason, refuse_impossible
+from vlm_lora_plugin.outside.json_text import parse_json
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -30,35 +33,43 @@ class ExampleFile(Sequence[Example]):
     A row of a JSONL file is read from disk each time it is asked for: memory holds 16 bytes a row, however
     long the rows are. A JSON list is held in memory as a whole; from 1 GiB on a warning says how to make JSONL of it.
 
-    A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` as ms-swift users have it, or a row of
-    the family's own format (``DataFormats.parse_record``). An image is a path, ``{"path": ...}`` or
-    ``{"bytes": base64}``; a relative path starts at the data file's folder. Where a row has images and no
-    ``<image>`` mark, the marks are put in front of the first user message.
+    A row is ``{"messages": [{"role", "content"}...], "images": [...]}`` or ``{"query", "response", "history"}`` as
+    ms-swift users have it, or a row of the family's own format (``DataFormats.parse_record``). An image is a path,
+    ``{"path": ...}`` or ``{"bytes": base64}``; a relative path starts at the data file's folder. Where a row has images
+    and no ``<image>`` mark, the marks are put in front of the first user message.
 
     Args:
         path: The file.
         family: Whose own format is tried on rows without ``messages``.
         allow_outside_images: Whether image files may lie outside ``folder``, links followed.
         folder: Where relative image paths start; None for the data file's folder.
+        rules: What the recipe says about rows.
 
     Raises:
         DataError: The file is missing, empty, or no valid list. A row that is wrong raises it when it is read.
     """
 
     def __init__(
-        self, path: str | Path, family: Family, *, allow_outside_images: bool = False, folder: Path | None = None
+        self,
+        path: str | Path,
+        family: Family,
+        *,
+        allow_outside_images: bool = False,
+        folder: Path | None = None,
+        rules: RowRules = EVERYTHING,
     ) -> None:
         self.path = Path(path)
-        self._format = RowFormat.of(family)
+        self._format = RowFormat.of(family, rules)
         self._folder = folder or self.path.parent
         self._root = None if allow_outside_images else self._folder.resolve()
         self._items: list[object] | None = None
         self._offsets, self._lines = array("q"), array("q")
         try:
+            refuse_impossible(self.path)
             self._state = self._stamp()
             self._index()
         except OSError as error:
-            raise DataError(f"The data file {path} cannot be read: {error.strerror}", fix="Check the path.") from None
+            raise DataError(f"The data file {path} cannot be read: {reason(error)}", fix="Check the path.") from None
         if not self._offsets:
             raise DataError(f"{path} holds no rows", fix=f"Write one JSON object a line. {LIKE_THIS}")
 
@@ -100,8 +111,10 @@ class ExampleFile(Sequence[Example]):
         self._lines = array("q", (self._lines[index] for index in indices))
 
     def _index(self) -> None:
-        with self.path.open("rb") as stream:
-            if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        with open_file(self.path) as stream:
+            head = stream.read(4096)
+            refuse_other_kinds(self.path, head)
+            if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
                 if self._state[0] > LARGE_LIST:
                     _logger.warning(
                         "%s is one JSON list of %.1f GiB, which is held in memory as a whole; as JSONL its rows are "
@@ -120,6 +133,8 @@ class ExampleFile(Sequence[Example]):
             offset = 0
             for number, line in enumerate(stream, 1):
                 if line.strip():
+                    if not self._offsets:
+                        refuse_one_object(self.path, line)
                     self._offsets.append(offset)
                     self._lines.append(number)
                 offset += len(line)
@@ -134,28 +149,30 @@ class ExampleFile(Sequence[Example]):
                     why="Its lines are no longer where they were found.",
                     fix="Leave the data alone while it is in use, and start again.",
                 )
-            with self.path.open("rb") as stream:
+            with open_file(self.path) as stream:
                 stream.seek(self._offsets[index])
                 line = stream.readline()
         except OSError as error:
-            raise DataError(f"{origin}: the file cannot be read any more: {error.strerror}") from None
+            raise DataError(f"{origin}: the file cannot be read any more: {reason(error)}") from None
         try:
-            return json.loads(line)
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise DataError(f"{origin}: not valid JSON: {error}", fix=LIKE_THIS) from None
+            return parse_json(line, levels=False)  # the row's levels are counted where it is parsed
+        except DocumentError as error:
+            raise DataError(f"{origin}: {error.what}", fix=LIKE_THIS) from None
 
     def _stamp(self) -> tuple[int, int]:
         status = self.path.stat()
         return status.st_size, status.st_mtime_ns
 
 
-def read_examples(path: str | Path, family: Family, *, allow_outside_images: bool = False) -> list[Example]:
+def read_examples(
+    path: str | Path, family: Family, *, allow_outside_images: bool = False, rules: RowRules = EVERYTHING
+) -> list[Example]:
     """Read every row of a data file into memory; see :class:`ExampleFile`.
 
     Raises:
         DataError: The file is missing or empty, or rows are unusable; names the first of them with file and line.
     """
-    file = ExampleFile(path, family, allow_outside_images=allow_outside_images)
+    file = ExampleFile(path, family, allow_outside_images=allow_outside_images, rules=rules)
     rows = list(_each(file))
     raise_for_rows([row for row in rows if isinstance(row, DataError)], len(rows))
     return [row for row in rows if isinstance(row, Example)]
@@ -165,7 +182,7 @@ def fingerprint(files: Iterable[Path]) -> tuple[int, str]:
     """Read files through and return their bytes in all, and the SHA-256 of one file after the other."""
     digest, size = hashlib.sha256(), 0
     for path in files:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             while block := stream.read(2**20):
                 digest.update(block)
                 size += len(block)
@@ -210,7 +227,7 @@ def _each(file: Sequence[Example]) -> Iterator[Example | DataError]:
 
 def _list_items(file: Path, content: bytes) -> list[object]:
     try:
-        items: list[object] = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{file}: the list is not valid JSON: {error}", fix=LIKE_THIS) from None
+        items: list[object] = parse_json(content, levels=False)
+    except DocumentError as error:
+        raise DataError(f"{file}: {error.what}", fix=LIKE_THIS) from None
     return items

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, overload
 from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.files import ExampleFile
 from vlm_lora_plugin.data.first_rows import enough, file_and_count
+from vlm_lora_plugin.data.rows.rules import EVERYTHING, RowRules
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_plugin.plugins.manager import get_manager
 
@@ -31,6 +32,7 @@ class ExampleMixture(Sequence[Example]):
         family: Whose own row format is read too.
         allow_outside_images: Whether image files may lie outside the mixture's folder, links followed.
         seed: Of the draw.
+        rules: What the recipe says about rows.
 
     Raises:
         DataError: A data file is missing, empty, or no valid list; names the mixture's line.
@@ -44,13 +46,16 @@ class ExampleMixture(Sequence[Example]):
         *,
         allow_outside_images: bool = False,
         seed: int = 42,
+        rules: RowRules = EVERYTHING,
     ) -> None:
         self.path = path
         self._parts: list[ExampleFile] = []
         self._part_of, self._row_of = array("I"), array("q")
         for number, part in enumerate(parts):
             try:
-                file = ExampleFile(part.file, family, allow_outside_images=allow_outside_images, folder=path.parent)
+                file = ExampleFile(
+                    part.file, family, allow_outside_images=allow_outside_images, folder=path.parent, rules=rules
+                )
             except DataError as error:
                 raise DataError(f"{part.origin}: {error.what}", why=error.why, fix=error.fix) from None
             draw, rows = random.Random(f"{seed} {number}"), range(len(file))
@@ -89,7 +94,12 @@ class ExampleMixture(Sequence[Example]):
 
 
 def open_examples(
-    path: str | Path, family: Family, *, allow_outside_images: bool = False, seed: int = 42
+    path: str | Path,
+    family: Family,
+    *,
+    allow_outside_images: bool = False,
+    seed: int = 42,
+    rules: RowRules = EVERYTHING,
 ) -> ExampleFile | ExampleMixture:
     """Open a data file, or a mixture in the family's own form.
 
@@ -98,6 +108,7 @@ def open_examples(
         family: Whose forms of rows and mixtures are read.
         allow_outside_images: Whether image files may lie outside the file's folder, links followed.
         seed: Of the draw of rows from a mixture.
+        rules: What the recipe says about rows.
 
     Raises:
         DataError: The file is missing, empty, or in no known form.
@@ -106,9 +117,11 @@ def open_examples(
     parts = mixture_parts(file, family)
     examples: ExampleFile | ExampleMixture
     if parts is None:
-        examples = ExampleFile(file, family, allow_outside_images=allow_outside_images)
+        examples = ExampleFile(file, family, allow_outside_images=allow_outside_images, rules=rules)
     else:
-        examples = ExampleMixture(file, parts, family, allow_outside_images=allow_outside_images, seed=seed)
+        examples = ExampleMixture(
+            file, parts, family, allow_outside_images=allow_outside_images, seed=seed, rules=rules
+        )
     if count is not None:
         enough(path, count, len(examples))
         examples.keep(range(count))

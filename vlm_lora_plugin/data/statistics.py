@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -61,6 +62,7 @@ class DataSurvey:
         heights: Of each image, in pixels.
         truncated: Rows whose end is cut off.
         longest_origin: File and line of the longest row, the first one of that length.
+        passed_over: In how many usable rows a key stands that changes nothing, by key: ``id``, ``messages.id``.
         bad: What is wrong, by the row's index.
     """
 
@@ -69,6 +71,7 @@ class DataSurvey:
     widths: array[int] = field(default_factory=lambda: array("I"))
     heights: array[int] = field(default_factory=lambda: array("I"))
     truncated: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
     longest_origin: str = ""
     _longest: int = -1
     bad: dict[int, DataError] = field(default_factory=dict)
@@ -89,6 +92,7 @@ class DataSurvey:
                 self.tokens.append(row.tokens)
                 self.supervised.append(row.supervised)
                 self.truncated += row.truncated
+                self.passed_over.update(row.passed_over)
                 for width, height in row.image_sizes:
                     self.widths.append(width)
                     self.heights.append(height)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
 from vlm_lora_plugin.data.images import open_image
-from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.errors import AdapterError, DataError
 from vlm_lora_plugin.parallel.agreement import gathered_on_node, ranks_of_this_node
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class RowFacts:
         supervised: Tokens that are learnt from.
         truncated: Whether its end is cut off.
         image_sizes: (width, height) in pixels of each image.
+        passed_over: Keys of it that change nothing.
     """
 
     origin: str
@@ -38,6 +39,7 @@ class RowFacts:
     supervised: int
     truncated: bool
     image_sizes: tuple[tuple[int, int], ...]
+    passed_over: tuple[str, ...] = ()
 
 
 def survey(
@@ -54,7 +56,11 @@ def survey(
 
     Yields:
         For each row what it holds, or what is wrong with it.
+
+    Raises:
+        AdapterError: The processor learns from answers that are marked as not to be learnt.
     """
+    heeded = False
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(examples), _CHUNK):
             rows = [_read(examples, index) for index in range(start, min(start + _CHUNK, len(examples)))]
@@ -65,6 +71,8 @@ def survey(
                 elif isinstance(sizes, DataError):
                     yield sizes
                 else:
+                    if not heeded and _has_marks(row):
+                        heeded = _check_heeded(row, sizes, processor)
                     yield _measure(row, sizes, processor, settings)
 
 
@@ -157,6 +165,33 @@ def _look(row: Example | DataError, settings: DataSettings, *, decode: bool) -> 
         return error
 
 
+def _has_marks(example: Example) -> bool:
+    return any(message.role == "assistant" and not message.supervised for message in example.messages)
+
+
+def _check_heeded(example: Example, sizes: tuple[tuple[int, int], ...], processor: Processor) -> bool:
+    """Return True when marked answers are seen to be left out; False when this row cannot show it.
+
+    Raises:
+        AdapterError: They are learnt from.
+    """
+    plain = replace(example, messages=tuple(replace(message, learnt=None) for message in example.messages))
+    try:
+        few, all_of_them = (
+            processor.measure(row, sizes) if isinstance(processor, MeasuringProcessor) else processor.count_tokens(row)
+            for row in (example, plain)
+        )
+    except DataError:
+        return False
+    if few[1] >= all_of_them[1]:
+        raise AdapterError(
+            f"{example.origin}: an answer is marked as not to be learnt, and {type(processor).__name__} learns from it",
+            why="The family's processor does not look at the mark, Message.supervised.",
+            fix="Update the family's plugin, or use data without marks and with data.loss_on: all.",
+        )
+    return True
+
+
 def _measure(
     example: Example, sizes: tuple[tuple[int, int], ...], processor: Processor, settings: DataSettings
 ) -> RowFacts | DataError:
@@ -171,6 +206,6 @@ def _measure(
         elif truncated:
             row = processor.encode(example, **limits)
             length, learnt = len(row["labels"]), int((row["labels"] != IGNORE_INDEX).sum())
-        return RowFacts(example.origin, length, learnt, truncated, sizes)
+        return RowFacts(example.origin, length, learnt, truncated, sizes, example.passed_over)
     except DataError as error:
         return error

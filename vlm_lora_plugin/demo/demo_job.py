@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from vlm_lora_plugin.errors import AdapterError, TrainingError
 from vlm_lora_plugin.job.train import run as run_job
 from vlm_lora_plugin.job.train_job import TrainJob
 from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.parallel.children import environment, module_line
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.reporting.console import make_console
 
@@ -80,10 +80,11 @@ def run(output: Path, *, family_name: str | None = None) -> float:
     after = exact_match(answers, examples)
 
     printed = subprocess.run(
-        [sys.executable, "-m", "vlm_lora_plugin.demo.reload", str(base), str(result.adapter), str(held_out)],
+        [*module_line("vlm_lora_plugin.demo.reload"), str(base), str(result.adapter), str(held_out)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        env=environment(),
     ).stdout
     reloaded: list[str] = json.loads(printed)
     if reloaded != answers:

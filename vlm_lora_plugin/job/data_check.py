@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm_lora_plugin.data.mixture import open_examples
+from vlm_lora_plugin.data.rows.rules import RowRules
 from vlm_lora_plugin.data.statistics import DataSurvey
 from vlm_lora_plugin.data.survey import survey
-from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.loading import load_processor
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -63,6 +64,7 @@ class DataReport:
             "images": len(found.widths),
             "image_width": spread(found.widths),
             "image_height": spread(found.heights),
+            "keys_passed_over": dict(sorted(found.passed_over.items())),
             "bad_rows": [vars(row) for row in self.bad],
         }
 
@@ -99,8 +101,14 @@ def check_data(
         DataError: The file cannot be read at all.
     """
     settings = recipe.data
-    _, processor = load(model, recipe, device="meta")
-    examples = open_examples(data, family, allow_outside_images=settings.allow_outside_images, seed=recipe.seed)
+    processor = load_processor(model, recipe)
+    examples = open_examples(
+        data,
+        family,
+        allow_outside_images=settings.allow_outside_images,
+        seed=recipe.seed,
+        rules=RowRules.of(settings),
+    )
     with checking(data.name, len(examples)) as progress:
         found = DataSurvey().add(survey(examples, processor, settings, decode=decode), progress)
     bad = tuple(

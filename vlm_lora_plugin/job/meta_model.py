@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm_lora_plugin.loading import check_variant
 from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
@@ -29,17 +30,19 @@ class MetaModel:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model, built once.
+        """The model, built once in this process, to be looked at and not changed.
 
         Raises:
             AdapterError: A function of the family plugin raised something unexpected.
             ModelError: The config is impossible, or its family has no such variant.
         """
-        from vlm_lora_plugin.loading import load_model
         from vlm_lora_plugin.planning.dtypes import DTYPES
 
+        manager = get_manager()
+        family = manager.family_of_folder(self._folder)
+        check_variant(family, self._variant)
         dtype = DTYPES[self._dtype] if self._dtype else None
-        return load_model(self._folder, dtype=dtype, device="meta", variant=self._variant)
+        return manager.outline(family, self._folder, self._variant, dtype=dtype)
 
     def architecture(self, family: Family) -> Architecture:
         """Return what it is made of, as its family says."""

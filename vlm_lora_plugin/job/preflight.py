@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments
 
+from vlm_lora_plugin.answering.known import known_answers
 from vlm_lora_plugin.answering.metrics import Metric, load_metric
 from vlm_lora_plugin.checkpoint.data_record import DataRecord, check_same_data
 from vlm_lora_plugin.checkpoint.output import OutputFolder
@@ -21,7 +22,7 @@ from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
 from vlm_lora_plugin.job.inspection import inspect_model
 from vlm_lora_plugin.job.train_job import TrainJob
-from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.loading import load_processor
 from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_plugin.parallel.agreement import require_agreement
 from vlm_lora_plugin.parallel.heartbeat import start_heartbeat
@@ -29,6 +30,7 @@ from vlm_lora_plugin.parallel.launcher import is_rank
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
 from vlm_lora_plugin.planning.effect import check_evaluation
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -103,7 +105,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     if dtype == "fp16" and not torch.accelerator.is_available():
         raise ModelError("A model in fp16 cannot be trained on a CPU", fix="Give --dtype bf16 or fp32.")
     metric = load_metric(recipe.evaluation.metric) if job.val_data and recipe.evaluation.metric else None
-    outline, processor = load(job.model, recipe, dtype=DTYPES[dtype], device="meta")
+    processor = load_processor(job.model, recipe)
+    outline = get_manager().outline(family, job.model, dtype=DTYPES[dtype])  # built before ranks meet
     look = inspect_model(outline, str(job.model), family, recipe)
     if look.hardware is not None:
         look.hardware.check()
@@ -120,6 +123,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     for name, data in sets.items():
         with checking(name, len(data)) as progress:
             statistics[name] = data.check(decode=job.check_images, progress=progress, share=True)
+    if metric is not None:
+        known_answers(sets["validation"].examples[: recipe.evaluation.max_rows])
     records = {name: DataRecord(len(data), *data.fingerprint) for name, data in sets.items()}
     if resumed is not None:
         check_same_data(output, records)

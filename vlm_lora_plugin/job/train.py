@@ -144,6 +144,8 @@ def check_and_show(job: TrainJob, console: Console, ranks: int | None = None) ->
     if skipped:
         console.print(skipped, style="yellow", highlight=False, markup=False)
     if plan.resumed is not None:
+        for name, problem in plan.resumed.passed_over.items():
+            console.print(f"passed over {name}: {problem}", style="yellow", highlight=False, markup=False)
         console.print(f"going on from {plan.resumed.checkpoint}", highlight=False, markup=False)
     done = plan.resumed.step if plan.resumed is not None else 0
     outlook = Outlook.of(plan.recipe, len(plan.training), ranks or expected_ranks(plan.recipe), done)

@@ -13,6 +13,7 @@ from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.documents import differences, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
+from vlm_lora_plugin.outside.files import why_unusable
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, lay_over, read_recipe
 
 if TYPE_CHECKING:
@@ -88,8 +89,10 @@ class TrainJob:
             check_version()
         resolved = self.resolved
         for file in (self.data, self.val_data):
-            if file is not None and not file_and_count(file)[0].is_file():
-                raise DataError(f"There is no data file {file}", fix="Give the path of a JSONL or JSON file.")
+            if file is not None and (problem := why_unusable(file_and_count(file)[0])):
+                raise DataError(
+                    f"There is no data file {file}: {problem}", fix="Give the path of a JSONL or JSON file."
+                )
         OutputFolder(self.output).check(overwrite=self.overwrite, resume=self.resume)
         return resolved
 

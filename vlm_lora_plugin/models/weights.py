@@ -17,10 +17,11 @@ from torch import nn
 
 from vlm_lora_plugin.errors import WeightsError, listed
 from vlm_lora_plugin.outside.json_text import read_json
-from vlm_lora_plugin.parallel.agreement import require_agreement
+from vlm_lora_plugin.parallel.agreement import of_first_rank, require_agreement
 from vlm_lora_plugin.parallel.sharding import partition
 from vlm_lora_plugin.parallel.zero3 import start_communication, zero3_configuration
 from vlm_lora_plugin.patterns import Matcher
+from vlm_lora_plugin.selection.base_bytes import StoredBytes, remember
 
 PARTITIONED_BYTES = 2**28
 """Bytes of weights that each rank holds whole at a time while they are spread over the ranks."""
@@ -92,7 +93,8 @@ def load_weights(
 ) -> tuple[str, ...]:
     """Fill a model that was built on the meta device from a folder's weight files.
 
-    Names and shapes are compared before the first tensor is read. Where ZeRO-3 is on, parameters are spread over
+    Names and shapes are compared before the first tensor is read. Each tensor is hashed as it is stored while others
+    are read, and its parameter remembers the digest. Where ZeRO-3 is on, parameters are spread over
     the ranks as they are read; no rank ever holds the whole model.
 
     Args:
@@ -122,10 +124,13 @@ def load_weights(
     if configuration is not None:
         _load_sharded(model, files, wanted, absent, dtype, configuration)
         return absent
-    for file in files:
-        for name, tensor in _tensors(file):
-            if name in wanted:
-                _put(model, name, tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True))
+    with StoredBytes() as stored:
+        for file in files:
+            for name, tensor in _tensors(file):
+                if name in wanted:
+                    stored.add(name, tensor)
+                    _put(model, name, tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True))
+        remember(dict(model.named_parameters()), stored.found())
     for name in absent:
         _put(model, name, torch.empty(wanted[name], dtype=dtype, device=device))
     return absent
@@ -172,15 +177,19 @@ def _load_sharded(
             flush()
         waiting.append(_put(model, name, whole))
 
-    for file in files:
-        source: Iterable[tuple[str, torch.Tensor | None]]
-        source = _tensors(file) if reads else ((name, None) for name in _shapes(file))
-        for name, tensor in source:
-            if name in wanted:
-                put(name, tensor)
-    for name in absent:
-        put(name, torch.zeros(wanted[name], dtype=dtype))
-    flush()
+    with StoredBytes() as stored:
+        for file in files:
+            source: Iterable[tuple[str, torch.Tensor | None]]
+            source = _tensors(file) if reads else ((name, None) for name in _shapes(file))
+            for name, tensor in source:
+                if name in wanted:
+                    if tensor is not None:
+                        stored.add(name, tensor)
+                    put(name, tensor)
+        for name in absent:
+            put(name, torch.zeros(wanted[name], dtype=dtype))
+        flush()
+        remember(dict(model.named_parameters()), of_first_rank(stored.found()))
     for buffer in model.buffers():  # the engine leaves a model that was loaded like this where it is
         buffer.data = buffer.data.to(next(model.parameters()).device)
 

@@ -97,6 +97,15 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def why_unusable(path: str | os.PathLike[str]) -> str | None:
+    """Return why a path does not name a readable regular file, or None where it does."""
+    try:
+        open_file(path).close()
+    except OSError as error:
+        return reason(error)
+    return None
+
+
 def reason(error: Exception) -> str:
     """Return why a file or document cannot be read, without number and path: ``Permission denied``."""
     return (getattr(error, "strerror", None) if isinstance(error, OSError) else None) or str(error)

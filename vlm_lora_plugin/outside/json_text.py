@@ -33,16 +33,16 @@ def parse_json(content: str | bytes, *, levels: bool = True) -> Any:
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DocumentError(f"it is not UTF-8: {error.reason} at byte {error.start:,}") from None
+        raise DocumentError(f"not UTF-8: {error.reason} at byte {error.start:,}") from None
     try:
         document = json.loads(text, object_pairs_hook=_object, parse_int=whole_number)
     except DuplicateKeyError as error:
         raise DuplicateKeyError(_twice(text, error.key), key=error.key) from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise DocumentError(f"it is not valid JSON: {error.msg} at {at}") from None
+        raise DocumentError(f"not valid JSON: {error.msg} at {at}") from None
     except RecursionError:
-        raise DocumentError(f"it is nested more than {MOST_LEVELS} levels deep") from None
+        raise DocumentError(f"nested more than {MOST_LEVELS} levels deep") from None
     if levels:
         check_tree(document)
     return document

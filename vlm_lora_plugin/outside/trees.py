@@ -38,7 +38,7 @@ def check_tree(document: Any, *, text: bool = False) -> None:
         if not below:
             return
         level = below
-    raise DocumentError(f"it is nested more than {MOST_LEVELS} levels deep")
+    raise DocumentError(f"nested more than {MOST_LEVELS} levels deep")
 
 
 def whole_number(text: str, base: int = 10) -> int:
@@ -48,7 +48,7 @@ def whole_number(text: str, base: int = 10) -> int:
         DocumentError: It has so many digits that it cannot be meant.
     """
     if len(text) > MOST_DIGITS:
-        raise DocumentError(f"it holds a number of {len(text):,} digits")
+        raise DocumentError(f"a number of {len(text):,} digits")
     return int(text, base)
 
 

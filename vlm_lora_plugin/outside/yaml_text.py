@@ -54,7 +54,7 @@ def parse_yaml(content: str | bytes) -> Any:
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DocumentError(f"it is not UTF-8: {error.reason} at byte {error.start:,}") from None
+        raise DocumentError(f"not UTF-8: {error.reason} at byte {error.start:,}") from None
     try:
         loader = _Loader(text)
         try:
@@ -68,7 +68,7 @@ def parse_yaml(content: str | bytes) -> Any:
     except yaml.YAMLError as error:
         raise DocumentError(str(error)) from None
     except RecursionError:
-        raise DocumentError(f"it is nested more than {MOST_LEVELS} levels deep") from None
+        raise DocumentError(f"nested more than {MOST_LEVELS} levels deep") from None
     except (ValueError, KeyError, TypeError) as error:  # `!!bool maybe`: what an explicit tag cannot be made of
         if isinstance(error, DocumentError):
             raise
@@ -143,7 +143,7 @@ def _refuse_endless(root: yaml.Node) -> None:
         return known[id(node)]
 
     if values(root) > MOST_VALUES:
-        raise DocumentError(f"its aliases spell out more than {MOST_VALUES:,} values")
+        raise DocumentError(f"aliases spell out more than {MOST_VALUES:,} values")
 
 
 for _name, _pattern, _first in _PLAIN:

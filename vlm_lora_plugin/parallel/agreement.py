@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,35 @@ def check_same_checkpoint(checkpoint: str | None) -> None:
         )
 
 
+def done_by_some(action: Callable[[], None], *, acts: bool) -> None:
+    """Do something on some ranks, and raise on all of them what it raises on one; every rank must come here.
+
+    Args:
+        action: What to do.
+        acts: Whether this rank does it.
+
+    Raises:
+        Exception: What the lowest rank raised whose action failed.
+    """
+    problem: Exception | None = None
+    if acts:
+        try:
+            action()
+        except Exception as error:
+            if not several_ranks():
+                raise
+            problem = error
+    if several_ranks():
+        for found in _everyone(problem):
+            if found is not None:
+                raise found
+
+
+def of_first_rank(value: Any) -> Any:
+    """Return rank 0's value on every rank; every rank must come here."""
+    return _everyone(value)[0] if several_ranks() else value
+
+
 def ranks_of_this_node() -> tuple[int, int]:
     """Return this process's number among those of its machine that train together, and how many they are.
 
@@ -121,6 +150,7 @@ def _statement(manifest: Manifest) -> dict[str, Any]:
         "recipe": {key: value for key, value in manifest.recipe.items() if key != "origin"},
         "base": {"family": manifest.family, "dtype": manifest.dtype, **manifest.base_config},
         "base weights": dict(manifest.base_weights or {}),
+        "every byte of the base": dict(manifest.base_bytes or {}),
         "versions": {
             "vlm-lora-plugin": manifest.plugin_version,
             f"adapter {manifest.family}": BY_HAND,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.errors import HardwareError
+from vlm_lora_plugin.parallel.children import become_safe, module_words
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
@@ -47,15 +48,14 @@ class Launch:
 
     def arguments(self, command: Sequence[str]) -> list[str]:
         """Return torchrun's arguments for a command line of ``vlm-lora``."""
-        given = self.options or {}
+        given, program = self.options or {}, module_words(PROGRAM)
         where = ["--standalone"] if self.nnodes == 1 and not given else [f"--nnodes={self.nnodes}"]
         return [
             *where,
             f"--nproc-per-node={self.gpus}",
             "--monitor-interval=0.1",
             *(f"--{name}={value}" for name, value in given.items()),
-            "--module",
-            PROGRAM,
+            *(["--module", PROGRAM] if program == ["-m", PROGRAM] else program),
             *command,
         ]
 
@@ -252,6 +252,7 @@ def launch(plan: Launch, command: Sequence[str]) -> int:
         HardwareError: There are fewer devices.
     """
     check_devices(plan.gpus)
+    become_safe()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run

@@ -15,6 +15,7 @@ from vlm_lora_plugin.frameworks.recorder import RECORD_VARIABLE
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
 from vlm_lora_plugin.frameworks.swift.names import RECORDER
+from vlm_lora_plugin.parallel.children import environment, module_line, module_words
 from vlm_lora_plugin.parallel.launcher import free_port
 from vlm_lora_plugin.parity.compare import Difference, compare
 from vlm_lora_plugin.parity.parity_job import FRAMEWORKS, ParityJob, Side, TrainerTask
@@ -25,6 +26,7 @@ from vlm_lora_plugin.planning.dtypes import DTYPES
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
 
+_TRAINER_SIDE = "vlm_lora_plugin.parity.trainer_side"
 _TAIL = 30  # lines of what a framework printed that are shown when it fails
 
 
@@ -84,12 +86,15 @@ def run_trainer(job: ParityJob, recipe: Recipe, side: Side) -> None:
     )
     file = side.folder / "task.json"
     task.write(file)
-    launcher = [sys.executable, "-m"]
+    line = [*module_words(_TRAINER_SIDE), str(file)]
     if job.processes > 1:
-        launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(job.processes), "-m"]
-    line = [*launcher, "vlm_lora_plugin.parity.trainer_side", str(file)]
+        launcher = module_line("torch.distributed.run")
+        line = [*launcher, "--standalone", "--nproc-per-node", str(job.processes), *line]
+    else:
+        line = [sys.executable, *line]
     with side.printed.open("wb") as printed:
-        code = subprocess.run(line, stdout=printed, stderr=subprocess.STDOUT, check=False).returncode
+        done = subprocess.run(line, stdout=printed, stderr=subprocess.STDOUT, check=False, env=environment())
+    code = done.returncode
     _check(code, side)
 
 
@@ -106,11 +111,11 @@ def run_in_swift(job: ParityJob, recipe: Recipe, side: Side) -> None:
         SwiftError: ms-swift is not installed, or of a version that is not supported.
     """
     _clear(side)
-    environment = {RECORD_VARIABLE: str(side.records.absolute())}
+    further = {RECORD_VARIABLE: str(side.records.absolute())}
     if job.processes > 1:
-        environment |= {"NPROC_PER_NODE": str(job.processes), "MASTER_PORT": os.environ.get("MASTER_PORT", free_port())}
+        further |= {"NPROC_PER_NODE": str(job.processes), "MASTER_PORT": os.environ.get("MASTER_PORT", free_port())}
     with side.printed.open("wb") as printed:
-        code = run_swift("sft", swift_arguments(job, recipe, side), environment=environment, output=printed)
+        code = run_swift("sft", swift_arguments(job, recipe, side), environment=further, output=printed)
     _check(code, side)
 
 

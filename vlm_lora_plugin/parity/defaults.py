@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from vlm_lora_plugin.errors import SwiftError
+from vlm_lora_plugin.parallel.children import code_line, environment
 
 RESOLVED_LATER = "by other options"
 """Shown for a default of None, which Swift replaces by a rule of its own."""
@@ -56,7 +56,9 @@ def differing_defaults() -> list[Line]:
     code = f"from {__name__} import write_differing; import sys; write_differing(sys.argv[1])"
     with TemporaryDirectory() as folder:
         file = Path(folder) / "defaults.json"
-        done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*code_line(code), str(file)], capture_output=True, text=True, check=False, env=environment()
+        )
         if not file.is_file():
             raise SwiftError("Swift's defaults cannot be read", why=done.stderr, fix="Install ms-swift anew.")
         return [Line(**line) for line in json.loads(file.read_text("utf-8"))]

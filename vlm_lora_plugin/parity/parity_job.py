@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.documents import merge
 from vlm_lora_plugin.errors import DataError, HardwareError
+from vlm_lora_plugin.outside.files import why_unusable
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -67,8 +68,10 @@ class ParityJob:
 
         family, recipe = recognise(self.model, self.recipe, merge(self.overrides, EVERY_STEP))
         for file in (self.data, self.val_data):
-            if file is not None and not file_and_count(file)[0].is_file():
-                raise DataError(f"There is no data file {file}", fix="Give the path of a JSONL or JSON file.")
+            if file is not None and (problem := why_unusable(file_and_count(file)[0])):
+                raise DataError(
+                    f"There is no data file {file}: {problem}", fix="Give the path of a JSONL or JSON file."
+                )
         if recipe.hardware is not None and recipe.hardware.zero_stage:
             raise HardwareError(
                 f"The recipe trains under ZeRO-{recipe.hardware.zero_stage}, and parity compares without DeepSpeed",

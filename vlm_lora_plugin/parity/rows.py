@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.frameworks.digests import tensor_digest
-from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.loading import load_processor
 from vlm_lora_plugin.parity.difference_causes import Kind
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def name_rows(job: ParityJob, recipe: Recipe, difference: Difference) -> Differe
 
 
 def _encoded(job: ParityJob, recipe: Recipe) -> Iterator[tuple[str, str]]:
-    _, processor = load(job.model, recipe, device="meta")
+    processor = load_processor(job.model, recipe)
     family, _ = job.check()
     for file in (job.data, job.val_data):
         if file is not None:

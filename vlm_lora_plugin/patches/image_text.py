@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,23 +17,34 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.image_text import ImageTextModel
 
 
-def text_only_batches(model: nn.Module, architecture: Architecture) -> Patch:
+def text_only_batches(model: nn.Module, architecture: Architecture, *, zeroed: Sequence[str] = ()) -> Patch:
     """Return the patch that lets a batch without an image train.
 
     Args:
         model: An ``ImageTextModel``, perhaps with LoRA in it.
         architecture: Its ``image_only`` says what such a batch does not reach.
+        zeroed: Regular expressions for whole names of what upstream multiplies by zero there; see
+            :func:`keep_text_only_trainable`.
     """
     return keep_text_only_trainable(
-        architecture.trunk, image_only_names(model, architecture), images="image_mask", look=_look_at_grey, splicer=""
+        architecture.trunk,
+        image_only_names(model, architecture),
+        images="image_mask",
+        look=_look_at_grey,
+        splicer="",
+        zeroed=_names(model, *zeroed),
     )
 
 
 def image_only_names(model: nn.Module, architecture: Architecture) -> list[str]:
     """Return the names of the modules, and the canonical ones of single parameters, that ``image_only`` matches."""
-    image_only = Matcher(architecture.image_only)
-    modules = image_only.among(name for name, _ in model.named_modules())
-    return modules + image_only.among(canonical_name(name) for name, _ in model.named_parameters())
+    return _names(model, *architecture.image_only)
+
+
+def _names(model: nn.Module, *patterns: str) -> list[str]:
+    matcher = Matcher(patterns)
+    modules = matcher.among(name for name, _ in model.named_modules())
+    return modules + matcher.among(canonical_name(name) for name, _ in model.named_parameters())
 
 
 def _look_at_grey(model: nn.Module, embeds: torch.Tensor) -> torch.Tensor:

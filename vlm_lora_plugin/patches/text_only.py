@@ -1,9 +1,10 @@
 """Text-only batches of a model that also sees: they train, and leave no other rank waiting.
 
-Such a batch reaches no vision parameter. In one process that only costs gradients: where nothing but vision
-learns, the loss has none. Several processes wait for each other's gradients (DistributedDataParallel), mix up
-whose gradient is whose (ZeRO-2, which reduces them in the order in which they come), or wait for parts of weights
-(ZeRO-3, whose modules must be called equally often and in the same order on all ranks, frozen or not).
+Such a batch reaches no vision parameter. In one process these are left without a gradient, as upstream leaves them, so
+that an optimizer skips them; where nothing but vision learns, the loss would have none at all. Several processes wait
+for each other's gradients (DistributedDataParallel), mix up whose gradient is whose (ZeRO-2, which reduces them in the
+order in which they come), or wait for parts of weights (ZeRO-3, whose modules must be called equally often and in the
+same order on all ranks, frozen or not).
 """
 
 from __future__ import annotations
@@ -39,14 +40,18 @@ def keep_text_only_trainable(
     *,
     look: Look | None = None,
     splicer: str | None = None,
+    zeroed: Sequence[str] = (),
 ) -> Patch:
     """Return the patch that lets a batch without an image train, in one process or several.
 
-    In one process it adds, in training, zero times the sum of the vision parameters to the hidden states, so
-    that every one gets a gradient of zero. In several, and where ZeRO-3 shards them, a made-up image takes
-    the way of a real one at the same place of the forward pass, and zero times its features is added to the
-    embeddings: so every rank calls the same modules in the same order and has the same graph, whatever its rows
-    hold. That is right only where all images of a batch go through the vision modules in one call.
+    In one process what the batch does not reach is left without a gradient. Where nothing else learns, a constant
+    zero that wants one stands in for it, so that the loss can be sent backward. In several processes, and where
+    ZeRO-3 shards the vision parameters, a made-up image takes the way of a real one at the same place of the forward
+    pass, and zero times its features is added to the embeddings: so every rank calls the same modules in the same
+    order and has the same graph, whatever its rows hold, and unreached parameters get a gradient of zero. They also
+    do under ZeRO-1 and 2 in one process, whose gradients are one flat tensor, and with an fp16 loss scale where
+    nothing else learns, which refuses a step without any gradient. It works
+    only where all images of a batch go through the vision modules in one call.
 
     Args:
         trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
@@ -55,20 +60,28 @@ def keep_text_only_trainable(
         look: Looks at a made-up image. Without it, several processes train under DistributedDataParallel alone.
         splicer: Name of the module with the method :data:`WITHOUT_IMAGES`, ``""`` for the model itself; None for
             the trunk.
+        zeroed: Names among ``unused`` that get a gradient of zero in one process too, because upstream's own forward
+            pass calls them for such a batch and multiplies the result by zero.
     """
     return Patch(
         name="text-only batches",
-        reason="every trainable parameter gets a gradient, of zero, without an image; ranks never wait",
-        apply=partial(_apply, trunk, tuple(unused), images, look, trunk if splicer is None else splicer),
+        reason="a batch without an image can be trained on; ranks never wait",
+        apply=partial(_apply, trunk, tuple(unused), tuple(zeroed), images, look, trunk if splicer is None else splicer),
     )
 
 
 def _apply(
-    trunk: str, unused: Sequence[str], images: str, look: Look | None, splicer: str, model: nn.Module
+    trunk: str,
+    unused: Sequence[str],
+    zeroed: Sequence[str],
+    images: str,
+    look: Look | None,
+    splicer: str,
+    model: nn.Module,
 ) -> Callable[[], None]:
     try:
         module = model.get_submodule(trunk)
-        unreached = _Unreached(model, unused)
+        unreached, zeros = _Unreached(model, unused), _Unreached(model, zeroed)
         splicing = model.get_submodule(splicer)
         if look is not None:
             getattr(splicing, WITHOUT_IMAGES)
@@ -79,7 +92,7 @@ def _apply(
         ) from None
 
     # On the trunk and not on the model: PEFT calls the model's forward directly, past its hooks.
-    touch = partial(_touch, images, look is not None, unreached)
+    touch = partial(_touch, images, look is not None, unreached, zeros)
     undo: list[Callable[[], None]] = [module.register_forward_hook(touch, with_kwargs=True).remove]
     if look is not None:
         undo.append(wrap_method(splicing, WITHOUT_IMAGES, partial(_look_at_nothing, unreached, look)))
@@ -87,22 +100,47 @@ def _apply(
 
 
 def _touch(
-    images: str, looks: bool, unreached: _Unreached, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    images: str,
+    looks: bool,
+    unreached: _Unreached,
+    zeros: _Unreached,
+    module: nn.Module,
+    args: Any,
+    kwargs: dict[str, Any],
+    output: Any,
 ) -> Any:
-    given = kwargs.get(images)
+    given, learning = kwargs.get(images), unreached.learning()
     if given is not None and len(given):
         return output
     # Between passes a sharded parameter is empty: the gradient of its sum would be, too.
-    if several_ranks() or any(map(is_sharded, unreached.learning())):
-        if looks:
-            return output
+    several = several_ranks() or any(map(is_sharded, learning))
+    if several and looks:
+        return output
+    if several:
         _refuse_zero(unreached)
-    learning = unreached.learning() if module.training and torch.is_grad_enabled() else []
-    if learning:
-        hidden = output.last_hidden_state
-        zero = sum((p.sum() * 0.0 for p in learning), torch.zeros((), device=learning[0].device))
-        output.last_hidden_state = hidden + zero.to(hidden.device, hidden.dtype)
+    if not learning or not module.training or not torch.is_grad_enabled():
+        return output
+    hidden = output.last_hidden_state
+    alone = not hidden.requires_grad
+    if several or any(map(optimizer_keeps, learning)) or (alone and _loss_is_scaled(hidden)):
+        hidden = hidden + _zero_of(learning).to(hidden)
+    elif zeros.learning():
+        hidden = hidden + _zero_of(zeros.learning()).to(hidden)
+    elif alone:
+        hidden = hidden + hidden.new_zeros(()).requires_grad_()
+    output.last_hidden_state = hidden
     return output
+
+
+def _zero_of(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    """Return a zero that gives each of the parameters a gradient of zero."""
+    return sum((p.sum() * 0.0 for p in parameters), torch.zeros((), device=parameters[0].device))
+
+
+def _loss_is_scaled(hidden: torch.Tensor) -> bool:
+    """Return whether the loss is scaled, as autocast to fp16 needs it."""
+    device = hidden.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 def _look_at_nothing(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from vlm_lora_plugin.documents import leaves
-from vlm_lora_plugin.errors import OutputError
+from vlm_lora_plugin.errors import DocumentError, OutputError
+from vlm_lora_plugin.outside.json_text import read_json
 from vlm_lora_plugin.recipe import Recipe, Source, SourceKind
 from vlm_lora_plugin.recipe.schema import HardwareSettings
 from vlm_lora_plugin.selection.matching import describe
@@ -45,11 +46,10 @@ def read_sources(file: Path, kept: Recipe) -> dict[str, Source] | None:
         OutputError: The file cannot be read.
     """
     try:
-        document = json.loads(file.read_text("utf-8"))
-        return sources_of(document, kept, edited_in=file.with_name("recipe.yaml"))
+        return sources_of(read_json(file), kept, edited_in=file.with_name("recipe.yaml"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, DocumentError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(
             f"{file}, which tells who set each value of the job's recipe, cannot be read: {error}",
             why="A value that a preset or the hardware set would be taken for yours.",

@@ -93,6 +93,7 @@ def resolve(
     stacked = Stacked.of(layers)
     values, sources = stacked.document, {k: v for k, v in stacked.sources.items() if k not in _INFORMATION}
     _check_processor(value_at(values, "data.processor", {}), family)
+    _check_labels(values, family)
     values.pop("preset", None)
     _check_machine(values)
     known = architecture() if callable(architecture) else architecture
@@ -155,6 +156,16 @@ def _check_machine(document: Mapping[str, Any]) -> None:
                 f"{key} has no effect without `hardware`, which says what it is divided over",
                 fix=f"Add hardware: 3x24, for three devices of 24 GiB, or remove {key}.",
             )
+
+
+def _check_labels(values: Mapping[str, Any], family: Family) -> None:
+    if value_at(values, "data.upstream_labels") and not family.data_formats.upstream_labels:
+        raise RecipeError(
+            f"data.upstream_labels is true, but has no effect on {family.title}: its published code learns from the "
+            "answers, as every row here does, or has no data form of its own",
+            why="A setting without effect is most often a slip.",
+            fix="Remove it.",
+        )
 
 
 def _check_processor(settings: Mapping[str, OptionValue], family: Family) -> None:

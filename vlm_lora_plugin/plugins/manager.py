@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -12,10 +12,12 @@ from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, Trainabl
 from vlm_lora_plugin.errors import AdapterError, ModelError, VlmLoraError, listed, nearest
 from vlm_lora_plugin.plugins.architectures import check_architecture
 from vlm_lora_plugin.plugins.calling import title
+from vlm_lora_plugin.plugins.outlines import Key, Outlines, key_of
 from vlm_lora_plugin.plugins.references import PluginFunction
 from vlm_lora_plugin.plugins.registry import AdapterRegistry
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -32,11 +34,14 @@ class AdapterManager(AdapterRegistry):
 
     def __init__(self, *, discover: bool = True) -> None:
         super().__init__(discover=discover)
-        self._architectures: dict[tuple[str, Path, frozenset[tuple[str, int, int]], str | None], Architecture] = {}
+        self._architectures: dict[Key, Architecture] = {}
+        self._outlines = Outlines()
 
     def unregister(self, adapter: object) -> None:
         """Remove an adapter or policy that was registered, and forget what it said."""
         super().unregister(adapter)
+        for name in {key[0] for key in self._architectures} - self._families.keys():
+            self._outlines.forget(name)
         kept = {key: value for key, value in self._architectures.items() if key[0] in self._families}
         self._architectures = kept
 
@@ -161,14 +166,37 @@ class AdapterManager(AdapterRegistry):
         Raises:
             AdapterError: The family's functions raised something unexpected, or the answer is wrong.
             ModelError: The config is impossible.
+            TrainingError: As in :meth:`outline`.
         """
-        files = ((entry, entry.stat()) for entry in folder.iterdir())
-        state = frozenset((entry.name, stat.st_size, stat.st_mtime_ns) for entry, stat in files)
-        key = (family.name, folder.resolve(), state, variant)
+        key = key_of(family.name, folder, variant)
         if key not in self._architectures:
-            request = LoadRequest(folder=folder, device="meta", variant=variant)
-            self._architectures[key] = self.architecture(family, self.load_model(family, request))
+            outline = self._outlines.get(key, partial(self._build_outline, family, folder, variant))
+            self._architectures[key] = self.architecture(family, outline)
         return self._architectures[key]
+
+    def outline(
+        self, family: Family, folder: Path, variant: str | None = None, *, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        """Return the model of a folder on the meta device, to be looked at and not changed.
+
+        The family builds it once for each config and variant in this process; of several, the newest is kept.
+
+        Args:
+            family: Whose folder it is.
+            folder: The model folder; ``config.json`` alone is enough.
+            variant: One of ``Family.variants``, where neither the config nor weights say which one it is.
+            dtype: Parameter dtype until somebody asks for another one; None for the one that the config names.
+
+        Raises:
+            AdapterError: The family's function raised something unexpected.
+            ModelError: The config is impossible.
+            TrainingError: It is not built yet, and this process belongs to a process group already.
+        """
+        key = key_of(family.name, folder, variant)
+        return self._outlines.in_dtype(key, partial(self._build_outline, family, folder, variant), dtype)
+
+    def _build_outline(self, family: Family, folder: Path, variant: str | None) -> PreTrainedModel:
+        return self.load_model(family, LoadRequest(folder=folder, device="meta", variant=variant))
 
     def function(self, family: Family, function: Callable[P, R] | str) -> PluginFunction[P, R]:
         """Return one of the functions of a family's description, ready to be called and to name whose fault it is."""

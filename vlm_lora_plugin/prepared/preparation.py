@@ -26,6 +26,7 @@ from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.prepared.injection import inject
 from vlm_lora_plugin.prepared.model import Preparation, VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe, RecipeSource
+from vlm_lora_plugin.selection.base_bytes import byte_digests
 from vlm_lora_plugin.selection.base_weights import base_digests
 from vlm_lora_plugin.selection.manifest import make_manifest
 from vlm_lora_plugin.selection.resolve import resolve_selection
@@ -109,7 +110,8 @@ def _prepare(
     name = str(dtype).removeprefix("torch.")
     own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
     weights = base_digests(model, architecture.components, own, name)
-    manifest = make_manifest(selection, resolved, model.config, name, weights)
+    every_byte = byte_digests(model, architecture.components, own)
+    manifest = make_manifest(selection, resolved, model.config, name, weights, every_byte)
     if any(is_sharded(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
         check_ranks_agree(manifest)
     prepared = inject(model, selection, resolved)

@@ -154,6 +154,12 @@ class OptimizerSettings(_Strict):
 
     learning_rate: RateTable = Field(DEFAULT_LEARNING_RATE, description="Per step, at the peak.")
     weight_decay: RateTable = Field(DEFAULT_WEIGHT_DECAY, description="AdamW's decoupled decay.")
+    decay: Literal["matrices", "upstream"] = Field(
+        "matrices",
+        description="What `weight_decay` acts on. matrices: parameters of two or more dimensions. upstream: all but "
+        "biases and the weights of nn.LayerNorm, as the Trainer of upstream's scripts does; that decays RMSNorm's "
+        "weights and LoRA's learned scales too.",
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of squared gradients.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Added to the denominator.")
@@ -173,8 +179,8 @@ class OptimizerSettings(_Strict):
         """Return the learning rate of (component, means), or of the group that a rule puts it in."""
         return _most_specific(self.learning_rate, DEFAULT_LEARNING_RATE, component, means, group)
 
-    def decay(self, component: str, means: str, group: str | None = None) -> float:
-        """Return the weight decay of (component, means), or of the group that a rule puts it in."""
+    def weight_decay_of(self, component: str, means: str, group: str | None = None) -> float:
+        """Return the weight decay of (component, means), or of a rule's group, where ``decay`` lets it act."""
         return _most_specific(self.weight_decay, DEFAULT_WEIGHT_DECAY, component, means, group)
 
 
@@ -277,6 +283,9 @@ class DistributedSettings(_Strict):
     )
 
 
+_TURN_KEYS = ("messages", "conversations", "role", "content", "from", "value", "query", "response", "history")
+
+
 class DataSettings(_Strict):
     """How examples become tokens."""
 
@@ -299,6 +308,33 @@ class DataSettings(_Strict):
         description="Settings of the family's own processor, such as `hd_num`, the most crops that XComposer cuts an "
         "image into. `vlm-lora presets` lists them.",
     )
+    loss_on: Literal["all", "last"] = Field(
+        "all",
+        description="Answers that are learnt from: all of a row, or the last one. A turn's own `loss` or `weight` "
+        "decides before it.",
+    )
+    upstream_labels: bool = Field(
+        False,
+        description="In rows of the family's own form, learn from what the published code's label mask says, not from "
+        "the answers. They differ where the first turn is not the user's.",
+    )
+    ignore_keys: Names = Field(
+        (), description="Keys of rows and turns to read as if they were not there; `vlm-lora data-check` counts them."
+    )
+
+    @field_validator("ignore_keys")
+    @classmethod
+    def _rows_keep_their_turns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        needed = [key for key in value if key in _TURN_KEYS]
+        if needed:
+            raise ValueError(f"`{needed[0]}` holds the conversation itself, a row is nothing without it")
+        return value
+
+    @model_validator(mode="after")
+    def _one_choice_of_labels(self) -> DataSettings:
+        if self.upstream_labels and self.loss_on != "all":
+            raise ValueError("upstream_labels learns from what upstream does, which knows no loss_on: last")
+        return self
 
 
 class EvaluationSettings(_Strict):
@@ -340,6 +376,12 @@ class Recipe(_Strict):
     )
     answer_only_loss: bool = Field(
         False, description="In training, compute logits only where a label is; the same loss in less memory."
+    )
+    loss_mean: Literal["tokens", "micro_batch"] = Field(
+        "tokens",
+        description="What the loss of an optimizer step is the mean of. tokens: all supervised tokens of its batches, "
+        "on all devices. micro_batch: the means of its micro-batches, as upstream's scripts do, so that a token of a "
+        "short answer weighs more.",
     )
     hardware: HardwareSettings | None = Field(
         None,

@@ -30,7 +30,7 @@ class GroupSummary:
         tensors: How many parameters.
         elements: Their elements.
         learning_rate: At the peak.
-        weight_decay: Of its matrices; vectors and scalars have none.
+        weight_decay: Of those that have any; see the recipe's ``optimizer.decay``.
         undecayed: Tensors among them without decay.
     """
 

@@ -1,4 +1,9 @@
-"""What a checkpoint remembers of the weights that it was trained beside: a digest for each part of the base."""
+"""What a checkpoint remembers of the weights that it was trained beside: a digest of a sample of each part of the base.
+
+Older manifests hold nothing else. It also tells bases apart that are stored in different dtypes, and those whose
+values were changed behind torch's back after they were read; :mod:`~vlm_lora_plugin.selection.base_bytes` takes every
+byte.
+"""
 
 from __future__ import annotations
 

@@ -73,6 +73,7 @@ class Layout:
             for name, module in modules.items()
             if name in self.paths
         }
+        self._norms = {name for name, module in modules.items() if isinstance(module, nn.LayerNorm)}
         self.builtin = set().union(
             *(
                 Matcher(part.builtin_lora, what=f"The pattern of built-in LoRA of {part.name}").among(
@@ -82,6 +83,14 @@ class Layout:
                 if part.builtin_lora
             )
         )
+
+    def decays_upstream(self, name: str) -> bool:
+        """Return whether the Trainer of upstream's scripts decays a parameter, one that LoRA adds included.
+
+        It leaves out what ``nn.LayerNorm`` holds and every name with ``bias`` in it (transformers 4.32,
+        ``Trainer.get_decay_parameter_names``), and knows neither Qwen's nor InternLM2's RMSNorm.
+        """
+        return "bias" not in name and name.rpartition(".")[0] not in self._norms
 
     def has_builtin(self, component: ComponentName) -> bool:
         """Return whether this component carries LoRA of its own in this model."""

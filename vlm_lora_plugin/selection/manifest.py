@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.selection.trainables import TrainableSet
 
-FORMAT_VERSION = 4
-READABLE_VERSIONS = (2, 3, 4)
-"""Version 2 knows nothing of the base's weights, and version 3 nothing of the parts that the model was seen as."""
+FORMAT_VERSION = 5
+READABLE_VERSIONS = (2, 3, 4, 5)
+"""Version 2 knows nothing of the base's weights, and version 3 nothing of the parts that the model was seen as.
+Up to version 4 there is no digest of the files or of the manifest itself, and the base's weights are known by a
+sample alone."""
+
+_ADDED = {2: (), 3: ("base_weights",), 4: ("architecture",), 5: ("base_bytes", "files")}
+"""Version -> the keys that it brought."""
+
+_SEAL = "document_digest"
+"""Key of the SHA-256 over everything else in the document."""
 
 # Set by loading, saving or generating rather than by the architecture.
 _VOLATILE = {"attn_implementation", "auto_map", "torch_dtype", "use_cache"}
@@ -62,10 +70,14 @@ class Manifest:
         recipe: The resolved recipe's document.
         parameters: Every trained parameter.
         digest: SHA-256 over the canonical JSON of ``parameters``.
-        base_weights: Component -> digest of the weights that are not trained, see
+        base_weights: Component -> digest of a sample of the weights that are not trained, see
             :func:`~vlm_lora_plugin.selection.base_weights.base_digests`; None where nobody knew them.
         architecture: What the family plugin said that the base model is made of, see
             :meth:`Architecture.document <vlm_lora_plugin.contract.Architecture.document>`; None in older formats.
+        base_bytes: Component -> digest of every byte of those weights as they are stored, see
+            :func:`~vlm_lora_plugin.selection.base_bytes.byte_digests`; None in older formats.
+        files: Names of the files with what was trained -> their SHA-256; None in older formats, and before it is
+            saved.
     """
 
     format_version: int
@@ -79,10 +91,12 @@ class Manifest:
     digest: str
     base_weights: Mapping[str, str] | None = None
     architecture: Mapping[str, Any] | None = None
+    base_bytes: Mapping[str, str] | None = None
+    files: Mapping[str, str] | None = None
 
     def to_json(self) -> str:
-        """Return the manifest as JSON text."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """Return the manifest as JSON text, with a digest over all of it."""
+        return sealed(asdict(self))
 
     @classmethod
     def from_json(cls, text: str, *, source: str) -> Manifest:
@@ -107,8 +121,14 @@ class Manifest:
                 f"{source} has format version {version!r}; this package reads {readable}",
                 fix="Read it with the version of this package that wrote it.",
             )
-        unknown = {2: ("base_weights", "architecture"), 3: ("architecture",)}.get(version, ())
-        document |= dict.fromkeys(unknown)
+        seal = document.pop(_SEAL, None)
+        if version >= 5 and seal != _sha256(document):
+            raise CheckpointError(
+                f"{source}: its {_SEAL} does not belong to what it says",
+                why="It was changed after it was written; what was trained would get another meaning.",
+                fix="Use an unchanged copy of the checkpoint.",
+            )
+        document |= dict.fromkeys(key for added, keys in _ADDED.items() if added > version for key in keys)
         if document.keys() != wanted:
             raise CheckpointError(f"{source}: keys that differ from the format: {sorted(document.keys() ^ wanted)}")
         try:
@@ -131,12 +151,19 @@ class Manifest:
         return manifest
 
 
+def sealed(document: Mapping[str, Any]) -> str:
+    """Return a manifest's document as the JSON text that :meth:`Manifest.from_json` accepts as unchanged."""
+    plain = json.loads(json.dumps({key: value for key, value in document.items() if key != _SEAL}))
+    return json.dumps({**plain, _SEAL: _sha256(plain)}, indent=2) + "\n"
+
+
 def make_manifest(
     selection: TrainableSet,
     recipe: Recipe,
     config: PreTrainedConfig,
     dtype: str,
     base_weights: Mapping[str, str] | None = None,
+    base_bytes: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Return the manifest of a prepared model.
 
@@ -145,7 +172,8 @@ def make_manifest(
         recipe: The resolved recipe.
         config: The base model's config.
         dtype: Name of the base's dtype, ``bfloat16``.
-        base_weights: Digests of the base's weights that are not trained, or None.
+        base_weights: Digests of a sample of the base's weights that are not trained, or None.
+        base_bytes: Digests of every byte of them, or None.
     """
     parameters = tuple(ManifestParameter(p.name, p.shape, p.kind, p.component, p.means) for p in selection.parameters)
     return Manifest(
@@ -160,6 +188,7 @@ def make_manifest(
         digest=parameters_digest(parameters),
         base_weights=base_weights,
         architecture=selection.architecture.document(),
+        base_bytes=base_bytes,
     )
 
 

@@ -197,6 +197,7 @@ class _Resolution:
 
     def _trainable(self, name: str, shape: tuple[int, ...], component: Component, rule: Rule, kind: Kind) -> Trainable:
         optimizer = self._recipe.optimizer
+        decays = len(shape) > 1 if optimizer.decay == "matrices" else self._layout.decays_upstream(name)
         return Trainable(
             name=name,
             shape=shape,
@@ -205,5 +206,5 @@ class _Resolution:
             kind=kind,
             group=rule.group or f"{component.name}.{rule.means}",
             learning_rate=optimizer.rate(component.name, rule.means, rule.group),
-            weight_decay=optimizer.decay(component.name, rule.means, rule.group) if len(shape) > 1 else 0.0,
+            weight_decay=optimizer.weight_decay_of(component.name, rule.means, rule.group) if decays else 0.0,
         )

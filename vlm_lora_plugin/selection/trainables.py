@@ -21,7 +21,8 @@ class Trainable:
         kind: A weight of the base, LoRA of the base's own, or PEFT's.
         group: Name of its learning-rate group.
         learning_rate: Peak rate per step.
-        weight_decay: AdamW's decoupled decay; 0 for vectors and scalars (biases, norms, LoRA scales).
+        weight_decay: AdamW's decoupled decay; 0 where the recipe's ``optimizer.decay`` lets none act: by default for
+            vectors and scalars (biases, norms, LoRA scales).
     """
 
     name: str

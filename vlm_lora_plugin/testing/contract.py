@@ -66,6 +66,7 @@ PROMISES: tuple[Promise, ...] = (
     *_of(
         "encoding",
         "rows_become_ids_labels_and_images",
+        "marked_answers_are_not_learnt",
         "a_prompt_is_the_row_without_its_answer",
         "rows_that_are_too_long_are_refused_or_cut",
         "a_batch_pads_and_supervises_no_padding",

@@ -33,8 +33,8 @@ class SketchProcessor(EncodingProcessor):
             for number, part in enumerate(message.content.split(IMAGE_MARK)):
                 if number:
                     encoded.append_image([IMAGE] * next(spans))
-                encoded.append(list(part.encode()), supervised=answer)
-            encoded.append([END] if answer else [ord("\n")], supervised=answer)
+                encoded.append(list(part.encode()), supervised=message.supervised)
+            encoded.append([END] if answer else [ord("\n")], supervised=message.supervised)
         return encoded
 
     def load_image(self, image, origin):

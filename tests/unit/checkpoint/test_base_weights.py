@@ -92,6 +92,38 @@ def test_resuming_on_another_base_is_refused(toy, tmp_path):
 def test_a_manifest_from_before_knows_nothing_of_weights_and_is_still_read(adapter):
     document = json.loads((adapter / MANIFEST).read_text())
     assert document.pop("base_weights").keys() == {"vision", "aligner", "language", "embeddings", "head"}
-    del document["architecture"]
+    for key in ("architecture", "base_bytes", "files"):
+        del document[key]
     (adapter / MANIFEST).write_text(json.dumps({**document, "format_version": 2}))
     load_adapter(changed(FROZEN), adapter)
+
+
+def test_one_changed_row_of_the_embeddings_is_noticed(adapter):
+    model = toy_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7, 3] += 1e-3
+    with pytest.raises(CheckpointError, match="other weights than this base model's, in: embeddings\n"):
+        load_adapter(model, adapter)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_base_in_fp32_is_compared_to_the_last_byte_as_it_was_in_16_bit(toy, tmp_path, stored):
+    prepare(toy_model(dtype=stored), PRESET).save_pretrained(tmp_path)
+    model = toy_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7, 3] += 1
+    with pytest.raises(CheckpointError, match="in: embeddings"):
+        load_adapter(model, tmp_path)
+
+
+def test_a_manifest_of_version_4_keeps_the_sample(adapter):
+    document = json.loads((adapter / MANIFEST).read_text())
+    for key in ("base_bytes", "files"):
+        del document[key]
+    (adapter / MANIFEST).write_text(json.dumps({**document, "format_version": 4}))
+    model = toy_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7, 3] += 1e-3  # not in the sample
+    load_adapter(model, adapter)
+    with pytest.raises(CheckpointError, match="in: language"):
+        load_adapter(changed(FROZEN), adapter)

@@ -19,6 +19,7 @@ import vlm_lora_plugin.checkpoint.save as saving
 from vlm_lora_plugin import load_adapter, prepare
 from vlm_lora_plugin.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST
 from vlm_lora_plugin.errors import CheckpointError, ModelError
+from vlm_lora_plugin.selection.manifest import sealed
 
 WITH_PEFT = "lora+llm-lora"
 WITHOUT_PEFT = "lora"
@@ -47,10 +48,11 @@ def saved(toy, tmp_path):
 
 
 def edit_manifest(folder, change):
+    """Change a manifest together with its digest, as another version of the package would have written it."""
     path = folder / MANIFEST
     document = json.loads(path.read_text())
     change(document)
-    path.write_text(json.dumps(document))
+    path.write_text(sealed(document))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -342,13 +344,45 @@ def test_a_changed_manifest_is_an_error(saved, change, words):
         load_adapter(toy_model(), folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [(("lora", "lora_alpha"), 33), (("lora", "r"), 17), (("optimizer", "learning_rate"), {"x": 1.0})]
+)
+def test_a_manifest_that_was_changed_by_hand_is_an_error(saved, key, value):
+    _, folder = saved
+    document = json.loads((folder / MANIFEST).read_text())
+    document["recipe"][key[0]][key[1]] = value
+    (folder / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="document_digest does not belong"):
+        load_adapter(toy_model(), folder)
+
+
+@pytest.mark.parametrize("wild", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_loaded(saved, wild):
+    _, folder = saved
+    tensors = load_file(folder / BASE_WEIGHTS)
+    tensors["aligner.query"].view(-1)[1] = wild
+    save_file(tensors, folder / BASE_WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"base_trainables.*not finite: aligner\.query"):
+        load_adapter(toy_model(), folder)
+
+
+def test_swapped_layers_are_an_error(saved):
+    _, folder = saved
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    one, other = (f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_A.weight" for n in (0, 1))
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"other files than were written: {ADAPTER_WEIGHTS}"):
+        load_adapter(toy_model(), folder)
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_manifest_from_before_knows_nothing_of_the_architecture_and_is_still_read(saved, version):
     model, folder = saved
-    edit_manifest(folder, lambda d: d.update(format_version=version))
-    edit_manifest(folder, lambda d: d.pop("architecture") and version == 2 and d.pop("base_weights"))
+    later = ("base_bytes", "files", "architecture", *(["base_weights"] if version == 2 else []))
+    edit_manifest(folder, lambda d: [d.pop(key) for key in later] and d.update(format_version=version))
     again = load_adapter(toy_model(), folder)
-    assert again.vlm_lora.manifest.format_version == 4
+    assert again.vlm_lora.manifest.format_version == 5
     assert torch.equal(logits(again), logits(model))
 
 

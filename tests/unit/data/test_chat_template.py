@@ -334,6 +334,22 @@ def test_a_conversation_that_the_template_refuses_is_named():
         ChatTemplateProcessor(made).encode(row("be brief", "q", "a"))
 
 
+def test_a_system_message_that_the_template_leaves_out_is_named():
+    made = qwen()
+    made.chat_template = made.chat_template.replace(
+        "in messages %}", "in messages if message['role'] != 'system' %}", 1
+    )
+    with pytest.raises(DataError, match=r"data\.jsonl:4: the chat template leaves the system message out"):
+        ChatTemplateProcessor(made).encode(row("be brief", "q", "a"))
+
+
+def test_answers_that_are_marked_are_not_learnt(processor):
+    turns = (Message("user", "q"), Message("assistant", "one", learnt=False), Message("user", "r"))
+    example = Example((*turns, Message("assistant", "two")))
+    end = "</s>" if processor.end_mark else "<|im_end|>"
+    assert learnt(processor, processor.encode(example)) == ["two" + end]
+
+
 def test_the_tutorials_few_lines_are_a_family_of_a_published_processor(tmp_path, rows):
     page = (Path(__file__).parents[3] / "docs/tutorial/first-family.md").read_text("utf-8")
     code = next(code for code in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "ChatTemplate" in code)

@@ -35,8 +35,8 @@ class Letters(EncodingProcessor):
             for number, text in enumerate(message.content.split(IMAGE_MARK)):
                 if number:
                     encoded.append_image([IMAGE] * next(tokens))
-                encoded.append(list(text.encode()), supervised=message.role == "assistant")
-            encoded.append([END], supervised=message.role == "assistant")
+                encoded.append(list(text.encode()), supervised=message.supervised)
+            encoded.append([END], supervised=message.supervised)
         return encoded
 
     def load_image(self, image, origin):

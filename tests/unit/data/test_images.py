@@ -84,7 +84,7 @@ def test_damaged_embedded_bytes_are_named_by_their_size():
 
 
 def test_a_folder_is_no_image(tmp_path):
-    with pytest.raises(DataError, match="directory"):
+    with pytest.raises(DataError, match="it is a folder"):
         load_pixels(tmp_path, 8)
 
 

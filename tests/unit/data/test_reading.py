@@ -96,7 +96,7 @@ def test_a_missing_file_is_named(family, tmp_path):
 def test_a_line_that_is_no_json_is_named(line, family, turns, tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(json.dumps({"messages": turns("q", "a")}).encode() + b"\n" + line)
-    with pytest.raises(DataError, match=r"data\.jsonl:2: not valid JSON") as caught:
+    with pytest.raises(DataError, match=r"data\.jsonl:2: not (valid JSON|UTF-8)") as caught:
         read_examples(path, family)
     assert '"messages"' in caught.value.fix
 
@@ -104,7 +104,7 @@ def test_a_line_that_is_no_json_is_named(line, family, turns, tmp_path):
 def test_a_broken_list_is_named_with_its_line(family, tmp_path):
     path = tmp_path / "data.json"
     path.write_text('[{"messages": []},\n {"messages": ]')
-    with pytest.raises(DataError, match=r"data\.json: the list is not valid JSON: .*line 2"):
+    with pytest.raises(DataError, match=r"data\.json: not valid JSON: .*line 2"):
         read_examples(path, family)
 
 
@@ -113,7 +113,7 @@ def test_a_broken_list_is_named_with_its_line(family, tmp_path):
     [
         ([1], "a row must be an object, this is a list"),
         ("text", "a row must be an object, this is a str"),
-        ({"query": "q", "response": "a"}, "no `messages` and is not in Monkey's own format; its keys: query, response"),
+        ({"prompt": "q", "answer": "a"}, "no `messages` and is not in Monkey's own format; its keys: prompt, answer"),
         ({"messages": []}, "`messages` must be a list of messages"),
         ({"messages": {"role": "user"}}, "`messages` must be a list of messages"),
         ({"messages": ["q"]}, "message 1 needs `role` and `content`"),
@@ -126,12 +126,12 @@ def test_a_broken_list_is_named_with_its_line(family, tmp_path):
         ({"messages": [{"role": "user", "content": "q"}], "images": [{"url": "x"}]}, "not NoneType"),
         ({"messages": [{"role": "user", "content": "q"}], "images": [{"bytes": "%"}]}, "are not base64"),
         ({"messages": [{"role": "user", "content": "q"}], "images": ["https://example.org/a.png"]}, "is a URL"),
-        ({"messages": [{"role": "user", "content": "q"}], "images": ["data:image/png;base64,AAAA"]}, "is a URL"),
+        ({"messages": [{"role": "user", "content": "q"}], "images": ["data:text/plain,hello"]}, "without base64"),
         ({"messages": [{"role": "user", "content": "q"}], "images": [""]}, "an image path is empty"),
         ({"messages": [{"role": "user", "content": "q"}], "image": "a.png"}, "unknown key `image`"),
         ({"messages": [{"role": "user", "content": "q"}], "image": "a.png", "images": None}, "unknown key `image`"),
         ({"messages": [{"role": "user", "content": "q"}], "videos": ["a.mp4"]}, "`videos` is not supported"),
-        ({"messages": [{"role": "user", "content": "q", "loss": False}]}, "a loss setting of its own"),
+        ({"messages": [{"role": "user", "content": "q", "loss": True}]}, "`loss` is true in a message of the user's"),
     ],
 )
 def test_an_unusable_row_is_named_with_file_line_and_remedy(row, words, read, turns):

@@ -27,7 +27,7 @@ def test_presets_have_the_defaults_of_monkeys_own_script(family):
         assert recipe.optimizer.rate("vision", "lora") == 1e-4
         assert (recipe.optimizer.adam_beta2, recipe.optimizer.warmup_ratio) == (0.95, 0.02)
         assert recipe.optimizer.lr_scheduler_type == "cosine"
-        assert recipe.optimizer.decay("language", "full") == 0.1
+        assert recipe.optimizer.weight_decay_of("language", "full") == 0.1
         assert recipe.training.per_device_train_batch_size == 1
         assert recipe.training.gradient_accumulation_steps == 16
         assert recipe.data.max_length == 2048

@@ -44,7 +44,11 @@ def test_numbers_are_upstreams(preset):
     recipe = resolved(preset)
 
     assert (recipe.lora.r, recipe.lora.lora_alpha, recipe.lora.lora_dropout) == (64, 64, 0.05)
-    assert recipe.optimizer.decay("language", "lora") == recipe.optimizer.decay("aligner", "full") == 0.1
+    assert (
+        recipe.optimizer.weight_decay_of("language", "lora")
+        == recipe.optimizer.weight_decay_of("aligner", "full")
+        == 0.1
+    )
     assert (recipe.optimizer.adam_beta2, recipe.optimizer.warmup_ratio) == (0.95, 0.01)
     assert (recipe.optimizer.lr_scheduler_type, recipe.data.max_length) == ("cosine", 2048)
 

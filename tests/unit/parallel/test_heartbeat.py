@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import threading
-from datetime import timedelta
 
 import pytest
-import torch.distributed
-from relied_on import relies_on
-from torch.distributed import HashStore, distributed_c10d
 
 from vlm_lora_plugin.parallel import heartbeat
 from vlm_lora_plugin.parallel.waiting import Waiting
-
-
-@pytest.fixture
-def group():
-    """A process group of this process alone."""
-    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    yield torch.distributed.group.WORLD
-    torch.distributed.destroy_process_group()
-
-
-@relies_on("distributed_c10d._set_pg_timeout")
-def test_the_process_groups_timeout_can_be_set(group):
-    heartbeat.set_timeout(7)
-    backend = group._get_backend(torch.device("cpu"))
-    assert backend.options._timeout == timedelta(seconds=7)
-    assert hasattr(distributed_c10d, "set_timeout") or hasattr(distributed_c10d, "_set_pg_timeout")
 
 
 def test_alone_nothing_beats():

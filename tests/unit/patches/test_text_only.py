@@ -48,7 +48,8 @@ def test_without_the_patch_a_text_only_batch_cannot_train(model, text):
     assert not model(**text).loss.requires_grad
 
 
-def test_text_only_batch_gives_every_parameter_a_gradient_of_zero(model, text):
+def test_where_nothing_else_learns_the_loss_goes_backward_and_reaches_nothing(model, text):
+    """Upstream's own loss has no gradient there."""
     PATCH.apply(model)
     plain = tiny_model().train()(**text).loss
 
@@ -56,8 +57,62 @@ def test_text_only_batch_gives_every_parameter_a_gradient_of_zero(model, text):
     loss.backward()
 
     assert torch.equal(loss, plain)
+    assert not [name for name, p in model.named_parameters() if p.grad is not None]
+
+
+def test_in_one_process_what_is_not_reached_has_no_gradient_and_an_optimizer_skips_it(model, text):
+    model.transformer.h.requires_grad_(True)
+    PATCH.apply(model)
     learning = [p for p in model.parameters() if p.requires_grad]
-    assert learning
+    optimizer = torch.optim.AdamW(learning, lr=1e-2, weight_decay=0.1)
+    image = image_and_text(model)[0]
+    for inputs in (image, text):
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        optimizer.zero_grad()
+        model(**inputs).loss.backward()
+        optimizer.step()
+
+    moved = {name for name, p in model.named_parameters() if p.requires_grad and not torch.equal(p, before[name])}
+    assert moved
+    assert not any(name.startswith("transformer.visual") for name in moved), "along its momentum, or by its decay"
+    assert all(name.startswith("transformer.h") for name in moved)
+
+
+def test_gradients_of_other_rows_of_the_step_stay_as_they_are(model, text):
+    model.transformer.h.requires_grad_(True)
+    PATCH.apply(model)
+    model(**image_and_text(model)[0]).loss.backward()
+    vision = {name: p.grad.clone() for name, p in model.transformer.visual.named_parameters() if p.grad is not None}
+    model(**text).loss.backward()
+
+    assert vision
+    assert all(
+        torch.equal(dict(model.transformer.visual.named_parameters())[name].grad, vision[name]) for name in vision
+    )
+
+
+def test_what_upstream_multiplies_by_zero_gets_a_gradient_of_zero(model, text):
+    patch = keep_text_only_trainable("transformer", ["transformer.visual"], zeroed=["transformer.visual.attn_pool"])
+    patch.apply(model)
+    model(**text).loss.backward()
+
+    touched = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert touched
+    assert touched == {name for name, p in model.named_parameters() if "attn_pool" in name and p.requires_grad}
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_zero_in_one_process_and_a_loss_scale_need_a_gradient_of_zero(model, text, monkeypatch):
+    PATCH.apply(model)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    with torch.autocast("cpu", dtype=torch.float16):
+        model(**text).loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in learning)
+
+    model.transformer.h.requires_grad_(True)
+    model.zero_grad()
+    model.transformer.visual.attn_pool.query._hp_mapping = 0  # ZeRO-1's and 2's mark
+    model(**text).loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in learning)
 
 
@@ -80,7 +135,7 @@ def test_a_learning_language_model_keeps_its_gradients(model, text):
 
 
 def test_works_under_peft_which_calls_forward_past_the_models_hooks(model, text):
-    PATCH.apply(model)
+    keep_text_only_trainable("transformer", ["transformer.visual"], zeroed=["transformer.visual"]).apply(model)
     peft = get_peft_model(model, LoraConfig(target_modules=["attn_pool.attn.out_proj"]))
     peft.train()
 

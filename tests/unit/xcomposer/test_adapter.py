@@ -70,7 +70,7 @@ def test_presets_have_the_defaults_of_xcomposers_own_script(family):
     assert recipe.origin == "xcomposer/lora"
     assert (recipe.lora.r, recipe.lora.lora_alpha, recipe.lora.lora_dropout) == (64, 64, 0.05)
     optimizer = recipe.optimizer
-    assert (optimizer.rate("language", "lora"), optimizer.decay("language", "lora")) == (5e-5, 0.1)
+    assert (optimizer.rate("language", "lora"), optimizer.weight_decay_of("language", "lora")) == (5e-5, 0.1)
     assert (optimizer.adam_beta2, optimizer.lr_scheduler_type, optimizer.warmup_ratio) == (0.95, "cosine", 0.01)
     low = resolve_recipe("lora-low-memory", family)
     assert (low.lora.r, low.lora.lora_alpha) == (8, 16)
@@ -179,12 +179,20 @@ def test_a_trained_tower_is_checkpointed_and_learns(lively, batches):
 
 
 @pytest.mark.parametrize("preset", ["lora+separators", "full"])
-def test_a_text_only_batch_gives_every_parameter_a_gradient(lively, batches, preset):
+def test_a_text_only_batch_leaves_what_sees_without_a_gradient_but_partial_lora_which_upstream_zeroes(
+    lively, batches, preset
+):
     prepared = prepare(lively(), recipe_for(preset))
     prepared.train()
     prepared(**batches(prepared.get_base_model()).labelled([9], [5])).loss.backward()
 
-    assert not [name for name, parameter in prepared.named_trainables().items() if parameter.grad is None]
+    without = {name for name, parameter in prepared.named_trainables().items() if parameter.grad is None}
+    assert without == {
+        name for name in prepared.named_trainables() if name.startswith(("vit.", "vision_proj.", "plora_"))
+    }
+    partial = [parameter for name, parameter in prepared.named_trainables().items() if ".Plora_" in name]
+    assert bool(partial) == (preset == "full")
+    assert not any(parameter.grad.any() for parameter in partial)
 
 
 def test_patches_are_for_xcomposers_forward_alone(family):

@@ -14,6 +14,7 @@ from vlm_lora_plugin.data.mixture import ExampleMixture, open_examples
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_xcomposer.adapter import describe_family
 from vlm_lora_xcomposer.mixtures import read_mixture
+from vlm_lora_xcomposer.prompt import upstream_text
 from vlm_lora_xcomposer.records import parse_record
 
 FAMILY = describe_family()
@@ -36,11 +37,12 @@ def test_one_path_need_not_be_in_a_list():
     assert parse_record(record("a", "b", image="x.png"), Path("d"), "f:1").images == (Path("d/x.png"),)
 
 
-def test_everyone_but_user_and_human_answers():
+def test_speakers_have_roles_and_upstream_takes_all_but_the_user_for_the_assistant():
     names = ("Human", "gpt", "USER", "bot", "system")
     row = {"conversations": [{"from": name, "value": "t"} for name in names]}
-    roles = [message.role for message in parse_record(row, Path(), "f:1").messages]
-    assert roles == ["user", "assistant", "user", "assistant", "assistant"]
+    messages = parse_record(row, Path(), "f:1").messages
+    assert [message.role for message in messages] == ["user", "assistant", "user", "assistant", "system"]
+    assert upstream_text(messages).count("assistant\nt") == 3
 
 
 def test_a_row_in_another_form_is_left_alone():
@@ -53,6 +55,8 @@ def test_a_row_in_another_form_is_left_alone():
         ({"conversations": []}, "must be a list of turns"),
         ({"conversations": [{"from": "user"}]}, "turn 1 needs `from` and `value`"),
         (record("a", 3), "turn 2 needs `from` and `value`"),
+        ({"conversations": [{"from": "tool", "value": "t"}]}, "turn 1 is from 'tool'"),
+        (record("a", "b", image="x.png", images=["y.png"]), "`image` and `images`"),
         (record("<image>a", "b"), "turn 1 holds <image>"),
         (record("a", "b", image=[3]), "`image` must be a list of paths"),
         (record("a", "b", image=None), "`image` must be a list of paths"),
@@ -172,5 +176,5 @@ def test_the_files_behind_the_rows_are_known(write):
 
 def test_a_broken_file_is_named_with_the_mixtures_line(write):
     write("a.json", "[")
-    with pytest.raises(DataError, match=r"data\.txt:1: .*a\.json: the list is not valid JSON"):
+    with pytest.raises(DataError, match=r"data\.txt:1: .*a\.json: not valid JSON"):
         open_examples(write("data.txt", "a.json 1\n"), FAMILY)

@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.data.encoding.conversations import check_alternating, check_ends_with_answer, check_image_marks
+from vlm_lora_plugin.data.image_sources import resolve_image_path
 from vlm_lora_plugin.data.images import image_size, open_image
-from vlm_lora_plugin.data.reading import resolve_image_path, turns_of
+from vlm_lora_plugin.data.reading import turns_of
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.collation import IGNORE_INDEX, collate_rows, pad_rows

@@ -27,10 +27,14 @@ _PROBE = (Message("user", "Question?"), Message("assistant", "Answer."))
 
 
 class _Prompt(NamedTuple):
-    """A conversation as text, and the first character and one past the last of each answer with its end mark."""
+    """A conversation as text, and the first character and one past the last of each answer with its end mark.
+
+    ``learnt`` says of each answer whether it is.
+    """
 
     text: str
     answers: tuple[tuple[int, int], ...] = ()
+    learnt: tuple[bool, ...] = ()
 
 
 class ChatTemplateProcessor(FittingProcessor):
@@ -239,7 +243,19 @@ class ChatTemplateProcessor(FittingProcessor):
             if not whole[start + len(said) : done].strip():
                 text += self._own_end(origin)
             answers.append((begin, len(text)))
-        return _Prompt(text + whole[done:], tuple(answers))
+        self._check_system(turns, whole, origin)
+        learnt = tuple(turn.supervised for turn in turns if turn.role == "assistant")
+        return _Prompt(text + whole[done:], tuple(answers), learnt)
+
+    def _check_system(self, turns: Sequence[Message], whole: str, origin: str) -> None:
+        """Refuse a system message that the template leaves out."""
+        for turn in turns:
+            if turn.role == "system" and turn.content.strip() not in whole:
+                raise DataError(
+                    f"{origin}: the chat template leaves the system message out",
+                    why="The model would be trained without it.",
+                    fix="Write it into the user's first message, or remove it.",
+                )
 
     def _own_end(self, origin: str) -> str:
         if not self.end_mark:
@@ -274,10 +290,11 @@ class ChatTemplateProcessor(FittingProcessor):
         row = values.pop("input_ids")
         ids: list[int] = row[0].tolist()
         labels = [IGNORE_INDEX] * len(ids)
-        for answer, moved in zip(prompt.answers, _moved(prompt.answers, replaced), strict=True):
+        spans = zip(prompt.answers, prompt.learnt, _moved(prompt.answers, replaced), strict=True)
+        for answer, learnt, moved in spans:
             places = _tokens_in(offsets, *moved)
             self._check_labels([ids[at] for at in places], prompt.text[slice(*answer)], origin)
-            for at in places:
+            for at in places if learnt else ():
                 labels[at] = ids[at]
         blocks = [_tokens_in(offsets, *image["new_span"]) for image in replaced]
         extra = {key: value[0] if _like(value, row) else value for key, value in values.items()}

@@ -36,13 +36,15 @@ def check_ends_with_answer(messages: Sequence[Message], origin: str) -> None:
     """Check that there is something to learn at the end of a conversation.
 
     Raises:
-        DataError: The last message is not the assistant's.
+        DataError: The last message is not the assistant's, or no answer is learnt from.
     """
     if messages[-1].role != "assistant":
         raise DataError(
             f"{origin}: the last message is the {messages[-1].role}'s, so there is nothing to learn",
             fix="End the conversation with an assistant message.",
         )
+    if not any(message.supervised for message in messages):
+        raise DataError(f"{origin}: no answer is learnt from", fix="Remove the mark of the answer that is to be.")
 
 
 def check_image_marks(example: Example, title: str, *, marked: Sequence[bool] | None = None) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora_plugin.errors import SwiftError
-from vlm_lora_plugin.frameworks.swift.launch import PLUGINS
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
 from vlm_lora_plugin.frameworks.swift.names import RECIPE_KEY, TUNER
+
+REGISTER = "--custom_register_path"
+"""Swift adds these files to those of ``--external_plugins``, which a command may have already; a second one of those
+would replace the first."""
 
 _SPLIT = re.compile(r"[\s*?\[\]]")
 
@@ -33,7 +36,7 @@ def plugin_arguments(recipe: RecipeText) -> list[str]:
     else:
         text = str(Path(recipe).resolve()) if Path(recipe).is_file() else str(recipe)
     kwargs = json.dumps({RECIPE_KEY: text}, separators=(",", ":"))
-    return [PLUGINS, str(plugin_file()), "--tuner_type", TUNER, "--model_kwargs", kwargs]
+    return [REGISTER, str(plugin_file()), "--tuner_type", TUNER, "--model_kwargs", kwargs]
 
 
 def shell_words(arguments: Sequence[str]) -> str:

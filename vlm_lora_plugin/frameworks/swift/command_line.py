@@ -13,10 +13,15 @@ from typing import Any
 
 from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
+from vlm_lora_plugin.frameworks.swift.folder_arguments import check_folder_arguments
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.options.explicit import given_options
+from vlm_lora_plugin.frameworks.swift.recognition import own_type
 from vlm_lora_plugin.frameworks.swift.refusals import without_our_tuner
 from vlm_lora_plugin.plugins.manager import get_manager
+
+_ENGINES = ("infer_backend", "sampler_engine", "tuner_backend")
+_RUN_FOLDERS = ("vllm", "sglang", "lmdeploy", "unsloth")
 
 
 def looking_at_the_model(
@@ -36,6 +41,8 @@ def looking_at_the_model(
     """
 
     def __post_init__(self: Any) -> None:
+        check_folder_arguments(self)
+        _check_engine(self)
         from swift.arguments import SftArguments
 
         trains = isinstance(self, SftArguments)
@@ -63,6 +70,18 @@ def looking_at_the_model(
             when_merging()
 
     return __post_init__
+
+
+def _check_engine(arguments: Any) -> None:
+    """Refuse engines that load a model folder themselves, by the code that it brings."""
+    for option in _ENGINES:
+        engine = getattr(arguments, option, None)
+        if engine in _RUN_FOLDERS and own_type(Path(str(arguments.model)).expanduser(), arguments.model_type):
+            raise SwiftError(
+                f"--{option} {engine} cannot load {arguments.model}",
+                why="It would run the code that the model folder brings, and knows nothing of this family.",
+                fix=f"Leave --{option} out.",
+            )
 
 
 def _name_type(arguments: Any) -> None:

@@ -21,6 +21,7 @@ from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.data.mixture import mixture_parts
 from vlm_lora_plugin.errors import DataError, SwiftError
+from vlm_lora_plugin.outside.files import why_unusable
 
 if TYPE_CHECKING:
     import torch
@@ -83,11 +84,11 @@ class SystemPrompt:
     def _prompted(self, example: Example) -> Example:
         if any(message.role == "system" for message in example.messages):
             return example
-        if example.verbatim:
+        if example.verbatim and not example.by_roles:
             raise DataError(
-                f"{example.origin}: --system cannot be put into a row of the family's own format",
-                why="Its text already is the exact prompt.",
-                fix="Leave --system out, or write the row with `messages`.",
+                f"{example.origin}: --system cannot be put into a row that has upstream's labels",
+                why="Upstream's label mask knows no system message.",
+                fix="Leave --system or data.upstream_labels out, or write the row with `messages`.",
             )
         return replace(example, messages=(Message("system", self.text), *example.messages))
 
@@ -156,6 +157,8 @@ def read_datasets(
 def _local(name: str, family: Family) -> Path:
     given = Path(name).expanduser()
     path, _ = file_and_count(given)
+    if path.exists() and (problem := why_unusable(path)):
+        raise SwiftError(f"--dataset {name} cannot be read: {problem}", fix="Give the path of a JSONL or JSON file.")
     if path.is_file() and (path.suffix.lower() in (".jsonl", ".json") or mixture_parts(path, family) is not None):
         return given
     raise SwiftError(

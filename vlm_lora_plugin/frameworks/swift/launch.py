@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import runpy
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.frameworks.swift.location import plugin_file
+from vlm_lora_plugin.frameworks.swift.main import MAIN, run_main
 from vlm_lora_plugin.frameworks.swift.versions import check_version
+from vlm_lora_plugin.parallel.children import become_safe, module_line
+from vlm_lora_plugin.parallel.children import environment as child_environment
 
-PLUGINS = "--custom_register_path"
-"""Swift adds these files to those of ``--external_plugins``: of the command line, of a config file, or of a
-checkpoint's ``args.json``. A second ``--external_plugins`` would replace them all."""
+PLUGINS = "--external_plugins"
+"""Given on the command line, it is not taken from an ``args.json`` in a model or adapter folder: whatever that names,
+Swift would import before anything else."""
 
-_SHORTEST = len("--custom_r")  # argparse takes an unambiguous beginning of an option's name
+_SHORTEST = len("--ext")  # argparse takes an unambiguous beginning of an option's name
 _WITHOUT_MODEL = {"web-ui"}  # its arguments know of no plugins
 
-_SWIFT = "swift.cli.main"  # what the command `swift` runs
 
 _PAUSE = 0.2  # seconds
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -35,45 +36,29 @@ _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 def with_plugin(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a Swift command with the plugin among those that are loaded.
 
-    A user's own plugins stay, also those in the YAML or JSON file that may be the first argument.
+    A user's own plugins stay, also those in the YAML or JSON file that may be the first argument. Those that an
+    ``args.json`` names do not: it may be a stranger's.
 
     Args:
         arguments: Everything after Swift's command.
 
     Raises:
-        RecipeError: The file named first cannot be read, or a JSON object among the arguments holds a key twice.
+        RecipeError: The file named first cannot be read.
     """
     found = list(arguments)
-    _refuse_twice(found)
     ours = str(plugin_file())
-    if ours in found or any(text.endswith(f"={ours}") for text in found):
-        return found
     at = max((index for index, text in enumerate(found) if _is_plugins(text)), default=None)
     if at is None:
         return [*found, PLUGINS, *_plugins_of_file(found), ours]
     name, equals, value = found[at].partition("=")
-    return [*found[:at], name, *([value] if equals else []), ours, *found[at + 1 :]]
+    rest = [*([value] if equals else []), *found[at + 1 :]]
+    named = takewhile(lambda text: not text.startswith("--"), rest)
+    return found if ours in named else [*found[:at], name, ours, *rest]
 
 
 def _is_plugins(text: str) -> bool:
-    name = text.partition("=")[0]
+    name = text.partition("=")[0].replace("-", "_").replace("__", "--", 1)
     return len(name) >= _SHORTEST and PLUGINS.startswith(name)
-
-
-def _refuse_twice(arguments: Sequence[str]) -> None:
-    """Refuse JSON in which a key stands twice, as in ``--model_kwargs '{...}'``: Swift would take the last one."""
-    from vlm_lora_plugin.errors import DocumentError, DuplicateKeyError
-    from vlm_lora_plugin.outside.json_text import parse_json
-
-    for text in arguments:
-        name, _, value = text.partition("=") if text.startswith("--") else ("", "", text)
-        if value.lstrip().startswith("{"):
-            try:
-                parse_json(value)
-            except DuplicateKeyError as error:
-                raise RecipeError(f"{name or 'An argument of Swift'}: {error}") from None
-            except DocumentError:  # a value in another form, for Swift to judge
-                continue
 
 
 def _plugins_of_file(arguments: Sequence[str]) -> list[str]:
@@ -88,8 +73,9 @@ def _plugins_of_file(arguments: Sequence[str]) -> list[str]:
         document: Any = read_json(file) if file.suffix == ".json" else read_yaml(file)
     except (OSError, ValueError) as error:
         raise RecipeError(f"Swift's config file {file} cannot be read: {reason(error)}") from None
-    plugins = document.get(PLUGINS.removeprefix("--"), []) if isinstance(document, Mapping) else []
-    return [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins]
+    keys = document if isinstance(document, Mapping) else {}
+    plugins: Any = next((value for key, value in keys.items() if _is_plugins(f"--{key}")), [])
+    return list(map(str, plugins)) if isinstance(plugins, list) else [str(plugins)]
 
 
 def swift_command(command: str, arguments: Sequence[str]) -> list[str]:
@@ -105,7 +91,7 @@ def swift_command(command: str, arguments: Sequence[str]) -> list[str]:
     """
     check_version()
     plain = command.replace("_", "-") in _WITHOUT_MODEL
-    return [sys.executable, "-m", _SWIFT, command, *(arguments if plain else with_plugin(arguments))]
+    return [*module_line(MAIN), command, *(arguments if plain else with_plugin(arguments))]
 
 
 def become_swift(command: str, arguments: Sequence[str]) -> int:
@@ -125,10 +111,12 @@ def become_swift(command: str, arguments: Sequence[str]) -> int:
         SwiftError: ms-swift is not installed, or of a version that is not supported.
         RecipeError: A config file cannot be read.
     """
-    sys.argv = ["swift", *swift_command(command, arguments)[3:]]
+    line = swift_command(command, arguments)
+    sys.argv = ["swift", *line[len(module_line(MAIN)) :]]
+    become_safe()
     with _ForwardedSignals():
         try:
-            runpy.run_module(_SWIFT, run_name="__main__", alter_sys=True)
+            run_main()
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         except SystemExit as end:
@@ -171,7 +159,7 @@ def run_swift(
     """
     line = swift_command(command, arguments)
     errors = None if output is None else subprocess.STDOUT
-    process = subprocess.Popen(line, env={**os.environ, **(environment or {})}, stdout=output, stderr=errors)
+    process = subprocess.Popen(line, env=child_environment(environment), stdout=output, stderr=errors)
     with _ForwardedSignals():
         while True:
             try:

@@ -7,7 +7,6 @@ subclass of it: everything goes through the family's ``load_model`` and ``load_p
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,7 @@ from swift.model.model_meta import BaseModelLoader
 from vlm_lora_plugin.contract import LoadRequest, Processor
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
-from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
-from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.frameworks.swift.recipe import run_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
@@ -95,10 +93,8 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         folder = Path(self.model_info.model_dir)
         device = "meta" if self._on_meta else self._device
         request = LoadRequest(folder=folder, dtype=self.model_info.torch_dtype, device=device)
-        source = given_recipe()
-        if source is not None:
-            find = partial(manager.architecture_of_folder, family, folder)
-            recipe = resolve_recipe(source, family, architecture=find)
+        recipe = run_recipe(family, folder)
+        if recipe is not None:
             request = replace(request, seed=recipe.seed, processor=recipe.data.processor)
         processor, model = manager.load_processor(family, request), manager.load_model(family, request)
         self.model_info.config = model.config

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
 from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import TUNER
-from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
-from vlm_lora_plugin.planning.resolve import resolve_recipe
-from vlm_lora_plugin.plugins.manager import get_manager
+from vlm_lora_plugin.frameworks.swift.recipe import run_recipe
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Processor
@@ -41,8 +39,9 @@ def reading_data(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]
 
         args = self.args
         family = family_of_type(args.model_type)
-        find = partial(get_manager().architecture_of_folder, family, Path(args.model_info.model_dir))
-        recipe = resolve_recipe(given_recipe(), family, architecture=find)
+        recipe = run_recipe(family, Path(args.model_info.model_dir))
+        if recipe is None:  # the options' check keeps one in every run that trains
+            raise SwiftError("The run has no recipe", fix="Run `vlm-lora swift sft ...`, or hand one on by swift-args.")
         processor: Processor = self.template.inner
         if args.system:
             processor = with_system_prompt(processor, args.system)

@@ -12,15 +12,20 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.errors import DocumentError, DuplicateKeyError, RecipeError
 from vlm_lora_plugin.frameworks.swift.names import RECIPE_VARIABLE
 from vlm_lora_plugin.outside.json_text import parse_json
 from vlm_lora_plugin.outside.yaml_text import parse_yaml
+from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
+    from vlm_lora_plugin.contract import Family
 
 _kept: dict[str, ResolvedRecipe] = {}
 """The run's resolved recipe by the variable's text, so that another text is another run's."""
@@ -46,6 +51,27 @@ def given_recipe() -> ResolvedRecipe | Mapping[str, Any] | str | None:
     if not isinstance(document, dict):
         raise RecipeError(f"The recipe given in {RECIPE_VARIABLE} is not a JSON object")
     return document
+
+
+def run_recipe(family: Family, folder: Path) -> ResolvedRecipe | None:
+    """Return the run's resolved recipe, or None where none was given.
+
+    In training the options' check has resolved and kept it. Elsewhere (``swift infer``) whoever asks first resolves
+    it, and it is kept.
+
+    Args:
+        family: Whose model it is.
+        folder: The model folder.
+
+    Raises:
+        RecipeError: It cannot be read, or does not fit the family.
+    """
+    given = given_recipe()
+    if given is None or isinstance(given, ResolvedRecipe):
+        return given
+    resolved = resolve_recipe(given, family, architecture=partial(get_manager().architecture_of_folder, family, folder))
+    keep_recipe(resolved)
+    return resolved
 
 
 def keep_recipe(recipe: ResolvedRecipe) -> None:

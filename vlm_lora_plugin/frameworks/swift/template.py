@@ -16,6 +16,8 @@ import torch
 from swift.template import Template
 
 from vlm_lora_plugin.contract.example import Example
+from vlm_lora_plugin.data.image_sources import parse_image
+from vlm_lora_plugin.data.images import open_image
 from vlm_lora_plugin.data.reading import RowFormat, parse_row
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_plugin.frameworks.swift.families import family_of_type
@@ -96,14 +98,14 @@ def _refuse_unsupported(inputs: StdTemplateInputs) -> None:
 
 
 def _image(image: Any) -> Path | bytes:
-    if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
     if isinstance(image, (bytes, Path)):
         return image
-    if isinstance(image, str):
-        return _existing(Path(image))
+    if isinstance(image, (str, Mapping)):
+        found = parse_image(image, Path(), ORIGIN)
+        return _existing(found) if isinstance(found, Path) else found
     file = io.BytesIO()
-    image.save(file, "PNG")  # lossless
+    with open_image(image, origin=ORIGIN) as opened:
+        opened.save(file, "PNG")  # lossless
     return file.getvalue()
 
 

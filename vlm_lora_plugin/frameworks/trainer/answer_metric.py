@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlm_lora_plugin.answering.evaluation import generate_answers
+from vlm_lora_plugin.answering.known import known_answers
 from vlm_lora_plugin.answering.samples import Sample, sample_answers
 from vlm_lora_plugin.errors import TrainingError, VlmLoraError
 from vlm_lora_plugin.parallel.heartbeat import now_in
@@ -73,7 +74,9 @@ class AnswerMetric(TrainerCallback):
 
         Raises:
             TrainingError: The model cannot generate, or the metric fails.
+            DataError: An example does not end with an answer.
         """
+        known = known_answers(self._examples)
         model = self._trainer.model
         try:
             self._answer([] if model is not None and _is_sharded(model) else self._examples[:1], 1)
@@ -84,7 +87,7 @@ class AnswerMetric(TrainerCallback):
                 f"The model cannot answer validation data: {type(error).__name__}: {error}",
                 fix="--set evaluation.metric=null evaluates the loss alone.",
             ) from error
-        self._metric([example.messages[-1].content.strip() for example in self._examples], self._examples)
+        self._metric(known, self._examples)
 
     def _answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         trainer, model = self._trainer, self._trainer.model

@@ -76,7 +76,7 @@ def argument_values(
     optimizer, training = recipe.optimizer, recipe.training
     values: dict[str, Any] = {
         "learning_rate": optimizer.rate(*ANY),
-        "weight_decay": optimizer.decay(*ANY),
+        "weight_decay": optimizer.weight_decay_of(*ANY),
         "adam_beta1": optimizer.adam_beta1,
         "adam_beta2": optimizer.adam_beta2,
         "adam_epsilon": optimizer.adam_epsilon,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,18 @@ import torch
 
 from vlm_lora_plugin.checkpoint.completion import (
     check_complete,
+    check_resumable,
     read_parallel_layout,
     record_completion,
     set_aside_incomplete,
 )
 from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
 from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
+from vlm_lora_plugin.checkpoint.resume_state import SCALE, lacking
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.frameworks.trainer.parallel_layout import ParallelLayout
+from vlm_lora_plugin.parallel.agreement import done_by_some, ranks_of_this_node
 from vlm_lora_plugin.prepared.model import find_prepared
 
 if TYPE_CHECKING:
@@ -51,7 +55,16 @@ def complete_checkpoint(trainer: Trainer, trial: Any) -> None:
             why="It saved the model in a way of its own, from which no adapter can be loaded.",
             fix="Train with DistributedDataParallel or DeepSpeed.",
         )
-    record_completion(checkpoint, asdict(ParallelLayout.of(trainer)))
+    record = record_completion(checkpoint, asdict(ParallelLayout.of(trainer)))
+    missing = [] if trainer.args.save_only_model else lacking(record.resume)
+    if trainer.accelerator.scaler is not None and not trainer.args.save_only_model and SCALE not in record.resume:
+        missing.append(SCALE)
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint} lacks what a resume needs, right after it was saved: {', '.join(missing)}",
+            why="Something else changes the folder while the run writes to it.",
+            fix="Give the run an output folder of its own.",
+        )
     rotate_checkpoints(
         output_dir=folder,
         save_total_limit=trainer.args.save_total_limit,
@@ -68,23 +81,21 @@ def check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
 
     Raises:
         CheckpointError: The checkpoint that was named is incomplete, or the one that will be resumed from
-            belongs to another base model or recipe.
+            holds no optimizer, or belongs to another base model or recipe.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
     output = Path(str(trainer.args.output_dir))
     if wanted is True:
-        if trainer.args.should_save:
-            for path, problem in set_aside_incomplete(output).items():
-                _logger.warning("%s is an incomplete checkpoint (%s) and is passed over", path, problem)
-        _wait()
+        done_by_some(partial(_pass_over_incomplete, output), acts=trainer.args.should_save)
         last = get_last_checkpoint(output) if output.is_dir() else None
     else:
         last = str(wanted)
-        check_complete(last)
+        done_by_some(partial(check_complete, last), acts=ranks_of_this_node()[0] == 0)  # one reads its files
     prepared = find_prepared(trainer.model)
     if last is None or prepared is None:
         return None
+    check_resumable(last)
     stored = read_manifest(last)
     check_fits(prepared, stored, last)
     _check_same_optimizer(prepared, stored, last)
@@ -96,6 +107,11 @@ def check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
             fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer.",
         )
     return str(last)
+
+
+def _pass_over_incomplete(output: Path) -> None:
+    for path, problem in set_aside_incomplete(output).items():
+        _logger.warning("%s is an incomplete checkpoint (%s) and is passed over", path, problem)
 
 
 def _check_same_optimizer(prepared: VlmLoraPeftModel, stored: Manifest, checkpoint: str) -> None:

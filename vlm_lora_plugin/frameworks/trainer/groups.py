@@ -115,7 +115,7 @@ def _check_options(options: Mapping[str, Any], settings: OptimizerSettings) -> N
     """Refuse keyword arguments of a user's ``optimizer_cls_and_kwargs`` that are not the recipe's values."""
     wanted = {
         "lr": ("learning_rate", settings.rate(*ANY)),
-        "weight_decay": ("weight_decay", settings.decay(*ANY)),
+        "weight_decay": ("weight_decay", settings.weight_decay_of(*ANY)),
         "betas": ("adam_beta1 and adam_beta2", (settings.adam_beta1, settings.adam_beta2)),
         "eps": ("adam_epsilon", settings.adam_epsilon),
     }
@@ -141,7 +141,7 @@ def _check_arguments(arguments: TrainingArguments, settings: OptimizerSettings, 
     """
     allowed: Mapping[str, set[float]] = {
         "learning_rate": {settings.rate(*ANY), *(rates if len(rates) == 1 else ())},
-        "weight_decay": {settings.decay(*ANY)},
+        "weight_decay": {settings.weight_decay_of(*ANY)},
         "adam_beta1": {settings.adam_beta1},
         "adam_beta2": {settings.adam_beta2},
         "adam_epsilon": {settings.adam_epsilon},

@@ -7,6 +7,7 @@ to the original for a Trainer whose model was not prepared, or that lacks the ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
@@ -135,14 +136,15 @@ def _run_epoch(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _get_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_batch_samples(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        meter = _meter_of(self)
+        meter, prepared = _meter_of(self), find_prepared(self.model)
         now_in(f"step {self.state.global_step + 1}, fetching batches")
-        if meter is None:
-            return original(self, *args, **kwargs)
-        with meter.fetching():
-            found = original(self, *args, **kwargs)
-        meter.count(found[0])
-        return found
+        with nullcontext() if meter is None else meter.fetching():
+            batches, items = original(self, *args, **kwargs)
+        if meter is not None:
+            meter.count(batches)
+        # Without the number of tokens a model returns its batch's mean, which the Trainer divides by their number.
+        by_batch = prepared is not None and prepared.vlm_lora.recipe.loss_mean == "micro_batch"
+        return batches, None if by_batch else items
 
     return get_batch_samples
 
@@ -169,7 +171,11 @@ HOOKS = (
     Hook("save_model", _save_model, "under DeepSpeed the Trainer would gather the frozen weights, too"),
     Hook("train", _train, "FSDP is refused, ranks agree and the checkpoint is checked before an engine is made"),
     Hook("_run_epoch", _run_epoch, "a run resumed from its last step would take one step more"),
-    Hook("get_batch_samples", _get_batch_samples, "the ResourceMonitor measures waiting for data"),
+    Hook(
+        "get_batch_samples",
+        _get_batch_samples,
+        "the ResourceMonitor measures waiting for data; the recipe says what the loss is a mean of",
+    ),
     Hook("log", _log, "the ResourceMonitor's numbers reach every callback's log"),
 )
 """What is wrapped, in the order in which it is done."""

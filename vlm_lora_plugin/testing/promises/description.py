@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from vlm_lora_plugin.contract import Architecture, Patch
 from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.loading import load, load_model
+from vlm_lora_plugin.parallel.children import code_line, environment
 from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import Recipe, Rule
@@ -36,7 +36,9 @@ def describing_imports_no_torch(subject: Subject) -> None:
     """``describe_family`` imports nothing heavy: every command asks every plugin."""
     if subject.name not in {record.name for record in get_manager().records()}:
         raise NotApplicable("the plugin is registered in this process, and not installed")
-    done = subprocess.run([sys.executable, "-c", _ASK, subject.name], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*code_line(_ASK), subject.name], capture_output=True, text=True, check=False, env=environment()
+    )
     require(done.returncode == 0, f"describe_family fails in a fresh process:\n{done.stderr}")
     require(not done.stdout.split(), f"describe_family imports {', '.join(done.stdout.split())}")
 

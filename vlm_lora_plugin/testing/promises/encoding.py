@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,17 @@ def rows_become_ids_labels_and_images(subject: Subject) -> None:
         require(held == len(row.images), f"a batch with {len(row.images)} images counts {held} of them")
         unnamed = [key for key in keys if row.images and key not in encoded]
         require(not unnamed, f"Architecture.image_keys names {unnamed}, which a row with an image lacks")
+
+
+def marked_answers_are_not_learnt(subject: Subject) -> None:
+    """An answer that a row marks (``Message.learnt`` False) has no labels, and the others keep theirs."""
+    (row,) = (row for row in _rows() if len(row.messages) == 4)
+    marked = replace(row, messages=(row.messages[0], replace(row.messages[1], learnt=False), *row.messages[2:]))
+    whole, part = subject.processor.encode(row), subject.processor.encode(marked)
+    require(torch.equal(whole["input_ids"], part["input_ids"]), "the mark changes the ids")
+    prompt = len(subject.processor.encode_prompt(row)["input_ids"])
+    require(not bool((part["labels"][:prompt] != IGNORE_INDEX).any()), "the marked answer is learnt")
+    require(torch.equal(whole["labels"][prompt:], part["labels"][prompt:]), "the other answer's labels differ")
 
 
 def a_prompt_is_the_row_without_its_answer(subject: Subject) -> None:

@@ -24,7 +24,7 @@ def read(swift, model, data, tmp_path, monkeypatch):
 
     image = data.parent / "b.png"
     image.write_bytes(image.read_bytes()[:-30])
-    monkeypatch.setenv("VLM_LORA_RECIPE", "")
+    monkeypatch.setenv("VLM_LORA_RECIPE", "lora")
     args = {"model_type": "monkey", "dataset": [str(data)], "val_dataset": [], "system": None}
     args["model_info"] = SimpleNamespace(model_dir=str(model))
     run = SimpleNamespace(

@@ -128,7 +128,7 @@ def test_what_the_recipe_leaves_open_is_laid_over_it(sft_arguments):
             "--warmup_ratio",
             0.1,
         ),
-        *("--truncation_strategy", "right", "--strict", "false"),
+        *("--truncation_strategy", "right", "--strict", "false", "--loss_scale", "last_round"),
     )
     kept = json.loads(os.environ["VLM_LORA_RECIPE"])
     assert kept["training"]["per_device_train_batch_size"] == arguments.per_device_train_batch_size == 3
@@ -137,6 +137,7 @@ def test_what_the_recipe_leaves_open_is_laid_over_it(sft_arguments):
     assert kept["seed"] == arguments.seed == arguments.data_seed == 7
     assert kept["optimizer"]["warmup_ratio"] == arguments.training_args.warmup_steps == 0.1
     assert (kept["data"]["truncation_strategy"], kept["data"]["on_bad_sample"]) == ("right", "skip")
+    assert (kept["data"]["loss_on"], arguments.loss_scale) == ("last", "default")
 
 
 def test_what_the_recipe_says_is_not_laid_over(sft_arguments, tmp_path):

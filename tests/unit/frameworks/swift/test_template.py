@@ -69,6 +69,19 @@ def test_an_image_may_be_an_open_picture(template, data):
     assert same(template.encode({**record, "images": [{"bytes": (data.parent / "a.png").read_bytes()}]}), by_path)
 
 
+def test_an_image_may_be_a_data_uri_and_never_starts_a_program(template, data, tmp_path):
+    import base64
+
+    record = json.loads(data.read_text().splitlines()[1])
+    by_path = template.encode({**record, "images": [str(data.parent / "a.png")]})
+    content = base64.b64encode((data.parent / "a.png").read_bytes()).decode()
+    for image in (content, f"data:image/png;base64,{content}", {"bytes": content}):
+        assert same(template.encode({**record, "images": [image]}), by_path)
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EOF\n")
+    with pytest.raises(DataError, match=r"the request: .* is a PostScript drawing"):
+        template.encode({**record, "images": [str(tmp_path / "a.png")]})
+
+
 def test_of_a_relative_path_that_leads_nowhere_it_says_where_it_was_looked_for(template, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record = json.loads(data.read_text().splitlines()[1])

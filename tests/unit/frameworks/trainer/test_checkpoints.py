@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from toy_family import ToyDataset, toy_model
 from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
-from vlm_lora_plugin import prepare, training_arguments
+from vlm_lora_plugin import load_adapter, prepare, training_arguments
 from vlm_lora_plugin.checkpoint.completion import (
     check_complete,
     record_completion,
@@ -20,6 +22,7 @@ from vlm_lora_plugin.checkpoint.completion import (
     why_incomplete,
 )
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, COMPLETION, MANIFEST
+from vlm_lora_plugin.checkpoint.record import CompletionRecord, FileRecord
 from vlm_lora_plugin.errors import CheckpointError
 
 PRESET = "lora+llm-lora"
@@ -104,10 +107,76 @@ def test_a_checkpoint_with_the_manifest_of_another_run_is_incomplete(trained, tm
     other = tmp_path_factory.mktemp("other")
     trainer(other, preset="lora").train()
     shutil.copy(other / "checkpoint-4" / MANIFEST, folder / "checkpoint-4" / MANIFEST)
-    record = json.loads((folder / "checkpoint-4" / COMPLETION).read_text())
-    record["files"][MANIFEST] = (folder / "checkpoint-4" / MANIFEST).stat().st_size
-    (folder / "checkpoint-4" / COMPLETION).write_text(json.dumps(record))
+    record = CompletionRecord.read(folder / "checkpoint-4")
+    size = (folder / "checkpoint-4" / MANIFEST).stat().st_size
+    files = {**record.files, MANIFEST: FileRecord(size, None)}
+    replace(record, files=files).write(folder / "checkpoint-4")
     assert "not the one" in why_incomplete(folder / "checkpoint-4")
+
+
+PARTS = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", ADAPTER_WEIGHTS, BASE_WEIGHTS)
+
+
+def flip(file, place=None):
+    """Turn one bit of a file over."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 4
+    file.write_bytes(content)
+
+
+def as_version_1(checkpoint):
+    """Rewrite a record as earlier versions of the package wrote it: sizes and nothing else."""
+    record = CompletionRecord.read(checkpoint)
+    sizes = {name: file.size for name, file in record.files.items()}
+    document = {"format_version": 1, "manifest_digest": record.manifest_digest, "files": sizes}
+    (checkpoint / COMPLETION).write_text(json.dumps({**document, "division": dict(record.division)}))
+
+
+def test_one_flipped_bit_in_any_file_is_named_and_the_checkpoint_before_is_taken(trained, caplog):
+    run, folder = trained
+    for name in PARTS:
+        shutil.copytree(folder / "checkpoint-4", folder / "kept")
+        flip(folder / "checkpoint-4" / name)
+        with pytest.raises(CheckpointError, match=name):
+            check_complete(folder / "checkpoint-4")
+        shutil.rmtree(folder / "checkpoint-4")
+        (folder / "kept").rename(folder / "checkpoint-4")
+    flip(folder / "checkpoint-4" / "optimizer.pt")
+    again = trainer(folder)
+    again.train(resume_from_checkpoint=True)
+    assert "optimizer.pt: not what was written" in caplog.text
+    for name, tensor in run.model.named_trainables().items():
+        assert torch.equal(tensor, again.model.named_trainables()[name]), name
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_record_from_before_is_read_and_damage_is_found_by_what_files_know_of_themselves(trained, name):
+    _, folder = trained
+    as_version_1(folder / "checkpoint-4")
+    assert why_incomplete(folder / "checkpoint-4") is None
+    archive = zipfile.ZipFile(folder / "checkpoint-4" / name)
+    part = max(archive.infolist(), key=lambda info: info.file_size)
+    flip(folder / "checkpoint-4" / name, part.header_offset + 30 + 200)
+    assert name in (why_incomplete(folder / "checkpoint-4") or "")
+
+
+def test_a_checkpoint_of_the_model_alone_loads_and_is_not_resumed_from(toy, tmp_path):
+    run = trainer(tmp_path, save_only_model=True)
+    run.train()
+    checkpoint = tmp_path / "checkpoint-4"
+    assert why_incomplete(checkpoint) is None
+    again = load_adapter(toy_model(), checkpoint)
+    for name, tensor in run.model.named_trainables().items():
+        assert torch.equal(tensor, again.named_trainables()[name]), name
+    for version in (2, 1):
+        if version == 1:
+            as_version_1(checkpoint)
+        for wanted in (True, str(checkpoint)):
+            with pytest.raises(
+                CheckpointError, match=r"checkpoint-4.* no optimizer and no schedule and no random states"
+            ):
+                trainer(tmp_path).train(resume_from_checkpoint=wanted)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_a_named_incomplete_checkpoint_is_refused_and_stays_in_place(trained):

@@ -146,6 +146,8 @@ def in_recipe(option: str, value: Any) -> dict[str, Any] | None:
             "right": {"data.truncation_strategy": "right"},
             "delete": {"data.truncation_strategy": "raise", "data.on_bad_sample": "skip"},
         }.get(value)
+    if option == "loss_scale":
+        return {"default": {"data.loss_on": "all"}, "last_round": {"data.loss_on": "last"}}.get(value)
     if option == "strict":
         return {"data.on_bad_sample": "error" if value else "skip"}
     treatment = OPTIONS[option]
@@ -155,7 +157,7 @@ def in_recipe(option: str, value: Any) -> dict[str, Any] | None:
 def value_of(recipe: Recipe, key: str) -> Any:
     """Return what a recipe says under a dotted key of :data:`OPTIONS`."""
     if key == "optimizer.weight_decay":
-        return recipe.optimizer.decay(*ANY)
+        return recipe.optimizer.weight_decay_of(*ANY)
     missing = False if key.startswith("gradient_checkpointing.") else None
     return value_at(recipe.model_dump(), key, missing)
 
@@ -177,6 +179,11 @@ def _impossible(name: str, value: Any, arguments: SftArguments, family: Family) 
         return f"--{name} {value}: answers and images would be cut off. Use `right` (data.truncation_strategy)."
     if name == "split_dataset_ratio" and arguments.val_dataset:
         return None  # Swift itself then splits nothing
+    if name == "loss_scale" and in_recipe(name, value) is None:
+        return (
+            f"--{name} {value}: the loss is the mean over supervised tokens, those of answers. Use `default` or "
+            "`last_round` (data.loss_on), and `weight` 0 or 1 in the data's turns."
+        )
     if name == "callbacks":
         found = sorted(_CHANGING_CALLBACKS & set(value))
         return f"--callbacks {shown(found)}: it changes which parameters learn. Leave it out." if found else None
@@ -204,6 +211,7 @@ def _recorded(recipe: Recipe) -> dict[str, Any]:
         "max_length": recipe.data.max_length,
         "truncation_strategy": "right" if recipe.data.truncation_strategy == "right" else "delete",
         "strict": recipe.data.on_bad_sample == "error",
+        "loss_scale": "default",  # rows bring their marks, so Swift's own machinery has nothing left to do
         "warmup_ratio": recipe.optimizer.warmup_ratio,  # Swift makes warmup_steps of it as each transformers wants
         "warmup_steps": 0,
         "vit_lr": None,

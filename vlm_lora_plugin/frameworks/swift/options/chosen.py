@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
-from vlm_lora_plugin.loading import load_model
 from vlm_lora_plugin.patterns import Matcher
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.resolve import resolve_selection
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Outline:
         Raises:
             SelectionError: The recipe does not fit the model.
         """
-        model = load_model(folder, device="meta")
+        model = get_manager().outline(family, folder)
         return cls(
             family=family,
             recipe=recipe,

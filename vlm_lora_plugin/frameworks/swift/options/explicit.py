@@ -19,7 +19,7 @@ def given_options(arguments: Any, argv: Sequence[str] | None = None) -> dict[str
         argv: The command line; None for this process's.
     """
     every = {field.name: field for field in fields(arguments)}
-    named = set(_named(sys.argv[1:] if argv is None else argv, every))
+    named = set(named_options(sys.argv[1:] if argv is None else argv, every))
     return {
         name: getattr(arguments, name)
         for name, field in every.items()
@@ -34,7 +34,8 @@ def default_of(field: Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else None
 
 
-def _named(argv: Iterable[str], known: Iterable[str]) -> Iterable[str]:
+def named_options(argv: Iterable[str], known: Iterable[str]) -> Iterable[str]:
+    """Yield the names, of those that are known, of the options on a command line, abbreviated ones too."""
     names = list(known)
     for word in argv:
         if not word.startswith("--"):

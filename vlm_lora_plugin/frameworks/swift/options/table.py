@@ -116,6 +116,7 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
     (LaidOver("data.max_length"), "max_length"),
     (LaidOver("data.truncation_strategy"), "truncation_strategy"),
     (LaidOver("data.on_bad_sample"), "strict"),
+    (LaidOver("data.loss_on"), "loss_scale"),
     (OfRecipe("seed"), "data_seed"),
     *((OfRecipe(f"optimizer.{name}"), name) for name in _names("weight_decay adam_beta1 adam_beta2 adam_epsilon")),
     *((OfRecipe(f"lora.{name}"), name) for name in _names("lora_alpha lora_dropout use_rslora use_dora")),
@@ -175,7 +176,7 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
     (Only("data.max_image_pixels in the recipe refuses larger images; none is scaled down."), "max_pixels"),
     (
         Only(_OWN_LOSS),
-        "loss_scale is_binary_loss_scale loss_type enable_dft_loss enable_channel_loss mrl_dims "
+        "is_binary_loss_scale loss_type enable_dft_loss enable_channel_loss mrl_dims "
         "router_aux_loss_coef use_logits_to_keep use_liger_kernel liger_kernel_config",
     ),
     (

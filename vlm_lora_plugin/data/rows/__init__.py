@@ -1,0 +1,1 @@
+"""What the keys of a row mean: which are followed, which change nothing, and which make it a bad row."""
