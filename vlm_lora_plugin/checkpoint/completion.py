@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vlm_lora_plugin.checkpoint.files import CHECKPOINT_NAME, COMPLETION
 from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.lock import check_still_held
 from vlm_lora_plugin.checkpoint.record import FORMAT_VERSION, CompletionRecord, flush, recorded_files
 from vlm_lora_plugin.checkpoint.resume_state import lacking, resume_files
 from vlm_lora_plugin.errors import CheckpointError
@@ -107,6 +108,7 @@ def set_aside_incomplete(folder: str | os.PathLike[str]) -> dict[Path, str]:
     Returns:
         New path -> why it was set aside, the newest first.
     """
+    check_still_held(folder)
     found: dict[Path, str] = {}
     complete = False
     for path in checkpoints(folder):

@@ -8,6 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from vlm_lora_plugin.checkpoint.completion import set_aside_incomplete
+from vlm_lora_plugin.checkpoint.disk import size_of
+from vlm_lora_plugin.checkpoint.lock import check_still_held
+from vlm_lora_plugin.checkpoint.space import check_names
 from vlm_lora_plugin.errors import OutputError, TrainingError, listed
 
 _NOT_EMPTY_OR_GONE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
@@ -45,14 +49,15 @@ class OutputFolder:
         self.memory_picture = folder / "memory.png"
         self.framework_log = folder / "swift.log"
         self.begun = False
-        self._missing = [path for path in (self.checkpoints, folder, *folder.parents) if not path.exists()]
+        self._missing = [path for path in (self.checkpoints, folder, *folder.parents) if not os.path.exists(path)]
 
     def check(self, *, overwrite: bool, resume: bool = False) -> None:
         """Refuse a folder that cannot be written to or, unless asked to replace or go on with them, holds results.
 
         Raises:
-            OutputError: It is a file, not writable, or holds results.
+            OutputError: It is a file, not writable, or holds results, or its name is too long.
         """
+        check_names(self.folder)
         existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise OutputError(
@@ -60,7 +65,7 @@ class OutputFolder:
                 f"{'not writable' if existing.is_dir() else 'not a folder'}",
                 fix="Give another folder.",
             )
-        held = [path.name for path in self._results() if path.exists()]
+        held = [path.name for path in self._results() if path.is_file() or (path.is_dir() and any(path.iterdir()))]
         if held and not overwrite and not resume:
             raise OutputError(
                 f"{self.folder} already holds results: {listed(held)}",
@@ -68,14 +73,21 @@ class OutputFolder:
                 fix="Give another folder, --resume to go on with an interrupted job, or --overwrite to replace them.",
             )
 
-    def begin(self, recipe: str, data: str, sources: str) -> None:
+    def begin(self, recipe: str, data: str, sources: str, *, overwrite: bool = True) -> None:
         """Replace old results by the resolved recipe and the record of the data, when the first step is done.
 
         Args:
             recipe: The recipe as YAML.
             data: The record as JSON.
             sources: Who set each value of the recipe, as JSON.
+            overwrite: False refuses, as :meth:`check` did, results that came there since.
+
+        Raises:
+            OutputError: The folder is no longer this run's, or holds results, or cannot be written to.
         """
+        check_still_held(self.folder)
+        if not overwrite:
+            self.check(overwrite=False)
         for path in self._results():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -93,6 +105,8 @@ class OutputFolder:
         Args:
             log: The log up to the checkpoint that the job goes on from; what was logged later comes once more.
         """
+        check_still_held(self.folder)
+        set_aside_incomplete(self.checkpoints)  # newer ones than the job goes on from: it writes them again
         temporary = self.folder / ".log.partial"
         temporary.write_text(log, encoding="utf-8")
         os.replace(temporary, self.log)
@@ -104,15 +118,20 @@ class OutputFolder:
         The adapter of an earlier end of the same job is replaced.
 
         Raises:
+            OutputError: The folder is no longer this run's.
             TrainingError: Nothing was written.
         """
+        check_still_held(self.folder)
         temporary = self.folder / ".adapter.partial"
         shutil.rmtree(temporary, ignore_errors=True)
-        save(temporary)
-        if not temporary.is_dir() or not any(temporary.iterdir()):
-            raise TrainingError("The adapter was not saved: nothing was written")
-        shutil.rmtree(self.adapter, ignore_errors=True)
-        os.replace(temporary, self.adapter)
+        try:
+            save(temporary)
+            if not temporary.is_dir() or not any(temporary.iterdir()):
+                raise TrainingError("The adapter was not saved: nothing was written")
+            shutil.rmtree(self.adapter, ignore_errors=True)
+            os.replace(temporary, self.adapter)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def abandon(self) -> None:
         """Remove the empty folders that were made for a job that failed before its first step was done."""
@@ -127,7 +146,14 @@ class OutputFolder:
 
     def _results(self) -> tuple[Path, ...]:
         texts = (self.recipe, self.sources, self.data, self.log, self.framework_log)
-        return (self.adapter, self.checkpoints, *texts, *self._pictures())
+        return (self.adapter, self.checkpoints, *texts, *self.pictures)
 
-    def _pictures(self) -> tuple[Path, ...]:
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the results that are there."""
+        return sum(size_of(path) for path in self._results())
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """The pictures that a finished job leaves."""
         return (self.loss_picture, self.rates_picture, self.memory_picture)

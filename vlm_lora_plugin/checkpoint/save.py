@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_lora_plugin.checkpoint.disk import writing
 from vlm_lora_plugin.checkpoint.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -51,11 +52,17 @@ def save_adapter(
 
     Raises:
         CheckpointError: A trained tensor is missing, empty, of another shape or not finite; nothing is written then.
+        OutputError: The folder cannot be written to: its disk is full, read-only or gone.
     """
     path = Path(folder)
     if path.is_file():
         raise CheckpointError(f"{path} is a file, a folder is needed")
     tensors = _collect(model, state_dict)
+    with writing(path, sum(tensor.nbytes for tensor in tensors.values())):
+        _write(model, path, tensors)
+
+
+def _write(model: VlmLoraPeftModel, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     trainable = model.vlm_lora.trainable
     path.mkdir(parents=True, exist_ok=True)
     of_trainer = (TRAINER_WEIGHTS,) if CHECKPOINT_NAME.fullmatch(path.name) else ()  # elsewhere it is a whole model

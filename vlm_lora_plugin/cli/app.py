@@ -32,8 +32,10 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer re-exports click's Context
         from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
+        from vlm_lora_plugin.parallel.parent_death import die_with_launchers
 
         quieten_deepspeed()
+        die_with_launchers()
         try:
             return super().invoke(ctx)
         except VlmLoraError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlm_lora_plugin.cli.options import DtypeOption, TracebackOption, name_of
+from vlm_lora_plugin.cli.options import DtypeOption, TakeOverOption, TracebackOption, name_of
 
 
 def merge(
@@ -15,13 +16,16 @@ def merge(
     adapter: Annotated[Path, typer.Argument(help="What was trained: an adapter or checkpoint folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new folder; must not exist.")],
     dtype: DtypeOption = None,
+    take_over: TakeOverOption = False,
     traceback: TracebackOption = False,
 ) -> None:
     """Write a plain full checkpoint with everything that was trained in it, reload it and compare its logits."""
+    from vlm_lora_plugin.checkpoint.space import check_names
     from vlm_lora_plugin.errors import CheckpointError, ModelError, OutputError
     from vlm_lora_plugin.plugins.manager import get_manager
 
-    if output.exists():
+    check_names(output)
+    if os.path.lexists(output):
         raise OutputError(f"{output} exists already", fix="Give a folder that does not, or remove it first.")
     if not base.is_dir():
         raise ModelError(f"There is no model folder {base}")
@@ -33,7 +37,7 @@ def merge(
     from vlm_lora_plugin.reporting.console import make_console
 
     name = name_of(dtype)
-    report = merge_adapter(base, adapter, output, DTYPES[name] if name else None)
+    report = merge_adapter(base, adapter, output, DTYPES[name] if name else None, take_over=take_over)
     console = make_console()
     console.print(
         f"{report.tensors} tensors in {str(report.dtype).removeprefix('torch.')}, {report.size / 2**30:.2f} GiB; "

@@ -40,6 +40,10 @@ class BadSample(str, Enum):
     skip = "skip"
 
 
+TakeOverOption = Annotated[
+    bool,
+    typer.Option("--take-over", help="Take the output folder from another run that seems to be at work in it."),
+]
 TracebackOption = Annotated[
     bool,
     typer.Option(

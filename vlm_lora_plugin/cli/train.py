@@ -17,6 +17,7 @@ from vlm_lora_plugin.cli.options import (
     PresetOption,
     RecipeOption,
     SetOption,
+    TakeOverOption,
     TracebackOption,
     data_assignments,
     name_of,
@@ -52,6 +53,7 @@ def train(
     on_bad_sample: BadSampleOption = None,
     allow_outside_images: OutsideImagesOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder holds.")] = False,
+    take_over: TakeOverOption = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the job in the folder from its newest complete checkpoint.")
     ] = False,
@@ -115,6 +117,7 @@ def train(
         ),
         dtype=name_of(dtype),
         overwrite=overwrite,
+        take_over=take_over,
         resume=resume,
         check_images=check_images,
         framework=framework.value,

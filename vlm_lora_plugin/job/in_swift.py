@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from transformers import TrainerControl, TrainerState
 
 from vlm_lora_plugin.answering.samples import Sample
 from vlm_lora_plugin.checkpoint.data_record import to_json
+from vlm_lora_plugin.checkpoint.lock import check_still_held
 from vlm_lora_plugin.diagnostics.resources import ResourceSummary
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
@@ -59,6 +61,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
 
     Raises:
         TrainingError: Swift failed. Before the first step is done the output folder stays as it was.
+        OutputError: The folder is no longer this job's; Swift was ended.
         SwiftError: ms-swift is not installed, or of a version that is not supported.
         HardwareError: The processes cannot be started here.
     """
@@ -89,7 +92,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
                     _arguments(plan, folder / "swift"),
                     environment={JOB_VARIABLE: str(folder / "job.json"), **processes},
                     output=stream,
-                    meanwhile=progress.look,
+                    meanwhile=partial(_look, progress, plan.output.folder),
                 )
             progress.look()
         finally:
@@ -136,6 +139,12 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
         options["resume_from_checkpoint"] = plan.resumed.checkpoint.absolute()
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return [*given, *plugin_arguments(plan.recipe.document())]
+
+
+def _look(progress: _Progress, folder: Path) -> None:
+    """Show what is new, as long as the folder is this job's."""
+    check_still_held(folder)
+    progress.look()
 
 
 class _Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from vlm_lora_plugin.answering.metrics import Metric, load_metric
 from vlm_lora_plugin.checkpoint.data_record import DataRecord, check_same_data
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.checkpoint.resume import ResumePoint, find_resume_point
+from vlm_lora_plugin.checkpoint.space import Saves, check_space
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.statistics import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
@@ -26,7 +28,7 @@ from vlm_lora_plugin.loading import load_processor
 from vlm_lora_plugin.models.config_folder import read_config
 from vlm_lora_plugin.parallel.agreement import require_agreement
 from vlm_lora_plugin.parallel.heartbeat import start_heartbeat
-from vlm_lora_plugin.parallel.launcher import is_rank
+from vlm_lora_plugin.parallel.launcher import first_rank, is_rank, started_ranks
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
 from vlm_lora_plugin.planning.effect import check_evaluation
@@ -128,6 +130,9 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     records = {name: DataRecord(len(data), *data.fingerprint) for name, data in sets.items()}
     if resumed is not None:
         check_same_data(output, records)
+    if first_rank():
+        there = output.held_bytes if resumed is not None or job.overwrite else 0
+        check_space(output.folder, _saves(arguments, look.summary, len(sets["training"])), there=there)
     return Plan(
         job=job,
         family=family,
@@ -154,6 +159,15 @@ def _common(job: TrainJob, recipe: Recipe) -> dict[str, Any]:
         "check of images": job.check_images,
         "resuming": job.resume,
     }
+
+
+def _saves(arguments: TrainingArguments, summary: ModelSummary, rows: int) -> Saves:
+    """Return what a job is going to write; its steps are counted as for a job of all the ranks that it is for."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * started_ranks()
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * rows / batch)
+    every = int(arguments.save_steps) if arguments.save_strategy == "steps" else 0
+    name = getattr(arguments.optim, "value", str(arguments.optim))
+    return Saves(summary.trainable, name, steps, every, arguments.save_total_limit)
 
 
 def _arguments(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ from rich.console import Console
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlm_lora_plugin.checkpoint.data_record import to_json
+from vlm_lora_plugin.checkpoint.disk import writing
+from vlm_lora_plugin.checkpoint.finished import check_finished
+from vlm_lora_plugin.checkpoint.lock import LOCK, FolderLock
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric, sampled_answers
@@ -22,8 +26,8 @@ from vlm_lora_plugin.job.in_swift import train_in_swift
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.names import ADAPTER_NAME
-from vlm_lora_plugin.parallel.heartbeat import missed
-from vlm_lora_plugin.parallel.launcher import Launch, check_started, expected_ranks
+from vlm_lora_plugin.parallel.heartbeat import naming_the_missing
+from vlm_lora_plugin.parallel.launcher import Launch, check_started, expected_ranks, first_rank
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.planning.record import sources_json
 from vlm_lora_plugin.preparation import prepare
@@ -81,12 +85,12 @@ class _Begin(TrainerCallback):
 
     def __init__(self, plan: Plan) -> None:
         self._output, self._resumed = plan.output, plan.resumed
-        self._written = (plan.recipe.to_yaml(), to_json(plan.records), sources_json(plan.recipe))
+        self._texts, self._overwrite = _texts(plan), plan.job.overwrite
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._output.begun and state.is_world_process_zero:
             if self._resumed is None:
-                self._output.begin(*self._written)
+                self._output.begin(*self._texts, overwrite=self._overwrite)
             else:
                 self._output.begin_again(self._resumed.kept_log)
 
@@ -104,24 +108,20 @@ def run(job: TrainJob, console: Console | None = None, launch: Launch | None = N
         VlmLoraError: The job cannot be done. Before the first step is done the output folder stays as it was.
     """
     console = console or make_console()
-    try:
+    locked = FolderLock(job.output / LOCK, job.output, take_over=job.take_over) if first_rank() else nullcontext()
+    with locked, naming_the_missing():
         plan = check_and_show(job, console, None if launch is None else launch.ranks)
-        return _run_checked(plan, console, launch)
-    except RuntimeError as error:  # torch's class of all that goes wrong between ranks
-        lost = missed(error)
-        if lost is None:
+        if job.framework == "trainer":
+            check_started(plan.recipe)
+        try:
+            with writing(job.output):
+                result = _train(plan, console, launch)
+                if first_rank():
+                    _check_finished(plan, result.steps)
+                return result
+        except BaseException:
+            plan.output.abandon()
             raise
-        raise lost from error
-
-
-def _run_checked(plan: Plan, console: Console, launch: Launch | None) -> TrainResult:
-    if plan.job.framework == "trainer":
-        check_started(plan.recipe)
-    try:
-        return _train(plan, console, launch)
-    except BaseException:
-        plan.output.abandon()
-        raise
 
 
 def check_and_show(job: TrainJob, console: Console, ranks: int | None = None) -> Plan:
@@ -151,6 +151,22 @@ def check_and_show(job: TrainJob, console: Console, ranks: int | None = None) ->
     outlook = Outlook.of(plan.recipe, len(plan.training), ranks or expected_ranks(plan.recipe), done)
     console.print(f"training: {outlook}", highlight=False, markup=False, soft_wrap=True)
     return plan
+
+
+def _check_finished(plan: Plan, steps: int) -> None:
+    """Check that the output folder holds what the job wrote; see :func:`check_finished`."""
+    output = plan.output
+    written: dict[Path, str | None] = dict(zip((output.recipe, output.data, output.sources), _texts(plan), strict=True))
+    if plan.resumed is not None:  # they are as the job's first part wrote them; earlier versions had no sources
+        written = dict.fromkeys((output.recipe, output.data))
+    if plan.job.framework == "swift" and not (plan.resumed is not None and plan.resumed.finished):
+        written[output.framework_log] = None
+    check_finished(output, written, steps if plan.arguments.save_strategy == "steps" else None)
+
+
+def _texts(plan: Plan) -> tuple[str, str, str]:
+    """Return what is written when the first step is done: recipe, data and sources."""
+    return plan.recipe.to_yaml(), to_json(plan.records), sources_json(plan.recipe)
 
 
 def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:

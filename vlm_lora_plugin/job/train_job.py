@@ -8,12 +8,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlm_lora_plugin.checkpoint.lock import refuse_held
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.documents import differences, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.outside.files import why_unusable
+from vlm_lora_plugin.parallel.launcher import first_rank
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, lay_over, read_recipe
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class TrainJob:
         dtype: Dtype of the frozen weights; None picks bf16 on a GPU that computes in it, fp16 on another GPU,
             and fp32 on a CPU.
         overwrite: Replace the results that ``output`` holds already.
+        take_over: Take ``output`` from another run that seems to be at work in it.
         resume: Go on with the job in ``output`` from its newest complete checkpoint. The recipe must be that
             job's; without a recipe or preset, ``overrides`` are laid over it, and must change nothing.
         check_images: Decode every image once before training, so that a broken one cannot stop it half-way.
@@ -55,6 +58,7 @@ class TrainJob:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     dtype: DtypeName | None = None
     overwrite: bool = False
+    take_over: bool = False
     resume: bool = False
     check_images: bool = True
     framework: FrameworkName = "trainer"
@@ -82,7 +86,8 @@ class TrainJob:
             ModelError: The folder is of no known family.
             RecipeError: The recipe has an unknown key, value or preset.
             DataError: A data file is missing.
-            OutputError: The output folder cannot be used, or holds nothing to go on with.
+            OutputError: The output folder cannot be used, another run is at work in it, or it holds nothing to go on
+                with.
             SwiftError: Swift is asked for, and not installed or of a version that is not supported.
         """
         if self.framework == "swift":
@@ -94,6 +99,8 @@ class TrainJob:
                     f"There is no data file {file}: {problem}", fix="Give the path of a JSONL or JSON file."
                 )
         OutputFolder(self.output).check(overwrite=self.overwrite, resume=self.resume)
+        if not self.take_over and first_rank():
+            refuse_held(self.output)
         return resolved
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlm_lora_plugin.checkpoint.disk import writing
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
-from vlm_lora_plugin.errors import CheckpointError, OutputError
+from vlm_lora_plugin.errors import CheckpointError, WeightsError
 from vlm_lora_plugin.loading import load
+from vlm_lora_plugin.merging.new_folder import check_room, new_folder
 from vlm_lora_plugin.merging.plain import copy_settings, write_shards
-from vlm_lora_plugin.models.weights import tensor_names
+from vlm_lora_plugin.models.weights import tensor_names, tensor_shapes, weight_files
 from vlm_lora_plugin.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
 from vlm_lora_plugin.prepared.preparation import load_trained
 
@@ -56,6 +58,8 @@ def merge_adapter(
     adapter: str | os.PathLike[str],
     output: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
+    *,
+    take_over: bool = False,
 ) -> MergeReport:
     """Write a plain full checkpoint in the base's layout, with everything that was trained in it.
 
@@ -69,26 +73,31 @@ def merge_adapter(
         adapter: A folder that ``save_pretrained`` or the Trainer wrote.
         output: The new folder; must not exist.
         dtype: Dtype of the merged weights, or None for the one the base is stored in.
+        take_over: Take the place from another merge that seems to be at work on it.
 
     Raises:
-        OutputError: ``output`` exists already.
+        OutputError: ``output`` exists already, another merge is at work on it, or it cannot be written.
         CheckpointError: The adapter is broken or belongs to another base, or the reloaded model differs.
         ModelError: ``base`` is of no known family.
         WeightsError: The base's weights are broken.
     """
     base, output = Path(base), Path(output)
-    if output.exists():
-        raise OutputError(f"{output} exists already", fix="Give a folder that does not, or remove it first.")
-    temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    needed = _size(base, dtype)
+    check_room(output, needed)
+    with new_folder(output, take_over=take_over) as temporary, writing(output.parent, needed, then="merge again"):
         written = _write(base, adapter, temporary, dtype)
         error, difference = _compare(temporary, written)
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return MergeReport(output, written.dtype, written.tensors, written.folded, written.size, error, difference)
+
+
+def _size(base: Path, dtype: torch.dtype | None) -> int:
+    """Return the bytes that a model's weights need at least; 0 where they cannot be read, which loading says better."""
+    try:
+        if dtype is None:
+            return sum(file.stat().st_size for file in weight_files(base))
+        return sum(math.prod(shape) for shape in tensor_shapes(base).values()) * dtype.itemsize
+    except (OSError, WeightsError):
+        return 0
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -103,6 +103,22 @@ def set_timeout(seconds: float) -> None:
     change = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
     if torch.distributed.get_backend() == "gloo":  # others were made with it
         change(timedelta(seconds=seconds))
+
+
+@contextmanager
+def naming_the_missing() -> Iterator[None]:
+    """Turn an error of communication into one that names the rank that was missing.
+
+    Raises:
+        TrainingError: The ranks cannot work together while one is missing.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch's class of all that goes wrong between ranks
+        lost = missed(error)
+        if lost is None:
+            raise
+        raise lost from error
 
 
 def missed(error: RuntimeError) -> TrainingError | None:

@@ -1,7 +1,7 @@
 """Starting one process a device: ``vlm-lora train --gpus N`` runs itself under torchrun.
 
 The processes run the very command line that the user typed. The first that fails ends all of them, and its exit
-code becomes that of the command; a signal is passed on to all.
+code becomes that of the command; a signal is passed on to all. They end when the command dies.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.errors import HardwareError
 from vlm_lora_plugin.parallel.children import become_safe, module_words
+from vlm_lora_plugin.parallel.parent_death import as_launcher
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
@@ -63,6 +64,11 @@ class Launch:
 def is_rank() -> bool:
     """Return whether this process was started by torchrun, or by another launcher that speaks its variables."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def first_rank() -> bool:
+    """Return whether this process is the one that writes a job's results: rank 0, or the only one."""
+    return not is_rank() or os.environ.get("RANK", "0") == "0"
 
 
 def started_ranks() -> int:
@@ -258,7 +264,8 @@ def launch(plan: Launch, command: Sequence[str]) -> int:
     from torch.distributed.run import parse_args, run
 
     try:
-        run(parse_args(plan.arguments(command)))  # type: ignore[no-untyped-call]
+        with as_launcher():
+            run(parse_args(plan.arguments(command)))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else SIGNALLED - failure.exitcode

@@ -25,6 +25,7 @@ LAUNCHERS = "VLM_LORA_LAUNCHERS"
 """Environment variable: the launchers above a process, outermost first, ``PID/STARTED/PIPE`` joined by commas."""
 
 _PR_SET_PDEATHSIG = 1
+_PIPES = sys.platform != "linux" and hasattr(os, "mkfifo")
 _PAUSE = 1.0  # seconds between looks where nothing tells
 
 
@@ -50,9 +51,9 @@ def die_with_launchers() -> None:
     Every launched process calls this when it begins.
     """
     above = os.environ.get(LAUNCHERS)
-    if not above or _watched == above:
+    if not above or above in _watching:
         return
-    globals()["_watched"] = above
+    _watching.add(above)
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -68,7 +69,7 @@ def die_with_launchers() -> None:
         threading.Thread(target=_end_after, args=(wait,), name="vlm-lora-launcher", daemon=True).start()
 
 
-_watched: str | None = None
+_watching: set[str] = set()
 
 
 def _waiting_for(pid: int, pipe: str) -> Callable[[], None]:
@@ -106,15 +107,16 @@ def _end_after(wait: Callable[[], None]) -> None:
 
 
 def _end() -> None:
-    if hasattr(signal, "SIGKILL"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    os._exit(1)
+    if sys.platform == "win32":
+        os.abort()  # SIGTERM there ends a process just as bluntly, but only after its handlers
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise SystemExit(1)  # not reached
 
 
 @contextmanager
 def _pipe() -> Iterator[str]:
     """Hold the end of a pipe that descendants open by its path, where the system does not tell of a process's end."""
-    if sys.platform == "linux" or not hasattr(os, "mkfifo"):
+    if not _PIPES:
         yield ""
         return
     with tempfile.TemporaryDirectory(prefix="vlm-lora-", ignore_cleanup_errors=True) as folder:

@@ -17,6 +17,7 @@ from vlm_lora_plugin.frameworks.swift.launch import run_swift
 from vlm_lora_plugin.frameworks.swift.names import RECORDER
 from vlm_lora_plugin.parallel.children import environment, module_line, module_words
 from vlm_lora_plugin.parallel.launcher import free_port
+from vlm_lora_plugin.parallel.parent_death import as_launcher
 from vlm_lora_plugin.parity.compare import Difference, compare
 from vlm_lora_plugin.parity.parity_job import FRAMEWORKS, ParityJob, Side, TrainerTask
 from vlm_lora_plugin.parity.reading import Run, read_run
@@ -92,7 +93,7 @@ def run_trainer(job: ParityJob, recipe: Recipe, side: Side) -> None:
         line = [*launcher, "--standalone", "--nproc-per-node", str(job.processes), *line]
     else:
         line = [sys.executable, *line]
-    with side.printed.open("wb") as printed:
+    with side.printed.open("wb") as printed, as_launcher():
         done = subprocess.run(line, stdout=printed, stderr=subprocess.STDOUT, check=False, env=environment())
     code = done.returncode
     _check(code, side)

@@ -12,11 +12,13 @@ from transformers import Trainer
 from vlm_lora_plugin import ConversationDataset, VlmLoraCallback, load, prepare, training_arguments
 from vlm_lora_plugin.frameworks.recorder import Recorder
 from vlm_lora_plugin.job.train_job import recognise
+from vlm_lora_plugin.parallel.parent_death import die_with_launchers
 from vlm_lora_plugin.parity.parity_job import Side, TrainerTask
 
 
 def main(file: str) -> None:
     """Train as the task says."""
+    die_with_launchers()
     task = TrainerTask.read(Path(file))
     side = Side("trainer", Path(task.folder))
     dtype = getattr(torch, task.dtype)

@@ -61,6 +61,15 @@ def test_what_was_read_is_not_hashed_again_unless_it_was_changed(tmp_path, monke
     assert len(asked) == 1
 
 
+def test_torch_counts_every_change_in_place():
+    weight = nn.Parameter(torch.zeros(3), requires_grad=False)
+    before = weight._version
+    for change in (weight.add_, weight.copy_, lambda other: weight.__setitem__(0, other[0])):
+        change(torch.ones(3))
+        assert weight._version > before
+        before = weight._version
+
+
 def test_a_copy_that_was_changed_is_hashed_by_its_own_values(tmp_path):
     model = loaded(stored(tmp_path / "one", dtype=torch.float32))
     twin = copy.deepcopy(model)

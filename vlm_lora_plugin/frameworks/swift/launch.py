@@ -19,6 +19,7 @@ from vlm_lora_plugin.frameworks.swift.main import MAIN, run_main
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.parallel.children import become_safe, module_line
 from vlm_lora_plugin.parallel.children import environment as child_environment
+from vlm_lora_plugin.parallel.parent_death import as_launcher
 
 PLUGINS = "--external_plugins"
 """Given on the command line, it is not taken from an ``args.json`` in a model or adapter folder: whatever that names,
@@ -114,7 +115,7 @@ def become_swift(command: str, arguments: Sequence[str]) -> int:
     line = swift_command(command, arguments)
     sys.argv = ["swift", *line[len(module_line(MAIN)) :]]
     become_safe()
-    with _ForwardedSignals():
+    with _ForwardedSignals(), as_launcher():
         try:
             run_main()
         except KeyboardInterrupt:
@@ -159,18 +160,34 @@ def run_swift(
     """
     line = swift_command(command, arguments)
     errors = None if output is None else subprocess.STDOUT
-    process = subprocess.Popen(line, env=child_environment(environment), stdout=output, stderr=errors)
+    with as_launcher():
+        process = subprocess.Popen(line, env=child_environment(environment), stdout=output, stderr=errors)
     with _ForwardedSignals():
         while True:
             try:
                 code = process.wait(None if meanwhile is None else _PAUSE)
             except subprocess.TimeoutExpired:
                 if meanwhile is not None:
-                    meanwhile()
+                    _or_end_all(meanwhile, process)
             except KeyboardInterrupt:  # the terminal has told Swift as well, which then ends by itself
                 continue
             else:
                 return _exit_code(code)
+
+
+def _or_end_all(meanwhile: Callable[[], None], process: subprocess.Popen[bytes]) -> None:
+    """Do what is done meanwhile; when it fails, end Swift and all that it started first."""
+    import psutil
+
+    try:
+        meanwhile()
+    except Exception:
+        with suppress(psutil.NoSuchProcess):
+            for one in (*psutil.Process(process.pid).children(recursive=True), process):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+        process.wait()
+        raise
 
 
 class _ForwardedSignals:

@@ -1,7 +1,7 @@
 """``python -m vlm_lora_plugin.frameworks.swift.main``: what the command ``swift`` runs, with children on a safe path.
 
 Swift starts torchrun with ``python -m``. Where Python does not know ``PYTHONSAFEPATH`` that line is rewritten, in this
-process, which only starts others.
+process, which only starts others. It ends when the process that started it dies.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 from typing import Any
 
 from vlm_lora_plugin.parallel.children import safe_line
+from vlm_lora_plugin.parallel.parent_death import die_with_launchers
 
 MAIN = "vlm_lora_plugin.frameworks.swift.main"
 """The module to run in place of Swift's."""
@@ -33,4 +34,5 @@ def run_main() -> None:
 
 
 if __name__ == "__main__":
+    die_with_launchers()
     run_main()

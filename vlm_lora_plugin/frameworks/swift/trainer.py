@@ -12,6 +12,7 @@ from swift.trainers import Seq2SeqTrainer
 from swift.trainers.patcher import DefaultFlowCallbackNew
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 
+from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class VlmLoraSwiftTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # Swift is unt
         return collate
 
     def _get_callbacks(self, args: Any) -> list[TrainerCallback]:
-        return [VlmLoraCallback(), *super()._get_callbacks(args)]
+        own_folder = SwiftJob.of_process() is None  # else it begins in a temporary one, and the job has checked its own
+        return [VlmLoraCallback(check_room=own_folder), *super()._get_callbacks(args)]
 
     def _fix_gradient_checkpointing(self) -> None:
         """Leave ``torch.utils.checkpoint`` alone; the recipe's patches checkpoint."""

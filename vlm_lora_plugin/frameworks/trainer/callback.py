@@ -17,6 +17,7 @@ from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import verify_optimizer
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
 from vlm_lora_plugin.frameworks.trainer.in_place import prepare_in_place
+from vlm_lora_plugin.frameworks.trainer.output import check_room
 from vlm_lora_plugin.frameworks.trainer.whereabouts import Whereabouts
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel, find_prepared
@@ -44,10 +45,14 @@ class VlmLoraCallback(TrainerCallback):
     Args:
         recipe: The recipe that the model was, or is to be, prepared with; optional for a prepared model.
         check_learning: False leaves the watching out.
+        check_room: False leaves out the check that the checkpoints to come fit on the disk of ``output_dir``.
     """
 
-    def __init__(self, recipe: RecipeSource | None = None, *, check_learning: bool = True) -> None:
+    def __init__(
+        self, recipe: RecipeSource | None = None, *, check_learning: bool = True, check_room: bool = True
+    ) -> None:
         install_hooks()
+        self._check_room = check_room
         self._recipe = recipe
         self._check_learning = check_learning
         self._verified = False
@@ -74,6 +79,8 @@ class VlmLoraCallback(TrainerCallback):
                 fix="Let model_init return vlm_lora_plugin.prepare(model, recipe).",
             )
         prepared = self._check(args, kwargs["model"])
+        if self._check_room:
+            check_room(args, state, kwargs["model"])
         self._verified = False
         self._last_finite = state.global_step
         self._stop_watching()  # what an earlier run that failed has left

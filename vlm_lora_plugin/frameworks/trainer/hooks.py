@@ -16,10 +16,11 @@ from vlm_lora_plugin.diagnostics.resources import ResourceMeter
 from vlm_lora_plugin.frameworks.trainer.checkpoints import check_resumed, complete_checkpoint
 from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import make_optimizer
+from vlm_lora_plugin.frameworks.trainer.output import locked_output, whole_checkpoint
 from vlm_lora_plugin.frameworks.trainer.parallel_layout import check_trainers_agree
 from vlm_lora_plugin.parallel.agreement import check_same_checkpoint
 from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
-from vlm_lora_plugin.parallel.heartbeat import missed, now_in
+from vlm_lora_plugin.parallel.heartbeat import naming_the_missing, now_in
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.parallel.zero3 import check_loaded_sharded
 from vlm_lora_plugin.prepared.model import find_prepared
@@ -79,11 +80,12 @@ def _save_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
             return
         limit = self.args.save_total_limit
         self.args.save_total_limit = None  # the last complete checkpoint is needed until this one is
-        try:
-            original(self, model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        complete_checkpoint(self, trial)
+        with whole_checkpoint(self, trial):
+            try:
+                original(self, model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            complete_checkpoint(self, trial)
 
     return save_checkpoint
 
@@ -107,19 +109,15 @@ def _save_model(original: Callable[..., Any]) -> Callable[..., Any]:
 def _train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Trainer, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         prepared = find_prepared(self.model)
-        if prepared is not None:
+        if prepared is None:
+            return original(self, resume_from_checkpoint, *args, **kwargs)
+        with locked_output(self), naming_the_missing():
             refuse_fsdp(self.args, self)
             check_trainers_agree(self, prepared, resume_from_checkpoint=bool(resume_from_checkpoint))
             check_loaded_sharded(prepared)
             if resume_from_checkpoint:
                 check_same_checkpoint(check_resumed(self, resume_from_checkpoint))
-        try:
             return original(self, resume_from_checkpoint, *args, **kwargs)
-        except RuntimeError as error:  # torch's class of all that goes wrong between ranks
-            lost = missed(error)
-            if lost is None:
-                raise
-            raise lost from error
 
     return train
 
@@ -169,7 +167,7 @@ HOOKS = (
     Hook("create_optimizer", _create_optimizer, "the recipe's groups; added later they would break resuming"),
     Hook("_save_checkpoint", _save_checkpoint, "old checkpoints would be deleted before the new one is complete"),
     Hook("save_model", _save_model, "under DeepSpeed the Trainer would gather the frozen weights, too"),
-    Hook("train", _train, "FSDP is refused, ranks agree and the checkpoint is checked before an engine is made"),
+    Hook("train", _train, "FSDP is refused, the folder locked, ranks and checkpoint checked before an engine is made"),
     Hook("_run_epoch", _run_epoch, "a run resumed from its last step would take one step more"),
     Hook(
         "get_batch_samples",

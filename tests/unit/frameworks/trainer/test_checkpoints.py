@@ -22,6 +22,7 @@ from vlm_lora_plugin.checkpoint.completion import (
     why_incomplete,
 )
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, COMPLETION, MANIFEST
+from vlm_lora_plugin.checkpoint.lock import LOCK
 from vlm_lora_plugin.checkpoint.record import CompletionRecord, FileRecord
 from vlm_lora_plugin.errors import CheckpointError
 
@@ -236,7 +237,7 @@ class Watching(Trainer):
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
-        self.seen = names(self.args_folder)
+        self.seen = [name for name in names(self.args_folder) if name != LOCK]
 
 
 def test_old_checkpoints_go_once_the_new_one_is_complete(toy, tmp_path):
