@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.contract import Example, LoadRequest
-from vlm_lora_plugin.data.encoding import Encoded, EncodingProcessor, image_size
+from vlm_lora_plugin.data.encoding import Encoded, EncodingProcessor
 from vlm_lora_plugin.errors import ModelError, RecipeError
 from vlm_lora_xcomposer.encoding import Encoder
 from vlm_lora_xcomposer.fitting import refuse_unfit
@@ -125,7 +125,7 @@ class XComposerProcessor(EncodingProcessor):
         """
 
         def tokens_at(hd_num: int) -> list[int]:
-            known = image_sizes or [image_size(image, origin=example.origin) for image in example.images]
+            known = image_sizes or self.image_sizes(example)
             return [self._tokens_at(hd_num, *size, example.origin) for size in known]
 
         refuse_unfit(encoded, example.origin, max_length, truncation_strategy, hd_num=self.hd_num, tokens_at=tokens_at)

@@ -12,6 +12,7 @@ import torch
 
 from vlm_lora_plugin.checkpoint.digests import changed_files
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST, read_tensors
+from vlm_lora_plugin.checkpoint.hints import folder_with_adapter
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE
@@ -57,10 +58,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     if not path.parent.is_dir():
         raise CheckpointError(f"There is no checkpoint folder {path.parent}")
     if not path.is_file():
+        meant = folder_with_adapter(path.parent)
         raise CheckpointError(
             f"{path.parent} has no {MANIFEST}",
             why="Saving it was interrupted, or it was not written by this package.",
-            fix="Use an earlier checkpoint; load_adapter takes the base model first, the adapter's folder second."
+            fix=f"What was trained is in {meant}: give that folder."
+            if meant
+            else "Use an earlier checkpoint; load_adapter takes the base model first, the adapter's folder second."
             if not (path.parent / "config.json").is_file()
             else "This is a model folder: load_adapter takes the base model first, the adapter's folder second.",
         )

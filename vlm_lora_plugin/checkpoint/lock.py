@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vlm_lora_plugin.errors import OutputError
+from vlm_lora_plugin.outside.json_text import read_json
 from vlm_lora_plugin.processes import ProcessMark
 
 LOCK = ".vlm-lora.lock"
@@ -42,7 +43,7 @@ class Holder:
         """Read a lock; None where there is none. A file that says nothing is somebody's who is just writing it."""
         try:
             renewed = path.stat().st_mtime
-            document = json.loads(path.read_text("utf-8"))
+            document = read_json(path)
             return cls(ProcessMark(**document["process"]), str(document["token"]), renewed)
         except FileNotFoundError:
             return None

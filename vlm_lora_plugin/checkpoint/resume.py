@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from vlm_lora_plugin.checkpoint.completion import check_resumable, checkpoints, why_incomplete
 from vlm_lora_plugin.checkpoint.load import read_manifest
@@ -15,9 +15,7 @@ from vlm_lora_plugin.checkpoint.resume_state import TRAINER_STATE
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import OutputError, RecipeError, listed
 from vlm_lora_plugin.outside.json_text import read_json
-
-if TYPE_CHECKING:
-    from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> Resum
                     why="In another dtype it would come to another result.",
                     fix="Give --dtype as it was then.",
                 )
-            edited = differences(trained.recipe, recipe.document())
+            edited = recipe_differences(trained.recipe, recipe)
             if edited:
                 raise RecipeError(
                     f"{output.recipe} was changed since the job was started (then / now): {listed(edited)}",
@@ -84,6 +82,11 @@ def find_resume_point(output: OutputFolder, dtype: str, recipe: Recipe) -> Resum
         why="The job stopped before its first one was saved; they come every training.save_steps steps.",
         fix="Start it anew with --overwrite.",
     )
+
+
+def recipe_differences(trained: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return where a manifest's recipe and another differ; keys that its writer did not know yet have their default."""
+    return differences(Recipe.parse(trained, source="the manifest").document(), recipe.document())
 
 
 def _log_until(log: Path, last: int) -> tuple[str, float]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from vlm_lora_plugin.outside.display import never_crash
 from vlm_lora_plugin.parallel.children import become_safe
 
 
 def main() -> None:
     """Run ``vlm-lora`` with the process's arguments."""
     become_safe()
+    never_crash()
     match sys.argv[1:]:
         case ["swift", command, *arguments] if not command.startswith("-"):
             sys.exit(_swift(command, arguments))

@@ -74,6 +74,8 @@ def _show(report: DataReport, console: Console) -> None:
     from vlm_lora_plugin.reporting.data_report import report_table
 
     console.print(report_table(report))
+    for line in report.peculiar():
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     passed = report.survey.passed_over
     if passed:
         found = ", ".join(f"{key} ({count:,} rows)" for key, count in sorted(passed.items()))

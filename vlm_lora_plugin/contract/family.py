@@ -49,6 +49,8 @@ class LoadRequest:
         variant: One of the family's ``variants``, where neither the config nor weights say which one it is;
             None leaves the choice to the loader.
         processor: The recipe's ``data.processor``, checked against the family's ``processor_options``.
+        exif_transpose: The recipe's ``data.exif_transpose``. The core sets it on the processor that is made, as an
+            attribute of the same name, which ``EncodingProcessor`` and ``ChatTemplateProcessor`` have.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class LoadRequest:
     seed: int = 42
     variant: str | None = None
     processor: Mapping[str, OptionValue] = field(default_factory=dict)
+    exif_transpose: bool = False
 
 
 @dataclass(frozen=True)

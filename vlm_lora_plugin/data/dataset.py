@@ -115,9 +115,11 @@ def _refuse_other_settings(processor: Processor, settings: DataSettings) -> None
         for name, value in settings.processor.items()
         if getattr(processor, name, None) != value
     ]
+    if getattr(processor, "exif_transpose", False) != settings.exif_transpose:
+        other.append(f"exif_transpose is {settings.exif_transpose}, not {not settings.exif_transpose}")
     if other:
         raise RecipeError(
-            f"The processor was not loaded with the recipe's data.processor (recipe, processor): {listed(other)}",
+            f"The processor was not loaded with what the recipe's data say (recipe, processor): {listed(other)}",
             why="Images would be seen in another way than the recipe says.",
             fix="Load it with the recipe: load(folder, recipe).",
         )

@@ -136,14 +136,24 @@ class Peculiarities:
     transparent: bool = False
 
 
-def peculiarities(image: Image.Image) -> Peculiarities:
-    """Look at an open image; of one that is not decoded yet, what its header says."""
+def peculiarities(image: Image.Image, *, decoded: bool = True) -> Peculiarities:
+    """Look at an open image.
+
+    Args:
+        image: The image.
+        decoded: Whether its pixels are decoded; if not, what its header says is all that is looked at.
+    """
     try:
         # The further pictures of an MPO are not frames: other views, or brightness for screens that can show more.
         animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Exception:  # what follows the first frame is broken, and nobody sees it
         animated = True
-    return Peculiarities(animated, orientation(image) != 1, image.has_transparency_data)
+    hidden = image.format == "PNG" and not decoded and "exif" not in image.info
+    return Peculiarities(animated, not hidden and orientation(image) != 1, _is_transparent(image))
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def orientation(image: Image.Image) -> int:

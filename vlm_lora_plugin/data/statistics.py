@@ -61,6 +61,9 @@ class DataSurvey:
         widths: Of each image, in pixels.
         heights: Of each image, in pixels.
         truncated: Rows whose end is cut off.
+        animated: Images of several frames or pages.
+        turned: Images that their EXIF data say to turn.
+        transparent: Images with an alpha channel or a transparent colour.
         longest_origin: File and line of the longest row, the first one of that length.
         passed_over: In how many usable rows a key stands that changes nothing, by key: ``id``, ``messages.id``.
         bad: What is wrong, by the row's index.
@@ -71,6 +74,9 @@ class DataSurvey:
     widths: array[int] = field(default_factory=lambda: array("I"))
     heights: array[int] = field(default_factory=lambda: array("I"))
     truncated: int = 0
+    animated: int = 0
+    turned: int = 0
+    transparent: int = 0
     passed_over: Counter[str] = field(default_factory=Counter)
     longest_origin: str = ""
     _longest: int = -1
@@ -96,6 +102,10 @@ class DataSurvey:
                 for width, height in row.image_sizes:
                     self.widths.append(width)
                     self.heights.append(height)
+                for image in row.peculiarities:
+                    self.animated += image.animated
+                    self.turned += image.turned
+                    self.transparent += image.transparent
             if progress is not None:
                 progress(self.rows)
         return self

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
-from vlm_lora_plugin.data.images import open_image
+from vlm_lora_plugin.data.images import Peculiarities, open_image, peculiarities, turned_size
 from vlm_lora_plugin.errors import AdapterError, DataError
 from vlm_lora_plugin.parallel.agreement import gathered_on_node, ranks_of_this_node
 
@@ -31,6 +31,7 @@ class RowFacts:
         supervised: Tokens that are learnt from.
         truncated: Whether its end is cut off.
         image_sizes: (width, height) in pixels of each image.
+        peculiarities: Of each image, what of it is not seen or seen otherwise than in a viewer.
         passed_over: Keys of it that change nothing.
     """
 
@@ -39,6 +40,7 @@ class RowFacts:
     supervised: int
     truncated: bool
     image_sizes: tuple[tuple[int, int], ...]
+    peculiarities: tuple[Peculiarities, ...] = ()
     passed_over: tuple[str, ...] = ()
 
 
@@ -65,15 +67,15 @@ def survey(
         for start in range(0, len(examples), _CHUNK):
             rows = [_read(examples, index) for index in range(start, min(start + _CHUNK, len(examples)))]
             looked = pool.map(lambda row: _look(row, settings, decode=decode), rows)
-            for row, sizes in zip(rows, looked, strict=True):
+            for row, images in zip(rows, looked, strict=True):
                 if isinstance(row, DataError):
                     yield row
-                elif isinstance(sizes, DataError):
-                    yield sizes
+                elif isinstance(images, DataError):
+                    yield images
                 else:
                     if not heeded and _has_marks(row):
-                        heeded = _check_heeded(row, sizes, processor)
-                    yield _measure(row, sizes, processor, settings)
+                        heeded = _check_heeded(row, tuple(size for size, _ in images), processor)
+                    yield _measure(row, images, processor, settings)
 
 
 def survey_together(
@@ -130,23 +132,32 @@ class _Share(Sequence["Example"]):
 
 
 def image_sizes(example: Example, settings: DataSettings, *, decode: bool = False) -> tuple[tuple[int, int], ...]:
-    """Open the images of a row and return their sizes, (width, height) in pixels.
+    """Return the sizes, (width, height) in pixels, of a row's images; see :func:`look_at_images`."""
+    return tuple(size for size, _ in look_at_images(example, settings, decode=decode))
+
+
+def look_at_images(
+    example: Example, settings: DataSettings, *, decode: bool = False
+) -> list[tuple[tuple[int, int], Peculiarities]]:
+    """Open the images of a row and return the size, (width, height) in pixels, and the peculiarities of each.
 
     Args:
         example: The row.
-        settings: Its ``max_image_pixels`` is checked before any pixel is decoded.
+        settings: Its ``max_image_pixels`` is checked before any pixel is decoded; with its ``exif_transpose`` sizes are
+            those of the turned images.
         decode: Decode the pixels too.
 
     Raises:
         DataError: An image is missing, broken, or too large; names row and file.
     """
-    sizes = []
+    found = []
     for image in example.images:
         with open_image(image, origin=example.origin, max_pixels=settings.max_image_pixels) as opened:
-            sizes.append(opened.size)
             if decode:
                 opened.load()
-    return tuple(sizes)
+            size = turned_size(opened) if settings.exif_transpose else opened.size
+            found.append((size, peculiarities(opened, decoded=decode)))
+    return found
 
 
 def _read(examples: Sequence[Example], index: int) -> Example | DataError:
@@ -156,11 +167,13 @@ def _read(examples: Sequence[Example], index: int) -> Example | DataError:
         return error
 
 
-def _look(row: Example | DataError, settings: DataSettings, *, decode: bool) -> tuple[tuple[int, int], ...] | DataError:
+def _look(
+    row: Example | DataError, settings: DataSettings, *, decode: bool
+) -> list[tuple[tuple[int, int], Peculiarities]] | DataError:
     if isinstance(row, DataError):
         return row
     try:
-        return image_sizes(row, settings, decode=decode)
+        return look_at_images(row, settings, decode=decode)
     except DataError as error:
         return error
 
@@ -193,8 +206,12 @@ def _check_heeded(example: Example, sizes: tuple[tuple[int, int], ...], processo
 
 
 def _measure(
-    example: Example, sizes: tuple[tuple[int, int], ...], processor: Processor, settings: DataSettings
+    example: Example,
+    images: Sequence[tuple[tuple[int, int], Peculiarities]],
+    processor: Processor,
+    settings: DataSettings,
 ) -> RowFacts | DataError:
+    sizes = tuple(size for size, _ in images)
     limits: dict[str, Any] = {"max_length": settings.max_length, "truncation_strategy": settings.truncation_strategy}
     measuring = processor if isinstance(processor, MeasuringProcessor) else None
     try:
@@ -206,6 +223,7 @@ def _measure(
         elif truncated:
             row = processor.encode(example, **limits)
             length, learnt = len(row["labels"]), int((row["labels"] != IGNORE_INDEX).sum())
-        return RowFacts(example.origin, length, learnt, truncated, sizes, example.passed_over)
+        found = tuple(peculiar for _, peculiar in images)
+        return RowFacts(example.origin, length, learnt, truncated, sizes, found, example.passed_over)
     except DataError as error:
         return error

@@ -42,12 +42,14 @@ class DataReport:
         max_length: Tokens that a row may have.
         survey: The numbers of every row and image.
         bad: The rows that cannot be used.
+        exif_transpose: Whether images are turned as their EXIF data say.
     """
 
     data: Path
     max_length: int
     survey: DataSurvey
     bad: tuple[BadRow, ...]
+    exif_transpose: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return it as plain data, ready for JSON; lengths in tokens, sizes in pixels."""
@@ -64,9 +66,33 @@ class DataReport:
             "images": len(found.widths),
             "image_width": spread(found.widths),
             "image_height": spread(found.heights),
+            "animated_images": found.animated,
+            "exif_turned_images": found.turned,
+            "transparent_images": found.transparent,
             "keys_passed_over": dict(sorted(found.passed_over.items())),
             "bad_rows": [vars(row) for row in self.bad],
         }
+
+    def peculiar(self) -> list[str]:
+        """Return a line about images that are seen in part, or otherwise than a viewer shows them."""
+        found = self.survey
+        turned = (
+            "they are turned, as data.exif_transpose says"
+            if self.exif_transpose
+            else "they are seen as stored; data.exif_transpose: true turns them"
+        )
+        lines = (
+            (found.animated, "several frames or pages", "the first one is seen"),
+            (found.turned, "EXIF data that say to turn them", turned),
+            (
+                found.transparent,
+                "an alpha channel",
+                "it is dropped: what is transparent shows the colour stored below it",
+            ),
+        )
+        return [
+            f"{count:,} of {len(found.widths):,} images have {what}: {then}" for count, what, then in lines if count
+        ]
 
 
 def spread(values: Sequence[int]) -> dict[str, float] | None:
@@ -115,4 +141,4 @@ def check_data(
         BadRow(examples.origin(index), error.what.removeprefix(f"{examples.origin(index)}: "), error.fix)
         for index, error in found.bad.items()
     )
-    return DataReport(data, settings.max_length, found, bad)
+    return DataReport(data, settings.max_length, found, bad, settings.exif_transpose)

@@ -33,7 +33,12 @@ def safe(text: str) -> str:
         >>> safe("red\x1b[31m")
         'red\\x1b[31m'
     """
-    return _LONG_WORD.sub(lambda word: shortened(word[0]), _IN_MESSAGES.sub(_spelled, text))
+    return _LONG_WORD.sub(lambda word: shortened(word[0]), harmless(text))
+
+
+def harmless(text: str) -> str:
+    """Return the same as :func:`safe` at full length, for what must not lose a character, such as a recipe."""
+    return _IN_MESSAGES.sub(_spelled, text)
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:

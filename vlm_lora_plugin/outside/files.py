@@ -106,6 +106,22 @@ def why_unusable(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
+def odd_entry(folder: Path) -> tuple[Path, str] | None:
+    """Return the first entry of a folder that is neither a file nor a folder, and what it is; None where there is none.
+
+    For folders that libraries read, which open whatever has the right name.
+    """
+    for entry in sorted(folder.iterdir()):
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a link to nothing, which every reader reports for itself
+            continue
+        for is_kind, _, text in _KINDS[1:]:
+            if is_kind(mode):
+                return entry, text
+    return None
+
+
 def reason(error: Exception) -> str:
     """Return why a file or document cannot be read, without number and path: ``Permission denied``."""
     return (getattr(error, "strerror", None) if isinstance(error, OSError) else None) or str(error)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vlm_lora_plugin.documents import leaves
 from vlm_lora_plugin.errors import DocumentError, OutputError
+from vlm_lora_plugin.outside.files import reason
 from vlm_lora_plugin.outside.json_text import read_json
 from vlm_lora_plugin.recipe import Recipe, Source, SourceKind
 from vlm_lora_plugin.recipe.schema import HardwareSettings
@@ -51,7 +52,7 @@ def read_sources(file: Path, kept: Recipe) -> dict[str, Source] | None:
         return None
     except (OSError, DocumentError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(
-            f"{file}, which tells who set each value of the job's recipe, cannot be read: {error}",
+            f"{file}, which tells who set each value of the job's recipe, cannot be read: {reason(error)}",
             why="A value that a preset or the hardware set would be taken for yours.",
             fix="Remove the file if that is all right: every value of the recipe then counts as yours.",
         ) from None

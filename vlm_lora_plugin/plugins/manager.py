@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, TrainableSelection
-from vlm_lora_plugin.errors import AdapterError, ModelError, VlmLoraError, listed, nearest
+from vlm_lora_plugin.errors import AdapterError, ModelError, RecipeError, VlmLoraError, listed, nearest
+from vlm_lora_plugin.outside.files import odd_entry
 from vlm_lora_plugin.plugins.architectures import check_architecture
 from vlm_lora_plugin.plugins.calling import title
 from vlm_lora_plugin.plugins.outlines import Key, Outlines, key_of
@@ -49,13 +50,23 @@ class AdapterManager(AdapterRegistry):
         """Return the family that recognises a model folder by its content; a fallback where no other one does.
 
         Raises:
-            ModelError: No family, or more than one that is not a fallback, recognises it; or several fallbacks.
+            ModelError: No family, or more than one that is not a fallback, recognises it; or several fallbacks; or a
+                pipe, socket or device stands in it, at which a library would wait.
         """
         if not folder.is_dir():
             raise ModelError(f"There is no model folder {folder}", fix="Give the path of a downloaded model.")
         if not (folder / "config.json").is_file():
+            adapter = (folder / "adapter_config.json").is_file()
             raise ModelError(
-                f"{folder} is not a model folder: it has no config.json", fix="Give the folder that holds config.json."
+                f"{folder} is {'an adapter' if adapter else 'not a model folder'}: it has no config.json",
+                fix="Give the base model's folder here; load_adapter(base, adapter) puts the adapter on it."
+                if adapter
+                else "Give the folder that holds config.json.",
+            )
+        odd = odd_entry(folder)
+        if odd is not None:
+            raise ModelError(
+                f"{odd[0]} in the model folder cannot be read: {odd[1]}", fix="Use an unchanged copy of the model."
             )
         matches: list[Family] = []
         failed: list[str] = []
@@ -132,10 +143,19 @@ class AdapterManager(AdapterRegistry):
 
         Raises:
             AdapterError: As in :meth:`load_model`.
+            RecipeError: ``data.exif_transpose`` is asked for, and the processor does not know it.
         """
         processor = self.function(family, family.load_processor)(request)
         if not hasattr(processor, "encode"):
             raise self._wrong_answer(family, "load_processor", processor, "a processor")
+        if request.exif_transpose:
+            if not hasattr(processor, "exif_transpose"):
+                raise RecipeError(
+                    f"data.exif_transpose is true, and the processor of {self.title(family)} does not know it",
+                    why="Images would be seen as they are stored.",
+                    fix="Leave it out, or turn the image files themselves.",
+                )
+            processor.exif_transpose = True
         return processor
 
     def _wrong_answer(self, family: Family, name: str, answer: object, wanted: str) -> AdapterError:

@@ -303,6 +303,10 @@ class DataSettings(_Strict):
     max_image_pixels: int | None = Field(
         50_000_000, ge=1, description="Width x height beyond which an image is a bad sample; null: Pillow's limit."
     )
+    exif_transpose: bool = Field(
+        False,
+        description="Turn images as their EXIF data say, as viewers do. The published models were trained without.",
+    )
     processor: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
         description="Settings of the family's own processor, such as `hd_num`, the most crops that XComposer cuts an "

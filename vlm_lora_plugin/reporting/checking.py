@@ -21,7 +21,12 @@ def checking_bar(console: Console, name: str, rows: int) -> Iterator[Callable[[i
     Yields:
         A function that is told how many rows are done.
     """
-    columns = (TextColumn("checking {task.description} data"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("checking {task.description} data", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=rows)
         yield lambda done: bar.update(task, completed=done)

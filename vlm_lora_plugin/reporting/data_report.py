@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
+from vlm_lora_plugin.outside.display import shown
 from vlm_lora_plugin.reporting.curves import new_figure, save
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def report_table(report: DataReport) -> Table:
     document = report.document()
     columns = ("min", "median", "p95", "max", "mean")
     title = (
-        f"{report.data}: {document['usable_rows']:,} of {document['rows']:,} rows usable, "
+        f"{shown(report.data)}: {document['usable_rows']:,} of {document['rows']:,} rows usable, "
         f"{document['images']:,} images, {document['truncated_rows']:,} rows cut to {report.max_length:,} tokens"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -69,7 +70,7 @@ def draw_report(report: DataReport, picture: Path) -> None:
         if name == TOKENS:
             axes.set_ylabel("count")
             _mark_limit(axes, report.max_length)
-    title = f"{report.data.name}: {len(found.tokens):,} of {found.rows:,} rows usable"
+    title = f"{shown(report.data.name, 80)}: {len(found.tokens):,} of {found.rows:,} rows usable"
     figure.suptitle(title, fontsize=10, parse_math=False)
     save(figure, picture)
 

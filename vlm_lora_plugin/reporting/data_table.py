@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from vlm_lora_plugin.outside.display import shown
+
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.statistics import DataStatistics
     from vlm_lora_plugin.errors import DataError
@@ -37,7 +39,7 @@ def data_table(statistics: Mapping[str, DataStatistics]) -> Table:
             f"{data.rows:,}",
             f"{data.images:,}",
             f"{data.mean_tokens:,.0f}",
-            f"{data.longest:,} ({Path(data.longest_origin).name})",
+            f"{data.longest:,} ({shown(Path(data.longest_origin).name, 60)})",
             f"{data.supervised_tokens:,}",
             f"{data.truncated:,}",
             f"{data.skipped:,}",

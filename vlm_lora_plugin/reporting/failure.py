@@ -21,11 +21,12 @@ def exit_code(error: VlmLoraError) -> int:
 
 def show(error: VlmLoraError, console: Console | None = None) -> None:
     """Print an error to standard error: a red panel on a terminal, plain lines elsewhere."""
-    from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
-    console = console or Console(stderr=True)
+    from vlm_lora_plugin.reporting.console import SafeConsole
+
+    console = console or SafeConsole(stderr=True)
     title = re.sub(r"(?<=.)([A-Z])", r" \1", type(error).__name__).capitalize()
     if not console.is_terminal:
         lines = [f"{title}: {error.what}", error.why, error.fix]

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -36,6 +37,7 @@ from vlm_lora_plugin.errors import ModelError, VlmLoraError, listed
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
+from vlm_lora_plugin.reporting.console import SafeConsole
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.resolve import resolve_selection
 from vlm_lora_plugin.testing.comparison import (
@@ -237,7 +239,7 @@ def _compare_recipes(
 
 def print_report(report: CaseReport, console: Console) -> None:
     """Print one case as a table."""
-    title = f"{report.folder} ({report.family or 'no family'})"
+    title = escape(f"{report.folder} ({report.family or 'no family'})")
     headings = ("", "compared (fp64, but for fp32)", "error", "of stated", "of allowed", "elementwise", "where")
     table = Table(*headings, title=title)
     for finding in report.findings:
@@ -253,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vlm_lora_plugin.testing.golden", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="case folders, or folders of them")
     cases = find_cases(parser.parse_args(arguments).folders)
-    console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH)
+    console = SafeConsole(width=None if sys.stdout.isatty() else REPORT_WIDTH, markup=True)
     if not cases:
         console.print("No case found: a case folder holds config.json and expected.json.")
         return 2

@@ -10,12 +10,13 @@ import yaml
 from PIL import Image
 
 from vlm_lora_plugin.checkpoint.files import COMPLETION
+from vlm_lora_plugin.checkpoint.resume import recipe_differences
 from vlm_lora_plugin.documents import leaves
 from vlm_lora_plugin.errors import OutputError, RecipeError, TrainingError
 from vlm_lora_plugin.job import TrainJob
 from vlm_lora_plugin.job import train as job_run
 from vlm_lora_plugin.planning.record import sources_json
-from vlm_lora_plugin.recipe import Source, parse_assignments
+from vlm_lora_plugin.recipe import Recipe, Source, parse_assignments
 
 MEASURED = {"seconds", "tokens_per_second", "supervised_tokens_per_second", "images_per_second", "data_wait_share"}
 MEASURED |= {"host_memory_gib", "host_memory_peak_gib"}
@@ -378,3 +379,12 @@ def test_any_one_key_that_is_changed_on_resuming_is_one_difference(kept):
             replace(job, overrides=parse_assignments([f"{key}={other}"])).check()
         assert caught.value.what.partition("(job / given): ")[2] == f"{key}: {value} / {other}"
     assert len(tried) > 35
+
+
+def test_a_manifest_from_before_a_key_existed_has_the_same_recipe():
+    old = Recipe(seed=3).document()
+    del old["data"]["exif_transpose"]
+    assert recipe_differences(old, Recipe(seed=3)) == []
+    assert recipe_differences(old, Recipe(seed=3, data={"exif_transpose": True})) == [
+        "data.exif_transpose: False / True"
+    ]

@@ -161,7 +161,9 @@ class ChatTemplateProcessor(FittingProcessor):
         Raises:
             DataError: The turns, image marks or images do not allow training on it.
         """
-        return self.measure(example, [image_size(image, origin=example.origin) for image in example.images])
+        turned = self.exif_transpose
+        sizes = [image_size(image, origin=example.origin, exif_transpose=turned) for image in example.images]
+        return self.measure(example, sizes)
 
     def measure(
         self,
@@ -188,7 +190,8 @@ class ChatTemplateProcessor(FittingProcessor):
         return len(encoded.ids), encoded.supervised
 
     def _images(self, example: Example) -> list[Image.Image]:
-        return [read_rgb(image, origin=example.origin) for image in example.images]
+        turned = self.exif_transpose
+        return [read_rgb(image, origin=example.origin, exif_transpose=turned) for image in example.images]
 
     def _training_prompt(self, example: Example) -> _Prompt:
         self._check(example)

@@ -22,11 +22,13 @@ class FittingProcessor(ABC):
         drops_images: What becomes of a row whose end is cut off with whole images in it: True leaves these images
             out, False refuses the row.
         pad_images: See :func:`~vlm_lora_plugin.data.collation.collate_rows`.
+        exif_transpose: Whether images are turned as their EXIF data say; the core sets it as the recipe says.
     """
 
     tokenizer: Any
     drops_images: ClassVar[bool] = False
     pad_images: ClassVar[bool] = False
+    exif_transpose: bool = False
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:

@@ -14,6 +14,7 @@ from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.encoding.encoded import Encoded
 from vlm_lora_plugin.data.encoding.fitting import FittingProcessor
 from vlm_lora_plugin.data.images import image_size
+from vlm_lora_plugin.data.pixels import turning_images
 
 
 class EncodingProcessor(FittingProcessor):
@@ -46,15 +47,25 @@ class EncodingProcessor(FittingProcessor):
 
     @abstractmethod
     def load_image(self, image: Path | bytes, origin: str) -> torch.Tensor:
-        """Return the pixels of an image, ``[3, H, W]`` fp32.
+        """Return the pixels of an image, ``[3, H, W]`` fp32, by way of ``read_rgb`` or ``load_pixels``, which turn it.
 
         Raises:
             DataError: It cannot be used; names the image and ``origin``.
         """
 
     def load_images(self, example: Example, count: int) -> list[torch.Tensor]:
-        """Return the pixels of a row's first ``count`` images."""
-        return [self.load_image(image, example.origin) for image in example.images[:count]]
+        """Return the pixels of a row's first ``count`` images, turned where :attr:`exif_transpose` says so."""
+        with turning_images(self.exif_transpose):
+            return [self.load_image(image, example.origin) for image in example.images[:count]]
+
+    def image_sizes(self, example: Example) -> list[tuple[int, int]]:
+        """Return (width, height) in pixels of a row's images as :meth:`load_image` sees them, from their headers.
+
+        Raises:
+            DataError: An image cannot be used.
+        """
+        turned = self.exif_transpose
+        return [image_size(image, origin=example.origin, exif_transpose=turned) for image in example.images]
 
     def tokens_of_size(self, width: int, height: int, origin: str) -> int:
         """Return how many tokens an image of this size, in pixels, takes.
@@ -112,7 +123,7 @@ class EncodingProcessor(FittingProcessor):
         """
         if self.image_span is not None:
             return self.measure(example, ())
-        return self.measure(example, [image_size(image, origin=example.origin) for image in example.images])
+        return self.measure(example, self.image_sizes(example))
 
     def measure(
         self,

@@ -44,9 +44,10 @@ def with_plugin(arguments: Sequence[str]) -> list[str]:
         arguments: Everything after Swift's command.
 
     Raises:
-        RecipeError: The file named first cannot be read.
+        RecipeError: The file named first cannot be read, or a JSON object among the arguments holds a key twice.
     """
     found = list(arguments)
+    _refuse_twice(found)
     ours = str(plugin_file())
     at = max((index for index, text in enumerate(found) if _is_plugins(text)), default=None)
     if at is None:
@@ -60,6 +61,22 @@ def with_plugin(arguments: Sequence[str]) -> list[str]:
 def _is_plugins(text: str) -> bool:
     name = text.partition("=")[0].replace("-", "_").replace("__", "--", 1)
     return len(name) >= _SHORTEST and PLUGINS.startswith(name)
+
+
+def _refuse_twice(arguments: Sequence[str]) -> None:
+    """Refuse JSON in which a key stands twice, as in ``--model_kwargs '{...}'``: Swift would take the last one."""
+    from vlm_lora_plugin.errors import DocumentError, DuplicateKeyError
+    from vlm_lora_plugin.outside.json_text import parse_json
+
+    for text in arguments:
+        name, _, value = text.partition("=") if text.startswith("--") else ("", "", text)
+        if value.lstrip().startswith("{"):
+            try:
+                parse_json(value)
+            except DuplicateKeyError as error:
+                raise RecipeError(f"{name or 'An argument of Swift'}: {error}") from None
+            except DocumentError:  # a value in another form, for Swift to judge
+                continue
 
 
 def _plugins_of_file(arguments: Sequence[str]) -> list[str]:

@@ -95,7 +95,9 @@ class VlmLoraLoader(BaseModelLoader):  # type: ignore[misc]  # Swift is untyped
         request = LoadRequest(folder=folder, dtype=self.model_info.torch_dtype, device=device)
         recipe = run_recipe(family, folder)
         if recipe is not None:
-            request = replace(request, seed=recipe.seed, processor=recipe.data.processor)
+            request = replace(
+                request, seed=recipe.seed, processor=recipe.data.processor, exif_transpose=recipe.data.exif_transpose
+            )
         processor, model = manager.load_processor(family, request), manager.load_model(family, request)
         self.model_info.config = model.config
         vars(model).update(model_info=self.model_info, model_meta=self.model_meta, model_dir=str(folder))

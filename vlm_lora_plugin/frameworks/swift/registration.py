@@ -6,6 +6,7 @@ from vlm_lora_plugin.frameworks.swift.hooks import install_hooks
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK, RECORDER, TUNER
 from vlm_lora_plugin.frameworks.swift.refusals import refuse_in_one_message
 from vlm_lora_plugin.frameworks.swift.versions import check_version
+from vlm_lora_plugin.outside.display import never_crash
 from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
 from vlm_lora_plugin.plugins.manager import get_manager
 
@@ -18,6 +19,7 @@ def register() -> None:
     Raises:
         SwiftError: ms-swift is missing, or of a version that is not supported.
     """
+    never_crash()  # this process was not started by our command line
     quieten_deepspeed()
     refuse_in_one_message()
     check_version()

@@ -23,11 +23,13 @@ from vlm_lora_plugin.checkpoint.completion import (
     set_aside_incomplete,
 )
 from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
+from vlm_lora_plugin.checkpoint.hints import refuse_adapter
 from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
 from vlm_lora_plugin.checkpoint.resume_state import SCALE, lacking
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.frameworks.trainer.parallel_layout import ParallelLayout
+from vlm_lora_plugin.outside.display import safe
 from vlm_lora_plugin.parallel.agreement import done_by_some, ranks_of_this_node
 from vlm_lora_plugin.prepared.model import find_prepared
 
@@ -91,6 +93,7 @@ def check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
         last = get_last_checkpoint(output) if output.is_dir() else None
     else:
         last = str(wanted)
+        refuse_adapter(last)
         done_by_some(partial(check_complete, last), acts=ranks_of_this_node()[0] == 0)  # one reads its files
     prepared = find_prepared(trainer.model)
     if last is None or prepared is None:
@@ -111,7 +114,7 @@ def check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
 
 def _pass_over_incomplete(output: Path) -> None:
     for path, problem in set_aside_incomplete(output).items():
-        _logger.warning("%s is an incomplete checkpoint (%s) and is passed over", path, problem)
+        _logger.warning("%s is an incomplete checkpoint (%s) and is passed over", path, safe(problem))
 
 
 def _check_same_optimizer(prepared: VlmLoraPeftModel, stored: Manifest, checkpoint: str) -> None:

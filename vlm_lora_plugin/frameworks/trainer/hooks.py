@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.diagnostics.resources import ResourceMeter
 from vlm_lora_plugin.frameworks.trainer.checkpoints import check_resumed, complete_checkpoint
+from vlm_lora_plugin.frameworks.trainer.collator import check_collator
 from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import make_optimizer
 from vlm_lora_plugin.frameworks.trainer.output import locked_output, whole_checkpoint
@@ -115,6 +116,7 @@ def _train(original: Callable[..., Any]) -> Callable[..., Any]:
             refuse_fsdp(self.args, self)
             check_trainers_agree(self, prepared, resume_from_checkpoint=bool(resume_from_checkpoint))
             check_loaded_sharded(prepared)
+            check_collator(self)
             if resume_from_checkpoint:
                 check_same_checkpoint(check_resumed(self, resume_from_checkpoint))
             return original(self, resume_from_checkpoint, *args, **kwargs)
@@ -167,7 +169,7 @@ HOOKS = (
     Hook("create_optimizer", _create_optimizer, "the recipe's groups; added later they would break resuming"),
     Hook("_save_checkpoint", _save_checkpoint, "old checkpoints would be deleted before the new one is complete"),
     Hook("save_model", _save_model, "under DeepSpeed the Trainer would gather the frozen weights, too"),
-    Hook("train", _train, "FSDP is refused, the folder locked, ranks and checkpoint checked before an engine is made"),
+    Hook("train", _train, "FSDP and a general collator are refused, the folder locked, ranks and checkpoint checked"),
     Hook("_run_epoch", _run_epoch, "a run resumed from its last step would take one step more"),
     Hook(
         "get_batch_samples",
