@@ -16,7 +16,7 @@ from vlm_lora_plugin.answering.samples import Sample
 from vlm_lora_plugin.checkpoint.data_record import to_json
 from vlm_lora_plugin.checkpoint.lock import check_still_held
 from vlm_lora_plugin.diagnostics.resources import ResourceSummary
-from vlm_lora_plugin.errors import TrainingError
+from vlm_lora_plugin.errors import SwiftError, TrainingError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
 from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vlm_lora_plugin.job.preflight import Plan
+
+_REFUSED = 2
+"""Swift's exit code where this package, or Swift's parser, refused the command."""
 
 _TAIL = 30  # lines of what Swift printed that an error shows
 
@@ -62,7 +65,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
     Raises:
         TrainingError: Swift failed. Before the first step is done the output folder stays as it was.
         OutputError: The folder is no longer this job's; Swift was ended.
-        SwiftError: ms-swift is not installed, or of a version that is not supported.
+        SwiftError: ms-swift is not installed, or of a version that is not supported, or refused the job.
         HardwareError: The processes cannot be started here.
     """
     processes = swift_processes(launch or wanted_launch(plan.recipe, None, None))
@@ -103,7 +106,8 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
                 shutil.copyfile(printed, plan.output.framework_log)
         if code != 0:
             lines = printed.read_text("utf-8", errors="replace").splitlines()
-            raise TrainingError(
+            kind = SwiftError if code == _REFUSED else TrainingError
+            raise kind(
                 f"swift sft failed with exit code {code}",
                 why="\n".join(lines[-_TAIL:]),
                 fix=f"All that it printed: {plan.output.framework_log}" if told.begun else "",
