@@ -44,6 +44,7 @@ def test_keys_that_change_nothing_are_counted(vlm_lora, model, data):
     refused = vlm_lora("data-check", model, "--data", data, *SHORT)
     assert refused.code == 2
     assert "`score` is not supported" in refused.out
+    assert refused.out.count("data.ignore_keys: [score]") == 1, "what to do is said once"
     ignoring = (*SHORT, "--set", "data.ignore_keys=[score]")
     outcome = vlm_lora("data-check", model, "--data", data, "--json", *ignoring)
     assert json.loads(outcome.out)["keys_passed_over"] == {"id": 6, "messages._note": 6, "score": 2}

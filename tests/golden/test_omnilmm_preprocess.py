@@ -10,16 +10,20 @@ from pathlib import Path
 import pytest
 
 from vlm_lora_omnilmm.processing import OmniLMMProcessor
-from vlm_lora_omnilmm.records import parse_record
 from vlm_lora_omnilmm.tokenization import load_tokenizer
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
+from vlm_lora_plugin.data.reading import RowFormat, parse_row
+from vlm_lora_plugin.data.rows.rules import RowRules
 from vlm_lora_plugin.errors import DataError
+from vlm_lora_plugin.plugins.manager import get_manager
 
 FOLDER = Path(__file__).parent / "omnilmm"
 DOCUMENT = json.loads((FOLDER / "preprocess.json").read_text("utf-8"))
 CASES = {case["name"]: case for case in DOCUMENT["samples"] if case["pipeline"] == "omnilmm"}
 QUERIES = 4
 BLOCK = "<im_start>" + "<im_patch>" * QUERIES + "<im_end>"
+
+FORM = RowFormat.of(get_manager().family("omnilmm"), RowRules(upstream_labels=True))
 
 REFUSED = {
     # Upstream warns and supervises nothing.
@@ -52,7 +56,7 @@ def example_of(case):
     record = {"conversations": turns}
     if case["expand_images"]:
         record["image"] = "image_wide.png"
-    example = parse_record(record, FOLDER, case["name"])
+    example = parse_row(record, FOLDER, case["name"], FORM)
     marks = sum(message.content.count(IMAGE_MARK) for message in example.messages)
     if not case["expand_images"]:
         return replace(example, images=(FOLDER / "image_wide.png",) * marks, verbatim=False)
@@ -100,9 +104,10 @@ def test_a_row_of_upstreams_format_opened_by_the_assistant_has_upstreams_labels(
 
 
 @pytest.mark.parametrize("name", OPENED_BY_THE_ASSISTANT)
-def test_a_row_with_messages_opened_by_the_assistant_supervises_its_answers_alone(name, processor):
+@pytest.mark.parametrize("own_form", [False, True], ids=["messages", "own form"])
+def test_without_upstreams_labels_a_row_opened_by_the_assistant_supervises_its_answers_alone(name, own_form, processor):
     case = CASES[name]
-    row = processor.encode(example_of(case))
+    row = processor.encode(replace(example_of(case), verbatim=own_form, by_roles=True))
 
     assert row["input_ids"].tolist() == case["expected_input_ids"]
     supervised = row["input_ids"][row["labels"] != -100]

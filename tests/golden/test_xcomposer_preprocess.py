@@ -10,7 +10,10 @@ import pytest
 import torch
 from vocabularies import train_vocabulary
 
+from vlm_lora_plugin.data.reading import RowFormat, parse_row
+from vlm_lora_plugin.data.rows.rules import RowRules
 from vlm_lora_plugin.errors import DataError, TooLongError
+from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_xcomposer.configuration import TURN_END_FROM_END, XComposerConfig
 from vlm_lora_xcomposer.processing import XComposerProcessor
 from vlm_lora_xcomposer.prompt import ANSWER_HEADER, TURN_END, upstream_labels, upstream_text
@@ -20,6 +23,7 @@ from vlm_lora_xcomposer.tokenization import load_vocabulary
 DOCUMENT = json.loads((Path(__file__).parent / "xcomposer" / "preprocess.json").read_text("utf-8"))
 CASES = DOCUMENT["examples"]
 FOLDER = Path(__file__).parents[3] / "shared" / "golden" / "xcomposer" / "tokenizer"
+FORM = RowFormat.of(get_manager().family("xcomposer"), RowRules(upstream_labels=True))
 VARIANTS = {"4khd": "xcomposer2_4khd", "2.5": "xcomposer2_5"}
 
 needs_vocabulary = pytest.mark.skipif(
@@ -81,7 +85,7 @@ def encode(case, vocabulary, **sizes):
     features = []
     for number, row in enumerate(rows_of(case)):
         processor.grids = case["image_grids_hw"][number] if case["image_grids_hw"] else ()
-        example = parse_record(row, Path(), name(case))
+        example = parse_row(row, Path(), name(case), FORM)
         features.append(processor.encode(example, max_length=case["max_length"], truncation_strategy="right"))
     return processor, features
 
@@ -134,7 +138,7 @@ def test_the_label_mask_alone_equals_upstreams_in_every_case(case):
 def test_a_cut_that_leaves_no_label_is_an_error(case, vocabulary):
     config = XComposerConfig(variant=VARIANTS[case["variant"]])
     processor = XComposerProcessor(vocabulary, config, hd_num=1)  # one crop, as in these cases
-    example = parse_record(case["example"], Path(), name(case))
+    example = parse_row(case["example"], Path(), name(case), FORM)
     sizes = [(config.image_size, config.image_size)] * len(example.images)
     with pytest.raises(TooLongError, match=f"max_length is {case['max_length']}, and cut"):
         processor.measure(example, sizes, max_length=case["max_length"], truncation_strategy="right")

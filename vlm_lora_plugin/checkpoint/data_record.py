@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.documents import differences
@@ -28,9 +30,53 @@ class DataRecord:
     sha256: str
 
 
-def to_json(records: Mapping[str, DataRecord]) -> str:
-    """Return the records, by the name of the data set, as they lie in the output folder."""
-    return json.dumps({name: asdict(record) for name, record in records.items()}, indent=2) + "\n"
+PATH = "path"
+"""Where a data file lay when the job was started: it may lie elsewhere when it is resumed."""
+
+
+def to_json(records: Mapping[str, DataRecord], files: Mapping[str, Path]) -> str:
+    """Return the records, by the name of the data set, as they lie in the output folder.
+
+    Args:
+        records: What the files are.
+        files: Where they are.
+    """
+    document = {name: {PATH: str(files[name].absolute()), **asdict(record)} for name, record in records.items()}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def recorded_files(output: OutputFolder) -> dict[str, Path]:
+    """Return where the data files of a job lay when it was started, by the name of the data set.
+
+    Raises:
+        OutputError: The job's record is missing or broken, or does not say; or a file is no longer there.
+    """
+    kept = _read(output)
+    files = {name: Path(record[PATH]) for name, record in kept.items() if PATH in record}
+    if files.keys() != kept.keys():
+        raise OutputError(
+            f"{output.data} does not say where the job's data lies: it was written by an earlier version",
+            fix="Give --data, and --val-data where the job had any.",
+        )
+    gone = [str(file) for file in files.values() if not file.is_file()]
+    if gone:
+        raise OutputError(
+            f"The data that the job in {output.folder} was started with is no longer there: {listed(gone)}",
+            fix="Give --data, and --val-data where the job had any: the same files, where they lie now.",
+        )
+    return files
+
+
+def _read(output: OutputFolder) -> dict[str, dict[str, Any]]:
+    try:
+        kept = read_json(output.data)
+        return {str(name): dict(record) for name, record in kept.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{output.data}, which tells what data the job was started with, cannot be read: {reason(error)}",
+            why="With other data it would come to a result that no data describes.",
+            fix="Start it anew with --overwrite.",
+        ) from None
 
 
 def check_same_data(output: OutputFolder, records: Mapping[str, DataRecord]) -> None:
@@ -39,14 +85,9 @@ def check_same_data(output: OutputFolder, records: Mapping[str, DataRecord]) -> 
     Raises:
         OutputError: The job's record is missing or broken, or tells of other data; shows both.
     """
-    try:
-        kept = read_json(output.data)
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{output.data}, which tells what data the job was started with, cannot be read: {reason(error)}",
-            why="With other data it would come to a result that no data describes.",
-            fix="Start it anew with --overwrite.",
-        ) from None
+    kept = {
+        name: {key: value for key, value in record.items() if key != PATH} for name, record in _read(output).items()
+    }
     found = differences(kept, {name: asdict(record) for name, record in records.items()})
     if found:
         raise OutputError(

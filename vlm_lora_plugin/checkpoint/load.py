@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,8 @@ def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             put_full(parameter, tensors[name])
+    own = model.vlm_lora
+    own.steps, own.manifest = stored.steps, replace(own.manifest, lineage=stored.lineage)
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:

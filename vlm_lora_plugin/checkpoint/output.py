@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlm_lora_plugin.checkpoint.completion import set_aside_incomplete
@@ -15,6 +15,17 @@ from vlm_lora_plugin.checkpoint.space import check_names
 from vlm_lora_plugin.errors import OutputError, TrainingError, listed
 
 _NOT_EMPTY_OR_GONE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
+
+
+LENGTH = ("max_steps", "num_train_epochs")
+"""Keys of a recipe's ``training`` that say how long a job is."""
+
+
+def of_length(differences: Sequence[str]) -> bool:
+    """Return whether two recipes differ in nothing but the length of the run: lines of ``documents.differences``."""
+    return bool(differences) and all(
+        line.startswith(tuple(f"training.{key}: " for key in LENGTH)) for line in differences
+    )
 
 
 class OutputFolder:
@@ -111,6 +122,13 @@ class OutputFolder:
         temporary.write_text(log, encoding="utf-8")
         os.replace(temporary, self.log)
         self.begun = True
+
+    def lengthen(self, recipe: str, sources: str) -> None:
+        """Write the recipe of a finished job that is trained longer; called when the first new step is done."""
+        for path, text in ((self.sources, sources), (self.recipe, recipe)):
+            temporary = path.with_name(f".{path.name}.partial")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
 
     def save_adapter(self, save: Callable[[Path], None]) -> None:
         """Let ``save`` write the adapter into a temporary folder, then put it in its place in one step.

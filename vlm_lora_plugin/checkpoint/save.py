@@ -74,7 +74,9 @@ def _write(model: VlmLoraPeftModel, path: Path, tensors: Mapping[str, torch.Tens
     write_file(path / ADAPTER_CONFIG, _adapter_config(model))
     lora = {PEFT_PREFIX + p.name: tensors[p.name] for p in trainable.of_peft()}
     files[ADAPTER_WEIGHTS] = write_tensors(path / ADAPTER_WEIGHTS, lora)
-    write_file(path / MANIFEST, replace(model.vlm_lora.manifest, files=files).to_json().encode())
+    write_file(
+        path / MANIFEST, replace(model.vlm_lora.manifest, files=files, steps=model.vlm_lora.steps).to_json().encode()
+    )
 
 
 def _collect(model: VlmLoraPeftModel, state_dict: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 BAD_ROWS = 2
 """Exit code when there are rows that ``train`` would stop at."""
 
+_MOST_FIXES = 5
+
 
 def data_check(
     model: Annotated[Path, typer.Argument(help="A model folder; its weights are not read.")],
@@ -71,6 +73,7 @@ def data_check(
 
 
 def _show(report: DataReport, console: Console) -> None:
+    from vlm_lora_plugin.outside.display import shown
     from vlm_lora_plugin.reporting.data_report import report_table
 
     console.print(report_table(report))
@@ -78,12 +81,15 @@ def _show(report: DataReport, console: Console) -> None:
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     passed = report.survey.passed_over
     if passed:
-        found = ", ".join(f"{key} ({count:,} rows)" for key, count in sorted(passed.items()))
+        found = ", ".join(f"{shown(key, 60)} ({count:,} rows)" for key, count in sorted(passed.items()))
         console.print(f"keys passed over, which change nothing: {found}", highlight=False, markup=False, soft_wrap=True)
     for row in report.bad:
         console.print(f"{row.row}: {row.problem}", style="red", highlight=False, markup=False, soft_wrap=True)
     if report.bad:
         console.print(f"{len(report.bad)} of {report.survey.rows} rows cannot be used", style="bold", highlight=False)
+        fixes = list(dict.fromkeys(row.fix for row in report.bad if row.fix))
+        for fix in fixes[:_MOST_FIXES]:
+            console.print(f"- {fix}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _refuse_unwritable(picture: Path) -> None:

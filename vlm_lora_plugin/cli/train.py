@@ -38,7 +38,9 @@ def train(
     model: Annotated[
         Path | None, typer.Argument(help="A model folder; with --demo the name of a family, monkey if left out.")
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", "-d", help="Training data, JSONL or JSON.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="Training data, JSONL or JSON; --resume knows it.")
+    ] = None,
     val_data: Annotated[Path | None, typer.Option("--val-data", help="Data to evaluate on, same form.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
     recipe: RecipeOption = None,
@@ -56,6 +58,16 @@ def train(
     take_over: TakeOverOption = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the job in the folder from its newest complete checkpoint.")
+    ] = False,
+    from_adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-adapter",
+            help="Start from this adapter, checkpoint or finished job; its recipe, unless one is given.",
+        ),
+    ] = None,
+    keep_optimizer: Annotated[
+        bool, typer.Option("--keep-optimizer", help="With --from-adapter: keep the state of its optimizer, too.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show everything, and the resolved recipe; write nothing.")
@@ -84,6 +96,7 @@ def train(
         if (
             any(value is not None for value in given)
             or allow_outside_images
+            or from_adapter is not None
             or resume
             or dry_run
             or framework is not Framework.trainer
@@ -95,6 +108,12 @@ def train(
 
         run_demo(output or DEMO_OUTPUT, None if model is None else str(model))
         return
+    if resume and data is None and output is not None:
+        from vlm_lora_plugin.checkpoint.data_record import recorded_files
+        from vlm_lora_plugin.checkpoint.output import OutputFolder
+
+        files = recorded_files(OutputFolder(output))
+        data, val_data = files["training"], val_data or files.get("validation")
     if model is None or data is None or output is None:
         missing = [name for name, value in (("MODEL", model), ("--data", data), ("--output", output)) if value is None]
         raise typer.BadParameter("needed, unless --demo is given", param_hint=" and ".join(missing))
@@ -119,6 +138,8 @@ def train(
         overwrite=overwrite,
         take_over=take_over,
         resume=resume,
+        from_adapter=from_adapter,
+        keep_optimizer=keep_optimizer,
         check_images=check_images,
         framework=framework.value,
     )

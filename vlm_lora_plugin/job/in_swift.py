@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,12 +78,15 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             output=str(plan.output.folder.absolute()),
             recipe=plan.recipe.to_yaml(),
             sources=sources_json(plan.recipe),
-            data=to_json(plan.records),
+            data=to_json(plan.records, plan.files),
             kept_log=None if plan.resumed is None else plan.resumed.kept_log,
             elapsed=0.0 if plan.resumed is None else plan.resumed.seconds,
             metric=plan.recipe.evaluation.metric if plan.metric is not None else None,
             notes=str(notes),
             check_images=plan.job.check_images,
+            parent=None if plan.parent is None else str(plan.parent.absolute()),
+            moments=None if plan.moments is None or plan.resumed is not None else asdict(plan.moments),
+            longer=plan.resumed is not None and plan.resumed.longer,
         )
         job.write(folder / "job.json")
         kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())

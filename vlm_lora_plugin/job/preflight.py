@@ -22,7 +22,10 @@ from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.statistics import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
 from vlm_lora_plugin.frameworks.trainer import training_arguments
+from vlm_lora_plugin.frameworks.trainer.groups import group_labels
+from vlm_lora_plugin.frameworks.trainer.kept_optimizer import Moments
 from vlm_lora_plugin.job.inspection import inspect_model
+from vlm_lora_plugin.job.parent import check_same_selection, moments_of
 from vlm_lora_plugin.job.train_job import TrainJob
 from vlm_lora_plugin.loading import load_processor
 from vlm_lora_plugin.models.config_folder import read_config
@@ -32,14 +35,19 @@ from vlm_lora_plugin.parallel.launcher import first_rank, is_rank, started_ranks
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
 from vlm_lora_plugin.planning.effect import check_evaluation
+from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
+from vlm_lora_plugin.selection.resolve import resolve_selection
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from vlm_lora_plugin.contract import Family
     from vlm_lora_plugin.planning.plan import HardwarePlan
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.recipe import Recipe
     from vlm_lora_plugin.reporting.summary import ModelSummary
+    from vlm_lora_plugin.selection.trainables import TrainableSet
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Plan:
         output: Where results go.
         metric: What is made of answers to the validation data, or None.
         resumed: What the job goes on from, or None.
+        moments: The state that a new job's optimizer starts with, or None for a fresh one.
     """
 
     job: TrainJob
@@ -77,6 +86,18 @@ class Plan:
     output: OutputFolder
     metric: Metric | None
     resumed: ResumePoint | None
+    moments: Moments | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The data files, by the name of the data set."""
+        files = {"training": self.job.data, "validation": self.job.val_data}
+        return {name: file for name, file in files.items() if file is not None}
+
+    @property
+    def parent(self) -> Path | None:
+        """The adapter that the job is to load before its first step; a job that is resumed loads its checkpoint."""
+        return None if self.job.parent is None or self.resumed is not None else self.job.parent.folder
 
     def skipped(self) -> dict[str, list[DataError]]:
         """Return what is wrong with each row that was left out, by the name of the data set."""
@@ -110,6 +131,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     processor = load_processor(job.model, recipe)
     outline = get_manager().outline(family, job.model, dtype=DTYPES[dtype])  # built before ranks meet
     look = inspect_model(outline, str(job.model), family, recipe)
+    moments = _check_parent(job, outline, family, look.recipe, look.selection.trainables, name)
     if look.hardware is not None:
         look.hardware.check()
         check_base(read_config(job.model), look.hardware.stage, look.hardware.load, look.hardware.hardware)
@@ -148,6 +170,7 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         output=output,
         metric=metric,
         resumed=resumed,
+        moments=moments,
     )
 
 
@@ -159,6 +182,30 @@ def _common(job: TrainJob, recipe: Recipe) -> dict[str, Any]:
         "check of images": job.check_images,
         "resuming": job.resume,
     }
+
+
+def _check_parent(
+    job: TrainJob,
+    outline: PreTrainedModel,
+    family: Family,
+    recipe: ResolvedRecipe,
+    trainables: TrainableSet,
+    dtype: str,
+) -> Moments | None:
+    """Check that a job can start from the adapter that it is to start from; return its optimizer's state, if kept."""
+    if job.parent is None:
+        return None
+    check_same_selection(job.parent, trainables, recipe, outline.config, dtype)
+    if not job.keep_optimizer:
+        return None
+    if recipe.hardware is not None and recipe.hardware.zero_stage:
+        raise RecipeError(
+            f"The optimizer's state cannot be kept: {recipe.said('hardware.zero_stage')}, and ZeRO shards it",
+            fix="Leave --keep-optimizer out, or set hardware.zero_stage=0.",
+        )
+    own = resolve_recipe(dict(job.parent.manifest.recipe), family, architecture=trainables.architecture)
+    before = resolve_selection(outline, family, own)
+    return Moments(str(moments_of(job.parent).absolute()), group_labels(before.parameters))
 
 
 def _saves(arguments: TrainingArguments, summary: ModelSummary, rows: int) -> Saves:

@@ -20,6 +20,7 @@ from vlm_lora_plugin.checkpoint.lock import LOCK, FolderLock
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
 from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric, sampled_answers
+from vlm_lora_plugin.frameworks.trainer.kept_optimizer import KeptOptimizer
 from vlm_lora_plugin.frameworks.trainer.parallel_layout import check_trainers_agree
 from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
 from vlm_lora_plugin.job.in_swift import train_in_swift
@@ -31,6 +32,7 @@ from vlm_lora_plugin.parallel.launcher import Launch, check_started, expected_ra
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.planning.record import sources_json
 from vlm_lora_plugin.preparation import prepare
+from vlm_lora_plugin.prepared.lineage import start_from
 from vlm_lora_plugin.reporting.checking import checking_bar
 from vlm_lora_plugin.reporting.console import make_console
 from vlm_lora_plugin.reporting.data_table import data_table, skipped_lines
@@ -93,6 +95,8 @@ class _Begin(TrainerCallback):
                 self._output.begin(*self._texts, overwrite=self._overwrite)
             else:
                 self._output.begin_again(self._resumed.kept_log)
+                if self._resumed.longer:
+                    self._output.lengthen(self._texts[0], self._texts[2])
 
 
 def run(job: TrainJob, console: Console | None = None, launch: Launch | None = None) -> TrainResult:
@@ -146,7 +150,11 @@ def check_and_show(job: TrainJob, console: Console, ranks: int | None = None) ->
     if plan.resumed is not None:
         for name, problem in plan.resumed.passed_over.items():
             console.print(f"passed over {name}: {problem}", style="yellow", highlight=False, markup=False)
-        console.print(f"going on from {plan.resumed.checkpoint}", highlight=False, markup=False)
+        longer = f", after {plan.resumed.step} steps, which were the whole job" if plan.resumed.longer else ""
+        console.print(f"going on from {plan.resumed.checkpoint}{longer}", highlight=False, markup=False)
+    if job.parent is not None:
+        kept = "the state of its optimizer" if job.keep_optimizer else "a fresh optimizer"
+        console.print(f"starting from {job.parent.told}, with {kept}", highlight=False, markup=False)
     done = plan.resumed.step if plan.resumed is not None else 0
     outlook = Outlook.of(plan.recipe, len(plan.training), ranks or expected_ranks(plan.recipe), done)
     console.print(f"training: {outlook}", highlight=False, markup=False, soft_wrap=True)
@@ -166,7 +174,7 @@ def _check_finished(plan: Plan, steps: int) -> None:
 
 def _texts(plan: Plan) -> tuple[str, str, str]:
     """Return what is written when the first step is done: recipe, data and sources."""
-    return plan.recipe.to_yaml(), to_json(plan.records), sources_json(plan.recipe)
+    return plan.recipe.to_yaml(), to_json(plan.records, plan.files), sources_json(plan.recipe)
 
 
 def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:
@@ -192,6 +200,8 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
     recipe, output = plan.recipe, plan.output
     base, processor = load(plan.job.model, recipe, dtype=plan.dtype, seed=recipe.seed)
     model = prepare(base, recipe)
+    if plan.parent is not None:
+        start_from(model, plan.parent)
     progress, monitor = ConsoleProgress(console), ResourceMonitor()
     log = JsonlLog(output.log, elapsed=0.0 if plan.resumed is None else plan.resumed.seconds)
     trainer = Trainer(
@@ -202,6 +212,8 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
         data_collator=processor.collate,
         callbacks=[_Begin(plan), VlmLoraCallback(recipe), monitor, log, progress],
     )
+    if plan.moments is not None and plan.resumed is None:
+        trainer.add_callback(KeptOptimizer(plan.moments))
     if plan.arguments.deepspeed and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise TrainingError(
             f"DeepSpeed was asked for, and accelerate set up {trainer.accelerator.distributed_type.value}",

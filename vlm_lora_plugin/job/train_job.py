@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlm_lora_plugin.checkpoint.lock import refuse_held
-from vlm_lora_plugin.checkpoint.output import OutputFolder
+from vlm_lora_plugin.checkpoint.output import LENGTH, OutputFolder, of_length
 from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.documents import differences, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
+from vlm_lora_plugin.job.parent import Parent, find_parent, recipe_of_parent
 from vlm_lora_plugin.outside.files import why_unusable
 from vlm_lora_plugin.parallel.launcher import first_rank
 from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, lay_over, read_recipe
@@ -46,6 +47,10 @@ class TrainJob:
         take_over: Take ``output`` from another run that seems to be at work in it.
         resume: Go on with the job in ``output`` from its newest complete checkpoint. The recipe must be that
             job's; without a recipe or preset, ``overrides`` are laid over it, and must change nothing.
+        from_adapter: An adapter to start from: its folder, a checkpoint, or the output folder of a finished job. The
+            recipe is the adapter's unless one is given, and must train the same parameters; ``overrides`` are laid
+            over it.
+        keep_optimizer: With ``from_adapter``: start with the state of the optimizer that trained it.
         check_images: Decode every image once before training, so that a broken one cannot stop it half-way.
         framework: What trains: transformers' Trainer in this process, or ``swift sft`` in another.
     """
@@ -60,8 +65,19 @@ class TrainJob:
     overwrite: bool = False
     take_over: bool = False
     resume: bool = False
+    from_adapter: Path | None = None
+    keep_optimizer: bool = False
     check_images: bool = True
     framework: FrameworkName = "trainer"
+
+    @cached_property
+    def parent(self) -> Parent | None:
+        """The adapter that the job starts from.
+
+        Raises:
+            CheckpointError: There is none, or it is broken.
+        """
+        return None if self.from_adapter is None else find_parent(self.from_adapter)
 
     @cached_property
     def resolved(self) -> tuple[Family, ResolvedRecipe]:
@@ -74,6 +90,8 @@ class TrainJob:
         """
         if self.resume:
             return recipe_to_resume(self, OutputFolder(self.output))
+        if self.parent is not None:
+            return recipe_of_parent(self.parent, self.model, self.recipe, self.overrides, COMMAND_LINE)
         return recognise(self.model, self.recipe, self.overrides)
 
     def check(self) -> tuple[Family, ResolvedRecipe]:
@@ -92,6 +110,7 @@ class TrainJob:
         """
         if self.framework == "swift":
             check_version()
+        self._check_start()
         resolved = self.resolved
         for file in (self.data, self.val_data):
             if file is not None and (problem := why_unusable(file_and_count(file)[0])):
@@ -103,11 +122,32 @@ class TrainJob:
             refuse_held(self.output)
         return resolved
 
+    def _check_start(self) -> None:
+        """Refuse what contradicts itself about where the job starts."""
+        if self.keep_optimizer and self.from_adapter is None:
+            raise RecipeError(
+                "The optimizer's state can be kept of an adapter that the job starts from alone",
+                fix="Give --from-adapter too, or leave --keep-optimizer out.",
+            )
+        if self.from_adapter is None:
+            return
+        if self.resume:
+            raise OutputError(
+                f"--resume goes on with the job in {self.output}, which knows what it started from",
+                fix="Leave --from-adapter out; or start a new job from the adapter, in another folder.",
+            )
+        if self.output.absolute() in (self.from_adapter.absolute(), *self.from_adapter.absolute().parents):
+            raise OutputError(
+                f"The results of {self.output} would take the place of {self.from_adapter}, which the job starts from",
+                fix="Give another folder; to train that job longer, --resume -s training.max_steps=N.",
+            )
+
 
 def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, ResolvedRecipe]:
     """Return the recipe of an interrupted job, and check that it is the one that is asked for.
 
-    Settings alone are laid over the job's own recipe; a recipe or preset is compared as a whole.
+    Settings alone are laid over the job's own recipe; a recipe or preset is compared as a whole. The length alone may
+    be another, of a job that was finished; :func:`find_resume_point` looks whether it was.
 
     Raises:
         OutputError: The folder holds no recipe.
@@ -132,17 +172,21 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
         own = RecipeDocument.read(output.recipe)
         if sources is not None:
             own = RecipeDocument.recorded(kept.document(), sources, str(output.recipe))
+        if of_length(differences(_decided(kept), _decided(asked))):
+            length = {key: value for key, value in job.overrides["training"].items() if key in LENGTH}
+            own = own.under({"training": length}, COMMAND_LINE)
         resolved = resolve(own, family, find)
     else:
         written = RecipeDocument.read(job.recipe, job.overrides, overridden_by=COMMAND_LINE)
         resolved = resolve(written, family, find)
         asked = resolved = resolved.without(_switched_off(sources or {}, resolved))
     found = differences(_decided(kept), _decided(asked))
-    if found:
+    if found and not (of_length(found) and output.adapter.is_dir()):
+        longer = " A job that is finished can be trained longer." if of_length(found) else ""
         raise RecipeError(
             f"The recipe is not that of the job in {output.folder} (job / given): {listed(found)}",
             why="Going on with another recipe would give a result that no recipe describes.",
-            fix="Leave it out to go on with the job's own recipe, or start a new job in another folder.",
+            fix=f"Leave it out to go on with the job's own recipe, or start a new job in another folder.{longer}",
         )
     return family, resolved.model_copy(update={"origin": kept.origin})
 

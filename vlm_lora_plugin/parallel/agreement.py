@@ -29,10 +29,14 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
 BY_HAND = "registered by hand"
 
 
+def in_group() -> bool:
+    """Return whether this process was started as one of a group, of which it may be the only one."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def several_ranks() -> bool:
     """Return whether this process trains together with others."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return in_group() and torch.distributed.get_world_size() > 1
 
 
 def check_ranks_agree(manifest: Manifest, **more: object) -> None:

@@ -20,7 +20,7 @@ from vlm_lora_plugin.contract import Patch
 from vlm_lora_plugin.contract.architecture import PIXELS
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.names import canonical_name
-from vlm_lora_plugin.parallel.agreement import several_ranks
+from vlm_lora_plugin.parallel.agreement import in_group, several_ranks
 from vlm_lora_plugin.parallel.sharding import is_sharded, optimizer_keeps
 from vlm_lora_plugin.patches.wrapping import undo_all, wrap_method
 
@@ -48,10 +48,11 @@ def keep_text_only_trainable(
     zero that wants one stands in for it, so that the loss can be sent backward. In several processes, and where
     ZeRO-3 shards the vision parameters, a made-up image takes the way of a real one at the same place of the forward
     pass, and zero times its features is added to the embeddings: so every rank calls the same modules in the same
-    order and has the same graph, whatever its rows hold, and unreached parameters get a gradient of zero. They also
-    do under ZeRO-1 and 2 in one process, whose gradients are one flat tensor, and with an fp16 loss scale where
-    nothing else learns, which refuses a step without any gradient. It works
-    only where all images of a batch go through the vision modules in one call.
+    order and has the same graph, whatever its rows hold, and unreached parameters get a gradient of zero. It works
+    only where all images of a batch go through the vision modules in one call. Unreached parameters also get a
+    gradient of zero under ZeRO-1 and 2 in one process, whose gradients are one flat tensor; in a process that
+    torchrun started alone, where DistributedDataParallel waits for each; and with an fp16 loss scale where nothing
+    else learns, which refuses a step without any gradient.
 
     Args:
         trunk: Name of the module whose output holds ``last_hidden_state`` and which is called with the images.
@@ -122,7 +123,7 @@ def _touch(
         return output
     hidden = output.last_hidden_state
     alone = not hidden.requires_grad
-    if several or any(map(optimizer_keeps, learning)) or (alone and _loss_is_scaled(hidden)):
+    if in_group() or several or any(map(optimizer_keeps, learning)) or (alone and _loss_is_scaled(hidden)):
         hidden = hidden + _zero_of(learning).to(hidden)
     elif zeros.learning():
         hidden = hidden + _zero_of(zeros.learning()).to(hidden)

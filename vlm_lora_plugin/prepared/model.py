@@ -44,6 +44,7 @@ class Preparation:
         trainable: What learns.
         manifest: The same, as it goes into checkpoints.
         dtype: Dtype the base was loaded in, which its frozen parameters keep.
+        steps: Optimizer steps that the run has done, for the manifest; None until a callback or a checkpoint tells.
     """
 
     family: Family
@@ -53,6 +54,7 @@ class Preparation:
     dtype: torch.dtype
     _base: nn.Module = field(repr=False)
     _stack: PatchStack = field(default_factory=PatchStack, repr=False)
+    steps: int | None = None
 
     @property
     def patches(self) -> tuple[str, ...]:

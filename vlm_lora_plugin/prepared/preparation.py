@@ -24,6 +24,7 @@ from vlm_lora_plugin.planning.effect import check_tables, effective_recipe
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.prepared.injection import inject
+from vlm_lora_plugin.prepared.lineage import start_from
 from vlm_lora_plugin.prepared.model import Preparation, VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe, RecipeSource
 from vlm_lora_plugin.selection.base_bytes import byte_digests
@@ -150,8 +151,10 @@ def load_trained(
         raise CheckpointError(f"{folder} belongs to the family {manifest.family}, the base model is {family}")
     check_base(manifest, model.config, folder)
     prepared = _prepare(model, dict(manifest.recipe), strict=False)
-    prepared.load_adapter(folder, is_trainable=is_trainable)
-    if not is_trainable:
+    if is_trainable:
+        start_from(prepared, folder)
+    else:
+        prepared.load_adapter(folder)
         prepared.requires_grad_(False)
     return prepared
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin._version import __version__
@@ -28,7 +28,7 @@ READABLE_VERSIONS = (2, 3, 4, 5)
 Up to version 4 there is no digest of the files or of the manifest itself, and the base's weights are known by a
 sample alone."""
 
-_ADDED = {2: (), 3: ("base_weights",), 4: ("architecture",), 5: ("base_bytes", "files")}
+_ADDED = {2: (), 3: ("base_weights",), 4: ("architecture",), 5: ("base_bytes", "files", "steps", "lineage")}
 """Version -> the keys that it brought."""
 
 _SEAL = "document_digest"
@@ -57,6 +57,19 @@ class ManifestParameter:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """An adapter that a run started from.
+
+    Attributes:
+        digest: Of its files, see :func:`~vlm_lora_plugin.prepared.lineage.adapter_digest`.
+        steps: Optimizer steps that its own run had done; None where nobody counted them.
+    """
+
+    digest: str
+    steps: int | None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything needed to rebuild the trained model around its base.
 
@@ -78,6 +91,8 @@ class Manifest:
             :func:`~vlm_lora_plugin.selection.base_bytes.byte_digests`; None in older formats.
         files: Names of the files with what was trained -> their SHA-256; None in older formats, and before it is
             saved.
+        steps: Optimizer steps that the run had done when it was saved; None where nobody counted them.
+        lineage: The adapters that came before, the first one first; empty for a run that started from the base.
     """
 
     format_version: int
@@ -93,6 +108,8 @@ class Manifest:
     architecture: Mapping[str, Any] | None = None
     base_bytes: Mapping[str, str] | None = None
     files: Mapping[str, str] | None = None
+    steps: int | None = None
+    lineage: tuple[Ancestor, ...] = ()
 
     def to_json(self) -> str:
         """Return the manifest as JSON text, with a digest over all of it."""
@@ -136,8 +153,10 @@ class Manifest:
                 ManifestParameter(**{**entry, "shape": tuple(int(size) for size in entry["shape"])})
                 for entry in document["parameters"]
             )
-            manifest = cls(**{**document, "parameters": parameters})
-            Recipe.parse(manifest.recipe, source=source)
+            lineage = tuple(Ancestor(**entry) for entry in document["lineage"] or ())
+            manifest = cls(**{**document, "parameters": parameters, "lineage": lineage})
+            # Keys that came later have their defaults, which is what the run was trained with.
+            manifest = replace(manifest, recipe=Recipe.parse(manifest.recipe, source=source).document())
             if manifest.architecture is not None:
                 _prefixes(manifest.architecture)
         except (TypeError, ValueError, KeyError, RecipeError) as error:

@@ -18,6 +18,7 @@ from warm import warm
 import vlm_lora_plugin.checkpoint.save as saving
 from vlm_lora_plugin import load_adapter, prepare
 from vlm_lora_plugin.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST
+from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.errors import CheckpointError, ModelError
 from vlm_lora_plugin.selection.manifest import sealed
 
@@ -354,6 +355,22 @@ def test_a_manifest_that_was_changed_by_hand_is_an_error(saved, key, value):
     (folder / MANIFEST).write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="document_digest does not belong"):
         load_adapter(toy_model(), folder)
+
+
+def test_keys_of_the_recipe_that_came_later_have_their_defaults(saved):
+    """So that a job of an earlier version is resumed, and its recipe is not another one."""
+    _, folder = saved
+    whole = read_manifest(folder)
+
+    def earlier(document):
+        del document["recipe"]["loss_mean"], document["recipe"]["optimizer"]["decay"]
+        del document["steps"], document["lineage"], document["files"], document["base_bytes"]
+        document["format_version"] = 4
+
+    edit_manifest(folder, earlier)
+    manifest = read_manifest(folder)
+    assert manifest.recipe == whole.recipe
+    assert (manifest.steps, manifest.lineage) == (None, ())
 
 
 @pytest.mark.parametrize("wild", [float("nan"), float("inf")])

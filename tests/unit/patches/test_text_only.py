@@ -280,3 +280,12 @@ def test_undo_takes_the_looking_back(model, text, ranks):
 
     assert not model(**text).loss.requires_grad
     assert "transformer.visual" not in order
+
+
+def test_a_process_that_was_started_as_one_of_a_group_has_gradients_of_zero(model, text, monkeypatch):
+    """DistributedDataParallel waits for each, also where the process is the only one."""
+    monkeypatch.setattr(text_only, "in_group", lambda: True)
+    PATCH.apply(model)
+    model(**text).loss.backward()
+
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)

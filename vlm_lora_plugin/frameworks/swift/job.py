@@ -26,6 +26,10 @@ class SwiftJob:
         metric: What is made of answers to the validation data, or None.
         notes: A file that the Swift process keeps the :class:`Notes` in.
         check_images: Whether every image is decoded before training, or its header read alone.
+        parent: The folder of the adapter that a new job starts from, or None.
+        moments: Fields of the :class:`~vlm_lora_plugin.frameworks.trainer.kept_optimizer.Moments` that a new job's
+            optimizer starts with, or None for a fresh one.
+        longer: Whether a finished job is trained longer, so that its recipe is written anew.
     """
 
     output: str
@@ -37,6 +41,9 @@ class SwiftJob:
     metric: str | None
     notes: str
     check_images: bool = True
+    parent: str | None = None
+    moments: dict[str, Any] | None = None
+    longer: bool = False
 
     def write(self, file: Path) -> None:
         """Write it as JSON."""

@@ -16,6 +16,7 @@ from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.swift.job import Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
 from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric, sampled_answers
+from vlm_lora_plugin.frameworks.trainer.kept_optimizer import KeptOptimizer, Moments
 from vlm_lora_plugin.frameworks.trainer.parallel_layout import check_trainers_agree
 from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
 from vlm_lora_plugin.parallel.heartbeat import tell_also
@@ -65,6 +66,8 @@ class JobCallback(TrainerCallback):
         model = find_prepared(trainer.model)
         if model is not None:
             check_trainers_agree(trainer, model, metric=self._job.metric)
+        if self._job.moments is not None:
+            trainer.add_callback(KeptOptimizer(Moments(**self._job.moments)))
         if self._job.metric is not None and trainer.eval_dataset is not None:
             evaluation = find_prepared(trainer.model).vlm_lora.recipe.evaluation  # type: ignore[union-attr]
             answers = AnswerMetric(
@@ -103,6 +106,8 @@ class JobCallback(TrainerCallback):
                 self._output.begin(self._job.recipe, self._job.data, self._job.sources)
             else:
                 self._output.begin_again(self._job.kept_log)
+                if self._job.longer:
+                    self._output.lengthen(self._job.recipe, self._job.sources)
             checkpoints.mkdir(exist_ok=True)
             recorded = json.loads((swift_folder / _ARGUMENTS).read_text("utf-8"))
             recorded["output_dir"] = str(checkpoints.absolute())

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from swift.tuner_plugin import Tuner
 
 from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
+from vlm_lora_plugin.prepared.lineage import start_from
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 from vlm_lora_plugin.prepared.preparation import load_trained, prepare_model
 
@@ -24,9 +26,12 @@ class VlmLoraTuner(Tuner):  # type: ignore[misc]  # Swift is untyped
 
     @staticmethod
     def prepare_model(args: SftArguments, model: PreTrainedModel) -> VlmLoraPeftModel:
-        """Prepare the loaded model by the run's recipe."""
+        """Prepare the loaded model by the run's recipe, and load the adapter that ``vlm-lora train`` starts from."""
         install_hooks()
-        return prepare_model(model, given_recipe())
+        prepared, job = prepare_model(model, given_recipe()), SwiftJob.of_process()
+        if job is not None and job.parent is not None:
+            start_from(prepared, job.parent)
+        return prepared
 
     @staticmethod
     def save_pretrained(
@@ -53,5 +58,5 @@ class VlmLoraTuner(Tuner):  # type: ignore[misc]  # Swift is untyped
             return load_trained(model, model_id)
         recipe = given_recipe()
         prepared = prepare_model(model, dict(read_manifest(model_id).recipe) if recipe is None else recipe)
-        prepared.load_adapter(model_id, is_trainable=True)
+        start_from(prepared, model_id)  # a run that is resumed loads its checkpoint once more, as its own
         return prepared

@@ -14,7 +14,7 @@ from vlm_lora_plugin.diagnostics.learning_causes import loss_not_finite
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import TrainingError, listed
 from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
-from vlm_lora_plugin.frameworks.trainer.groups import verify_optimizer
+from vlm_lora_plugin.frameworks.trainer.groups import follow_schedule, verify_optimizer
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
 from vlm_lora_plugin.frameworks.trainer.in_place import prepare_in_place
 from vlm_lora_plugin.frameworks.trainer.output import check_room
@@ -79,6 +79,9 @@ class VlmLoraCallback(TrainerCallback):
                 fix="Let model_init return vlm_lora_plugin.prepare(model, recipe).",
             )
         prepared = self._check(args, kwargs["model"])
+        prepared.vlm_lora.steps = state.global_step
+        if state.global_step:
+            follow_schedule(kwargs.get("lr_scheduler"), kwargs["optimizer"])
         if self._check_room:
             check_room(args, state, kwargs["model"])
         self._verified = False
@@ -113,6 +116,12 @@ class VlmLoraCallback(TrainerCallback):
             self._probe.after_step(skipped=step_was_skipped(kwargs["optimizer"]))
             if self._probe.done:
                 self._probe = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count the steps, which a checkpoint's manifest tells."""
+        prepared = find_prepared(kwargs["model"])
+        if prepared is not None:
+            prepared.vlm_lora.steps = state.global_step
 
     def on_log(
         self,

@@ -6,12 +6,13 @@ Groups must exist when the optimizer is made: added later they break resuming. S
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from vlm_lora_plugin.errors import TrainingError, listed
 from vlm_lora_plugin.names import canonical_name
@@ -40,8 +41,29 @@ def parameter_groups(model: VlmLoraPeftModel) -> list[dict[str, Any]]:
     for name, tensor in model.named_trainables().items():
         entry: Trainable = by_name[name]
         settings = {"name": entry.group, "lr": entry.learning_rate, "weight_decay": entry.weight_decay}
-        key = (entry.component, entry.means, *settings.values())
-        groups.setdefault(key, {"params": [], **settings})["params"].append(tensor)
+        groups.setdefault(_key(entry), {"params": [], **settings})["params"].append(tensor)
+    return list(groups.values())
+
+
+def _key(entry: Trainable) -> tuple[object, ...]:
+    return (entry.component, entry.means, entry.group, entry.learning_rate, entry.weight_decay)
+
+
+def group_labels(trainables: Iterable[Trainable]) -> dict[str, str]:
+    """Return parameter name -> a text that is the same for those that :func:`parameter_groups` puts together."""
+    return {entry.name: repr(_key(entry)) for entry in trainables}
+
+
+def grouped_names(names: Iterable[str], labels: Mapping[str, str]) -> list[list[str]]:
+    """Return the names that an optimizer made of :func:`parameter_groups` holds, group by group, in its order.
+
+    Args:
+        names: Of everything that learns, in the model's order.
+        labels: What :func:`group_labels` returned.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(labels[name], []).append(name)
     return list(groups.values())
 
 
@@ -80,6 +102,22 @@ def verify_optimizer(model: VlmLoraPeftModel, optimizer: torch.optim.Optimizer) 
                 why="The run would not train what the recipe says.",
                 fix="Build the Trainer after prepare, without an optimizer of its own, and change no requires_grad.",
             )
+
+
+def follow_schedule(schedule: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Set the rates that a schedule gives for its step, where it is another than the optimizer's state was kept with.
+
+    A checkpoint brings the rates of the schedule that it was written under. Where a job is trained longer, its
+    first step would be taken at the last of those, which for a cosine is 0. Resumed as it was, nothing changes.
+
+    Args:
+        schedule: The Trainer's; nothing is done with one that is not a function of the step.
+        optimizer: The Trainer's.
+    """
+    if not isinstance(schedule, LambdaLR):
+        return
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(schedule.last_epoch)
 
 
 def make_optimizer(trainer: Trainer, model: VlmLoraPeftModel) -> torch.optim.Optimizer:
