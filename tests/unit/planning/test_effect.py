@@ -236,8 +236,12 @@ ALWAYS = {
     "rules",
     "seed",
     *(f"lora.{key}" for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")),
-    *(f"optimizer.{key}" for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type")),
-    *(f"optimizer.{key}" for key in ("warmup_ratio", "max_grad_norm")),
+    *(
+        f"optimizer.{key}"
+        for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs")
+    ),
+    *(f"optimizer.{key}" for key in ("warmup_ratio", "max_grad_norm", "decay")),
+    "loss_mean",
     *(f"training.{key}" for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")),
     *(f"training.{key}" for key in ("num_train_epochs", "logging_steps", "save_steps", "save_total_limit")),
     "training.dataloader_num_workers",
