@@ -163,7 +163,7 @@ class FolderLock:
         return own
 
     def _link(self, path: Path | None = None) -> None:
-        """Put the lock, or another file that says the same, in place in one step; FileExistsError where there is one."""
+        """Put the lock, or a file that says the same, in place in one step; FileExistsError where there is one."""
         path = path or self._path
         own = self._written()
         try:
@@ -179,7 +179,7 @@ class FolderLock:
             own.unlink(missing_ok=True)
 
     def _guarded(self) -> bool:
-        """Make the guard; False where another process has it, which is tried again. One of a dead process is removed."""
+        """Make the guard; False where another process has it. One of a dead process is removed first."""
         try:
             self._link(self._guard)
         except FileExistsError:
