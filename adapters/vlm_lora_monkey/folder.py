@@ -29,13 +29,10 @@ def recognises(folder: Path) -> bool:
         document = read_config(folder)
     except ModelError:
         return False
-    visual = document.get("visual")
-    return (
-        document.get("model_type") in (MODEL_TYPE, QWEN_VL_MODEL_TYPE)
-        and isinstance(visual, Mapping)
-        and visual.keys() >= _VISUAL_KEYS
-        and not any(TEXT_MONKEY in str(name) for name in document.get("architectures") or ())
-    )
+    visual, model_type = document.get("visual"), document.get("model_type")
+    if model_type == QWEN_VL_MODEL_TYPE and not (isinstance(visual, Mapping) and visual.keys() >= _VISUAL_KEYS):
+        return False
+    return model_type in (MODEL_TYPE, QWEN_VL_MODEL_TYPE) and TEXT_MONKEY not in str(document.get("architectures"))
 
 
 def monkey_document(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +42,10 @@ def monkey_document(document: Mapping[str, Any]) -> dict[str, Any]:
     per window, as upstream's training script does with its own config.
     """
     monkey = {key: value for key, value in document.items() if key not in ("auto_map", "architectures", "model_type")}
-    visual = dict(monkey.get("visual") or {})
+    visual = monkey.get("visual")
+    if not isinstance(visual, Mapping):
+        return monkey  # whoever makes a config of it says so
+    visual = dict(visual)
     if document.get("model_type") == QWEN_VL_MODEL_TYPE and "lora_repeat_num" not in visual:
         visual["window_size"] = visual["image_size"]
         visual["image_size"] = visual["window_size"] * QWEN_VL_WINDOWS_PER_SIDE

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from vlm_lora_monkey.configuration import MonkeyConfig, resolve_variant
+from vlm_lora_monkey.configuration import MonkeyConfig, VisionSettings, resolve_variant
 from vlm_lora_monkey.folder import COMMON, LLM_LORA, monkey_document
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models import has_weights, load_model_of, read_config
+from vlm_lora_plugin.models import config_of, has_weights, load_model_of, read_config
 
 
 def load_model(request: LoadRequest) -> MonkeyForCausalLM:
@@ -38,7 +38,7 @@ def load_config(folder: Path, *, needs_weights: bool = True, variant: str | None
         ModelError: The config is impossible, or config or tensors say another variant than ``variant``.
         WeightsError: The variant is open and the weight files cannot be read.
     """
-    config = MonkeyConfig(**monkey_document(read_config(folder)))
+    config = config_of(MonkeyConfig, monkey_document(read_config(folder)), folder, {"visual": VisionSettings})
     if needs_weights or has_weights(folder):
         resolve_variant(config, folder)
     if variant is not None:

@@ -93,6 +93,7 @@ class OmniLMMConfig(MistralConfig):
         if self.pad_token_id is None and isinstance(self.eos_token_id, int):
             self.pad_token_id = self.eos_token_id
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        TowerSettings.from_mapping(self.tower)
         problem = None
         if round(self.num_query**0.5) ** 2 != self.num_query:
             problem = f"num_query {self.num_query} is not a square number"

@@ -38,6 +38,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """
     path = Path(folder)
     fix = f"Put the published {TOKENIZER_FILE} or {SENTENCEPIECE_FILE} and {TOKENIZER_CONFIG} into the model folder."
+    _check_settings(path)
     try:
         if (path / TOKENIZER_FILE).is_file():
             tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path)
@@ -45,7 +46,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
             tokenizer = LlamaTokenizer.from_pretrained(path, legacy=_is_legacy(path))
         else:
             raise ModelError(f"{path} has neither {TOKENIZER_FILE} nor {SENTENCEPIECE_FILE}", fix=fix)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # the library reads several files and trusts each
         raise ModelError(f"The tokenizer in {path} cannot be read: {error}", fix=fix) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer in {path} names no end-of-sequence token", fix=fix)
@@ -55,6 +58,17 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = ZEPHYR_TEMPLATE
     return tokenizer
+
+
+def _check_settings(folder: Path) -> None:
+    for name in (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"):
+        file = folder / name
+        try:
+            document = read_json(file) if file.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} cannot be read: {error}", fix="Use the published file, or none.") from None
+        if not isinstance(document, dict):
+            raise ModelError(f"{file} holds no JSON object", fix="Use the published file, or none.")
 
 
 def _is_legacy(folder: Path) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlm_lora_omnilmm.configuration import OmniLMMConfig
+from vlm_lora_omnilmm.configuration import OmniLMMConfig, TowerSettings
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 from vlm_lora_omnilmm.tokenization import resolve_image_ids
 from vlm_lora_plugin.contract import LoadRequest
-from vlm_lora_plugin.models import load_model_of, read_config
+from vlm_lora_plugin.models import config_of, load_model_of, read_config
 
 
 def load_model(request: LoadRequest) -> OmniLMMForCausalLM:
@@ -28,6 +28,6 @@ def load_config(folder: Path) -> OmniLMMConfig:
         ModelError: The config is impossible, or does not fit the tokenizer.
     """
     document = {key: value for key, value in read_config(folder).items() if key not in ("architectures", "model_type")}
-    config = resolve_image_ids(OmniLMMConfig(**document), folder)
+    config = resolve_image_ids(config_of(OmniLMMConfig, document, folder, {"tower": TowerSettings}), folder)
     config.name_or_path = str(folder)
     return config

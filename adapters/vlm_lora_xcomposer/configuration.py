@@ -26,6 +26,12 @@ PUBLISHED_VISION: dict[str, Any] = {
     "attention_dropout": 0.0,
 }
 
+PARTS: dict[str, Any] = {
+    "vision": {key: type(value) for key, value in {**PUBLISHED_VISION, "image_size": 0}.items()},
+    "plora": {"wqkv": tuple[float, ...], "other": tuple[float, ...], "dropout": float},
+}
+"""What the mappings inside a config hold, by key."""
+
 # Ids counted from the end of the vocabulary: [UNUSED_TOKEN_145] ends a turn, [UNUSED_TOKEN_142] occurs in no prompt.
 TURN_END_FROM_END = 2
 IMAGE_TOKEN_FROM_END = 5
@@ -128,8 +134,16 @@ class XComposerConfig(PreTrainedConfig):
             problem = f"image_size {self.image_size} does not divide by {self.merge_size} patches of {self.patch_size}"
         elif (self.rope_scaling or {}).get("type", "linear") not in ("linear", "dynamic"):
             problem = f"rope_scaling {self.rope_scaling} is neither linear nor dynamic"
+        short = [name for name in ("wqkv", "other") if len(self.plora[name]) != 2 or not self.plora[name][0] >= 1]
+        if short:
+            problem = f"plora.{short[0]} is {self.plora[short[0]]}, not [rank, alpha]"
         if problem:
             raise ModelError(f"The config is impossible: {problem}")
+        try:
+            self.clip  # noqa: B018  the library checks it when it is made
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ModelError(f"The config's `vision` is impossible: {lines[-1] if lines else error!r}") from None
         if self.tie_word_embeddings:
             raise ModelError(
                 "The config sets tie_word_embeddings",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora_plugin.errors import ModelError, listed
-from vlm_lora_plugin.models import has_weights, tensor_shapes
-from vlm_lora_xcomposer.configuration import XComposerConfig
+from vlm_lora_plugin.models import check_values, config_of, has_weights, tensor_shapes
+from vlm_lora_xcomposer.configuration import PARTS, XComposerConfig
 from vlm_lora_xcomposer.folder import xcomposer_document
 from vlm_lora_xcomposer.names import PLORA_NAME
 from vlm_lora_xcomposer.variants import VARIANTS, XCOMPOSER2, XCOMPOSER2_4KHD, XCOMPOSER2_5
@@ -35,12 +35,13 @@ def load_config(folder: Path, *, needs_weights: bool = True, variant: str | None
         WeightsError: The weight files cannot be read.
     """
     document = xcomposer_document(folder)
+    check_values(XComposerConfig, document, folder, PARTS)
     if needs_weights or has_weights(folder):
         document = completed(document, tensor_shapes(folder))
     known = document.get("variant") or (XCOMPOSER2 if document.get("img_size") is not None else None)
     if variant is not None and known not in (None, variant):
         raise ModelError(f"{folder} holds the variant {known}, not {variant}", fix="Leave the variant out.")
-    config = XComposerConfig(**{**document, "variant": variant or known})
+    config = config_of(XComposerConfig, {**document, "variant": variant or known}, folder, PARTS)
     config.name_or_path = str(folder)
     return config
 

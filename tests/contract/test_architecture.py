@@ -67,8 +67,8 @@ def test_what_the_function_raises_is_an_error_naming_the_plugin():
     [
         (ARCHITECTURE.components, "is a tuple, not an Architecture"),
         (Architecture(()), "has no component"),
-        (Architecture(("vision",)), "holds 'vision'"),
-        (Architecture((Component("sight", ("tower",)),)), "holds Component"),
+        (Architecture(("vision",)), r"does not fit: components\[0\] is 'vision', not a Component"),
+        (Architecture((Component("sight", ("tower",)),)), r"does not fit: components\[0\]\.name is 'sight'"),
         (Architecture(ARCHITECTURE.components[:1] * 2), "names vision twice"),
     ],
     ids=["type", "empty", "no Component", "no known part", "twice"],

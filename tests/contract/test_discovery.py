@@ -4,46 +4,13 @@ import subprocess
 import sys
 
 import pytest
+from plugin_sources import HARDWARE, RECIPE, adapter, family_of, model_of
 from torch import nn
 
 from vlm_lora_plugin import hookimpl
-from vlm_lora_plugin.contract import Family, LoadRequest
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import AdapterError, ModelError, SelectionError
 from vlm_lora_plugin.plugins.manager import AdapterManager
-from vlm_lora_plugin.recipe import Recipe
-from vlm_lora_plugin.vocabulary import Hardware
-
-ADAPTER = """
-    from vlm_lora_plugin import hookimpl
-    from vlm_lora_plugin.contract import Family, Patch
-    from vlm_lora_plugin.vocabulary import Component
-
-    @hookimpl
-    def describe_family():
-        return Family(
-            name="{name}",
-            title="{name}",
-            model_types=("{name}",),
-            presets={{"lora": {{"components": {{"language": "lora"}}}}}},
-            default_preset="lora",
-            recognises=lambda folder: (folder / "{name}").exists(),
-            architecture="toy_family:architecture",
-            load_model="toy_family:load_model",
-            load_processor="toy_family:load_processor",
-        )
-"""
-RECIPE = Recipe(rules=[{"component": "language", "means": "lora"}])
-HARDWARE = Hardware(gpus=1, gpu_memory=24)
-
-
-def adapter(name):
-    return ADAPTER.format(name=name)
-
-
-def model_of(kind):
-    model = nn.Linear(1, 1)
-    model.config = type("Config", (), {"model_type": kind})()
-    return model
 
 
 def test_the_own_family_is_found_as_an_installed_entry_point():
@@ -198,20 +165,6 @@ def test_an_adapter_that_describes_no_family_object_is_refused():
 
     with pytest.raises(AdapterError, match="returned a str"):
         AdapterManager(discover=False).register(Wrong())
-
-
-def family_of(name):
-    return Family(
-        name=name,
-        title=name,
-        model_types=(name,),
-        presets={"lora": {}},
-        default_preset="lora",
-        recognises=lambda folder: False,
-        architecture="toy_family:architecture",
-        load_model="toy_family:load_model",
-        load_processor="toy_family:load_processor",
-    )
 
 
 class Adapter:

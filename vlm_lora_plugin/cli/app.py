@@ -11,7 +11,7 @@ from vlm_lora_plugin._version import __version__
 from vlm_lora_plugin.cli.adapters import adapters
 from vlm_lora_plugin.cli.data_check import data_check
 from vlm_lora_plugin.cli.deepspeed import deepspeed
-from vlm_lora_plugin.cli.failure import exit_code, show, wants_traceback
+from vlm_lora_plugin.cli.failure import ended_by, exit_code, show, wants_traceback
 from vlm_lora_plugin.cli.inspect import inspect
 from vlm_lora_plugin.cli.merge import merge
 from vlm_lora_plugin.cli.options import COMMAND_LINE, TracebackOption
@@ -43,6 +43,10 @@ class _Commands(TyperGroup):
                 print_exception(error)
             show(error)
             raise typer.Exit(exit_code(error)) from None
+        except SystemExit as end:  # ours are typer.Exit: a plugin, a metric or a library has ended the process
+            print_exception(end)
+            show(ended_by(end))
+            raise typer.Exit(1) from None
 
 
 def _print_version(wanted: bool) -> None:

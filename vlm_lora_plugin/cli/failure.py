@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vlm_lora_plugin.errors import TrainingError, VlmLoraError
+from vlm_lora_plugin.errors import AdapterError, TrainingError, VlmLoraError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +18,22 @@ _TRACEBACK = "vlm_lora.traceback"
 def exit_code(error: VlmLoraError) -> int:
     """Return 3 when training itself stopped, 2 when its input cannot be used."""
     return 3 if isinstance(error, TrainingError) else 2
+
+
+def ended_by(end: SystemExit) -> VlmLoraError:
+    """Return what is said where something that was called has ended the process before the command was done."""
+    import traceback
+    from importlib.metadata import packages_distributions
+
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(end.__traceback__)]
+    top = next((name.partition(".")[0] for name in reversed(modules) if name), "")
+    shipped = ", ".join(sorted(set(packages_distributions().get(top, ()))))
+    return AdapterError(
+        f"{modules[-1] if modules else 'Something'}{f' of {shipped}' if shipped else ''} has ended the process "
+        f"(SystemExit: {end.code})",
+        why="The command was not done by then.",
+        fix="Tell its author what the traceback shows.",
+    )
 
 
 def remember_traceback(ctx: typer.Context, wanted: bool) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.auto import register_auto_classes
     from vlm_lora_plugin.models.building import build_empty, folder_writer, load_model_of, random_model, stored_dtype
     from vlm_lora_plugin.models.config_folder import read_config
+    from vlm_lora_plugin.models.config_values import check_values, config_of
     from vlm_lora_plugin.models.dtypes import to_weight_dtype
     from vlm_lora_plugin.models.generation import ImagesInPrompt
     from vlm_lora_plugin.models.image_text import ImageBlock, Images, ImageTextModel
@@ -40,6 +41,8 @@ _LAZY = {
     "load_model_of": "vlm_lora_plugin.models.building",
     "random_model": "vlm_lora_plugin.models.building",
     "stored_dtype": "vlm_lora_plugin.models.building",
+    "check_values": "vlm_lora_plugin.models.config_values",
+    "config_of": "vlm_lora_plugin.models.config_values",
     "read_config": "vlm_lora_plugin.models.config_folder",
     "to_weight_dtype": "vlm_lora_plugin.models.dtypes",
     "ImagesInPrompt": "vlm_lora_plugin.models.generation",
@@ -99,6 +102,8 @@ __all__ = [
     "build_sentencepiece_file",
     "canonical_name",
     "causal_lm_loss",
+    "check_values",
+    "config_of",
     "draw_builtin",
     "find_image_blocks",
     "folder_writer",

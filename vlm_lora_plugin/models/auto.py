@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from importlib import import_module
 
 from vlm_lora_plugin.contract import Family
 from vlm_lora_plugin.errors import AdapterError
+from vlm_lora_plugin.plugins.isolation import guarded
 from vlm_lora_plugin.plugins.manager import get_manager
 
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
@@ -55,7 +57,7 @@ def failing_modules(family: Family) -> list[tuple[str, Exception]]:
     failed: list[tuple[str, Exception]] = []
     for name in family.auto_modules:
         try:
-            import_module(name)
+            guarded(partial(import_module, name))
         except Exception as error:  # model code of others may raise anything
             failed.append((name, error))
     return failed

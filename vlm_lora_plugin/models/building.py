@@ -10,10 +10,14 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlm_lora_plugin.contract import LoadRequest
-from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.errors import ModelError, VlmLoraError
+from vlm_lora_plugin.models.config_folder import CONFIG, MOST_BYTES, read_config
 from vlm_lora_plugin.models.keyed_init import draw_builtin
 from vlm_lora_plugin.models.quantised import refuse_quantised
 from vlm_lora_plugin.models.weights import load_weights
+from vlm_lora_plugin.outside.files import reason
+from vlm_lora_plugin.outside.json_text import read_json
+from vlm_lora_plugin.plugins.isolation import told
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.models.image_text import ImageTextModel
@@ -37,15 +41,36 @@ def build_empty(model_class: type[Model], config: PreTrainedConfig, request: Loa
     """
     dtype = request.dtype or stored_dtype(config)
     config.dtype = dtype
-    with torch.device("meta"):
-        model = model_class(config)
+    try:
+        with torch.device("meta"):
+            model = model_class(config)
+    except VlmLoraError:
+        raise
+    except Exception as error:  # layers check their sizes themselves, each in its own words
+        raise ModelError(
+            f"{request.folder / CONFIG}: no {model_class.__name__} can be built from it: {told(error)}",
+            fix="Use the config.json that belongs to these weights.",
+        ) from error
     model.eval()  # type: ignore[no-untyped-call]
     if (request.folder / GENERATION_FILE).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(request.folder)
+        model.generation_config = _generation_config(request.folder)
         model.generation_config.use_cache = True  # published files switch it off, for training
     if request.device == "meta":
         model.to(dtype)  # type: ignore[arg-type]  # the library wraps it untyped
     return model
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    file = folder / GENERATION_FILE
+    try:
+        document = read_json(file, MOST_BYTES)
+        if not isinstance(document, dict):
+            raise ValueError("it holds no JSON object")
+        return GenerationConfig.from_dict(document)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be used: {reason(error)}", fix="Download it again.") from None
+    except Exception as error:  # the library's own checks raise many types
+        raise ModelError(f"{file} cannot be used: {told(error).splitlines()[0]}", fix="Download it again.") from None
 
 
 def load_model_of(model_class: type[Seeing], config: PreTrainedConfig, request: LoadRequest) -> Seeing:

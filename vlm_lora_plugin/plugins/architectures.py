@@ -6,11 +6,16 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.contract import Architecture
-from vlm_lora_plugin.errors import AdapterError, listed
-from vlm_lora_plugin.vocabulary import COMPONENT_NAMES, Component
+from vlm_lora_plugin.errors import AdapterError, RecipeError, listed
+from vlm_lora_plugin.patterns import Matcher
+from vlm_lora_plugin.plugins.answers import problem_of
+from vlm_lora_plugin.vocabulary import COMPONENT_NAMES
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_FIX = "See docs/reference/hooks.md for what Family.architecture returns."
 
 
 def check_architecture(answer: object, model: nn.Module, who: str) -> Architecture:
@@ -24,15 +29,17 @@ def check_architecture(answer: object, model: nn.Module, who: str) -> Architectu
     Raises:
         AdapterError: It is of another type, names a component twice, or names what the model does not have.
     """
+    problem = problem_of(answer, Architecture) if isinstance(answer, Architecture) else None
+    if problem is not None:
+        raise AdapterError(f"The architecture that {who} answers does not fit: {problem}", fix=_FIX)
     if not isinstance(answer, Architecture):
         raise AdapterError(
-            f"The architecture that {who} answers is a {type(answer).__name__}, not an Architecture",
-            fix="See docs/reference/hooks.md for what Family.architecture returns.",
+            f"The architecture that {who} answers is a {type(answer).__name__}, not an Architecture", fix=_FIX
         )
-    wrong = [part for part in answer.components if not isinstance(part, Component) or part.name not in COMPONENT_NAMES]
-    twice = [name for name, count in Counter(answer.component_names).items() if count > 1] if not wrong else []
-    if wrong or twice or not answer.components:
-        problem = f"holds {wrong[0]!r}" if wrong else f"names {listed(twice)} twice" if twice else "has no component"
+    _check_patterns(answer, who)
+    twice = [name for name, count in Counter(answer.component_names).items() if count > 1]
+    if twice or not answer.components:
+        problem = f"names {listed(twice)} twice" if twice else "has no component"
         raise AdapterError(
             f"The architecture that {who} answers {problem}",
             fix=f"Give each part of the model once, as a Component named {', '.join(COMPONENT_NAMES)}.",
@@ -50,3 +57,13 @@ def check_architecture(answer: object, model: nn.Module, who: str) -> Architectu
             fix="Its author must answer the architecture of the model that Family.architecture is given.",
         )
     return answer
+
+
+def _check_patterns(answer: Architecture, who: str) -> None:
+    parts = (pattern for part in answer.components for pattern in (part.builtin_lora, part.blocks))
+    for pattern in (*parts, *answer.fixed_tables, *answer.image_only):
+        if pattern is not None:
+            try:
+                Matcher(pattern)
+            except RecipeError as error:
+                raise AdapterError(f"The architecture that {who} answers: {error.what}", fix=error.fix) from None

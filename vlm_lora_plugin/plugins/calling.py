@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from vlm_lora_plugin.contract import Family, TrainableSelection
+from vlm_lora_plugin.contract import Family, Patch, TrainableSelection
 from vlm_lora_plugin.errors import AdapterError, VlmLoraError
+from vlm_lora_plugin.plugins.answers import JSON, problem_of
 from vlm_lora_plugin.plugins.discovery import DISABLE_VARIABLE
+from vlm_lora_plugin.plugins.isolation import guarded, told
 
 _ANSWERS: Mapping[str, type] = {
     "describe_family": Family,
@@ -18,6 +20,7 @@ _ANSWERS: Mapping[str, type] = {
     "wrap_forward": Sequence,
     "deepspeed_config": Mapping,
 }
+_INNER: Mapping[str, Any] = {"wrap_forward": Sequence[Patch], "deepspeed_config": JSON}
 
 _FIX = f"Tell its author what --traceback shows; {DISABLE_VARIABLE}=1 leaves all third-party plugins out."
 
@@ -41,18 +44,16 @@ def ask(
             names whose function it was. A VlmLoraError is an answer to the user and passes as it is.
     """
     try:
-        answer = manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
+        answer = guarded(lambda: manager.subset_hook_caller(hook, remove_plugins=others)(**arguments))
     except VlmLoraError as error:
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(f"Raised in the hook {hook} of {title(manager, _raising(manager, hook, plugin, error))}.")
         raise
     except Exception as error:  # a plugin may raise anything
         culprit = title(manager, _raising(manager, hook, plugin, error))
-        raise AdapterError(
-            f"The hook {hook} of {culprit} raised {type(error).__name__}: {error}",
-            fix=_FIX,
-        ) from error
-    if not isinstance(answer, _ANSWERS[hook]):
+        raise AdapterError(f"The hook {hook} of {culprit} raised {told(error)}", fix=_FIX) from error
+    problem = _problem(hook, answer)
+    if problem is not None:
         policies = [
             title(manager, impl.plugin)
             for impl in getattr(manager.hook, hook).get_hookimpls()
@@ -60,11 +61,23 @@ def ask(
         ]
         around = f" (wrapped by {', '.join(policies)})" if policies else ""
         raise AdapterError(
-            f"The hook {hook} of {title(manager, plugin)}{around} returned a {type(answer).__name__}, "
-            f"not a {_ANSWERS[hook].__name__}",
+            f"The hook {hook} of {title(manager, plugin)}{around} returned {problem}",
             fix="See docs/reference/hooks.md for what each hook returns.",
         )
     return answer
+
+
+def _problem(hook: str, answer: object) -> str | None:
+    """Return what is wrong with a hook's answer, all the way down, or None."""
+    wanted = _ANSWERS[hook]
+    if not isinstance(answer, wanted) or isinstance(answer, (str, bytes)):
+        return f"a {type(answer).__name__}, not a {wanted.__name__}"
+    found = problem_of(answer, _INNER.get(hook, wanted))
+    if found is None and isinstance(answer, TrainableSelection):
+        from vlm_lora_plugin.recipe import Rule  # pydantic, which listing families does without
+
+        found = problem_of(answer.rules, tuple[Rule, ...], "rules")
+    return found and f"what does not fit: {found}"
 
 
 def _raising(manager: pluggy.PluginManager, hook: str, asked: object, error: BaseException) -> object:
@@ -89,13 +102,13 @@ def attributed(call: Callable[[], T], what: str) -> T:
         AdapterError: It raised something unexpected. A VlmLoraError, and memory that ran out, pass as they are.
     """
     try:
-        return call()
+        return guarded(call)
     except (VlmLoraError, MemoryError):
         raise
     except Exception as error:  # a plugin may raise anything
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             raise
-        raise AdapterError(f"{what} raised {type(error).__name__}: {error}", fix=_FIX) from error
+        raise AdapterError(f"{what} raised {told(error)}", fix=_FIX) from error
 
 
 def title(manager: pluggy.PluginManager, plugin: object) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from vlm_lora_plugin.contract import Architecture, Family, LoadRequest, TrainableSelection
 from vlm_lora_plugin.errors import AdapterError, ModelError, RecipeError, VlmLoraError, listed, nearest
-from vlm_lora_plugin.outside.files import odd_entry
+from vlm_lora_plugin.outside.files import odd_entry, reason
+from vlm_lora_plugin.outside.json_text import read_json
 from vlm_lora_plugin.plugins.architectures import check_architecture
 from vlm_lora_plugin.plugins.calling import title
 from vlm_lora_plugin.plugins.outlines import Key, Outlines, key_of
@@ -68,6 +69,7 @@ class AdapterManager(AdapterRegistry):
             raise ModelError(
                 f"{odd[0]} in the model folder cannot be read: {odd[1]}", fix="Use an unchanged copy of the model."
             )
+        _check_config(folder)
         matches: list[Family] = []
         failed: list[str] = []
         for fallbacks in (False, True):
@@ -134,8 +136,11 @@ class AdapterManager(AdapterRegistry):
                 VlmLoraError is an answer to the user and passes as it is.
         """
         model = self.function(family, family.load_model)(request)
-        if not hasattr(model, "named_parameters"):  # torch is not imported here
-            raise self._wrong_answer(family, "load_model", model, "a model")
+        missing = _lacking(model, "named_parameters", "named_modules", "forward")  # torch is not imported here
+        if missing:
+            raise self._wrong_answer(family, "load_model", model, "a model", missing)
+        if not isinstance(getattr(getattr(model, "config", None), "model_type", None), str):
+            raise self._wrong_answer(family, "load_model", model, "a model with a config that has a model_type")
         return model
 
     def load_processor(self, family: Family, request: LoadRequest) -> Processor:
@@ -146,8 +151,9 @@ class AdapterManager(AdapterRegistry):
             RecipeError: ``data.exif_transpose`` is asked for, and the processor does not know it.
         """
         processor = self.function(family, family.load_processor)(request)
-        if not hasattr(processor, "encode"):
-            raise self._wrong_answer(family, "load_processor", processor, "a processor")
+        missing = _lacking(processor, "encode", "encode_prompt", "count_tokens", "collate", "save_pretrained")
+        if missing:
+            raise self._wrong_answer(family, "load_processor", processor, "a processor", missing)
         if request.exif_transpose:
             if not hasattr(processor, "exif_transpose"):
                 raise RecipeError(
@@ -158,9 +164,12 @@ class AdapterManager(AdapterRegistry):
             processor.exif_transpose = True
         return processor
 
-    def _wrong_answer(self, family: Family, name: str, answer: object, wanted: str) -> AdapterError:
+    def _wrong_answer(
+        self, family: Family, name: str, answer: object, wanted: str, missing: Sequence[str] = ()
+    ) -> AdapterError:
+        lacks = f": it has no function {', '.join(missing)}" if missing else ""
         return AdapterError(
-            f"{name} of {self.title(family)} returned a {type(answer).__name__}, not {wanted}",
+            f"{name} of {self.title(family)} returned a {type(answer).__name__}, not {wanted}{lacks}",
             fix="See docs/reference/hooks.md for what each function of Family returns.",
         )
 
@@ -222,7 +231,8 @@ class AdapterManager(AdapterRegistry):
         """Return one of the functions of a family's description, ready to be called and to name whose fault it is."""
         groups = (family, family.data_formats, family.test_support)
         names = (field.name for group in groups for field in fields(group) if getattr(group, field.name) is function)
-        return PluginFunction(function, f"{next(names, 'A function')} of {self.title(family)}")
+        name = next(names, "")
+        return PluginFunction(function, f"{name or 'A function'} of {self.title(family)}", name)
 
     def title(self, family: Family) -> str:
         """Return a family's plugin as messages call it: ``the adapter monkey of vlm-lora-plugin 0.1.0``."""
@@ -247,6 +257,25 @@ class AdapterManager(AdapterRegistry):
     def _ask_family(self, family: Family, hook: str, **arguments: Any) -> Any:
         self.family(family.name)
         return self._ask(self._plugins[family.name], hook, **arguments)
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse a folder whose config is not a JSON object: no family could say more about it.
+
+    Raises:
+        ModelError: Names the file and the place in it.
+    """
+    file = folder / "config.json"
+    try:
+        document = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {reason(error)}", fix="Download it again.") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"{file} holds no JSON object", fix="Download it again.")
+
+
+def _lacking(answer: object, *names: str) -> list[str]:
+    return [name for name in names if not callable(getattr(answer, name, None))]
 
 
 @lru_cache(maxsize=1)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from vlm_lora_plugin.contract import Family
+from vlm_lora_plugin.contract import Example, Family, MixturePart
 from vlm_lora_plugin.errors import AdapterError
+from vlm_lora_plugin.plugins.answers import problem_of
 from vlm_lora_plugin.plugins.calling import attributed
+from vlm_lora_plugin.plugins.isolation import guarded, represented, told
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _FORM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
+
+_ANSWERS: Mapping[str, Any] = {
+    "recognises": bool,
+    "advise": Sequence[str],
+    "parse_record": Example | None,
+    "read_mixture": Sequence[MixturePart] | None,
+    "write_tiny_model": Mapping[str, Any] | None,
+}
+"""What the functions of a description answer, where that can be looked into without torch."""
 
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "Family": ("recognises", "architecture", "load_model", "load_processor"),
@@ -47,7 +59,7 @@ def check_functions(family: Family, who: str) -> None:
             left_out = value is None and name in _OPTIONAL[kind]
             if not (left_out or callable(value) or (isinstance(value, str) and _FORM.fullmatch(value))):
                 raise AdapterError(
-                    f"{who} gives {kind}.{name} as {value!r}",
+                    f"{who} gives {kind}.{name} as {represented(value)}",
                     fix='Give a function, or a string of the form "package.module:function".',
                 )
 
@@ -66,12 +78,10 @@ def function_of(reference: Callable[P, R] | str, what: str) -> Callable[P, R]:
         return reference
     module, _, path = reference.partition(":")
     try:
-        found: Any = import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
+        found: Any = guarded(lambda: attrgetter(path)(import_module(module)))
     except Exception as error:  # a module may raise anything when it is imported
         raise AdapterError(
-            f"{what} is given as '{reference}', which cannot be imported: {type(error).__name__}: {error}",
+            f"{what} is given as '{reference}', which cannot be imported: {told(error)}",
             fix="Its author must correct the name, or what the module imports.",
         ) from error
     if not callable(found):
@@ -90,17 +100,27 @@ class PluginFunction(Generic[P, R]):
     Attributes:
         reference: The function, or ``"module:function"``.
         what: Whose it is, the beginning of a sentence.
+        name: The field of the description that holds it.
     """
 
     reference: Callable[P, R] | str
     what: str
+    name: str = ""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it.
 
         Raises:
-            AdapterError: It cannot be imported, or raised something unexpected. A VlmLoraError is an answer to the user
+            AdapterError: It cannot be imported, raised something unexpected, or its answer is not what the contract
+                names, all the way down. A VlmLoraError is an answer to the user
                 and passes as it is.
         """
         found = function_of(self.reference, self.what)
-        return attributed(lambda: found(*args, **kwargs), self.what)
+        answer = attributed(lambda: found(*args, **kwargs), self.what)
+        problem = problem_of(answer, _ANSWERS.get(self.name, Any))
+        if problem is not None:
+            raise AdapterError(
+                f"{self.what} returned what does not fit: {problem}",
+                fix="See docs/reference/hooks.md for what each function of Family returns.",
+            )
+        return answer

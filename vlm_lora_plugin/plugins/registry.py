@@ -16,6 +16,7 @@ import pluggy
 from vlm_lora_plugin.contract import Family, TrainableSelection
 from vlm_lora_plugin.contract.hookspecs import PROJECT_NAME, AdapterSpecs, hookimpl
 from vlm_lora_plugin.errors import AdapterError, listed, nearest
+from vlm_lora_plugin.plugins.answers import JSON, problem_of
 from vlm_lora_plugin.plugins.calling import ask
 from vlm_lora_plugin.plugins.discovery import (
     DISABLE_VARIABLE,
@@ -25,16 +26,32 @@ from vlm_lora_plugin.plugins.discovery import (
     installed_entries,
     is_own,
 )
+from vlm_lora_plugin.plugins.isolation import PluginExit, guarded, represented, told, within_time
 from vlm_lora_plugin.plugins.records import AdapterRecord
 from vlm_lora_plugin.plugins.references import check_functions
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from vlm_lora_plugin.contract import Patch
     from vlm_lora_plugin.recipe import Recipe
 
 
+_FIX = "See docs/reference/hooks.md for the fields of Family."
+
 after_loading: list[Callable[[], None]] = []
 """Called whenever an adapter has been loaded and no other one is being loaded around it."""
+
+
+def _check_description(family: Family, who: str) -> None:
+    """Refuse a description with a field of another type than the contract names, however deep it lies."""
+    problem = problem_of(family, Family) or problem_of(family.presets, JSON, "presets")
+    if problem is None and not family.name:
+        problem = "name is empty"
+    if problem is None and family.default_preset not in (family.presets or [""]):
+        problem = f"default_preset is '{family.default_preset}', which is none of its presets"
+    if problem is not None:
+        raise AdapterError(f"The description that {who} gives does not fit: {problem}", fix=_FIX)
 
 
 class _Defaults:
@@ -82,13 +99,13 @@ class AdapterRegistry:
             AdapterError: Its hooks do not fit the specification, its family's name is taken, or it answers
                 hooks without describing a family.
         """
-        label = name or repr(adapter)
+        label = name or represented(adapter)
         if isinstance(adapter, type):
             raise AdapterError(f"{label} is a class; an instance or a module is needed", fix="Add the brackets ().")
         if self._pm.is_registered(adapter):
             raise AdapterError(f"{label} is registered already", fix="Register it once.")
         try:
-            self._pm.register(adapter, name=name)
+            guarded(lambda: self._pm.register(adapter, name=name))
             self._pm.check_pending()
             answers = self._answers(adapter)
             if "describe_family" not in answers:
@@ -101,13 +118,14 @@ class AdapterRegistry:
                 return None
             family: Family = self._ask(adapter, "describe_family")
             check_functions(family, label)
+            _check_description(family, label)
             if family.name in self._plugins:
                 raise AdapterError(f"Two adapters claim the family {family.name}", fix="Unregister one of them.")
-        except Exception as error:
+        except BaseException as error:
             if self._pm.is_registered(adapter):
                 self._pm.unregister(adapter)
-            if isinstance(error, (ValueError, pluggy.PluginValidationError)):
-                raise AdapterError(f"{label} is not a valid adapter: {error}") from error
+            if isinstance(error, (ValueError, PluginExit, pluggy.PluginValidationError)):
+                raise AdapterError(f"{label} is not a valid adapter: {told(error)}") from error
             raise
         self._families[family.name] = family
         self._plugins[family.name] = adapter
@@ -198,8 +216,8 @@ class AdapterRegistry:
             return
         self._loading.add(name)
         try:
-            adapter = claims[0].load()
-            family = self.register(adapter, name=f"adapter {name} of {distribution_of(claims[0])}")
+            title = f"adapter {name} of {distribution_of(claims[0])}"
+            adapter, family = self._imported(claims[0], title)
             if family is not None and family.name != name:
                 self.unregister(adapter)
                 raise AdapterError(f"The entry point {name} describes a family named {family.name}")
@@ -216,6 +234,15 @@ class AdapterRegistry:
             if not self._loading:
                 for call in after_loading:
                     call()
+
+    def _imported(self, entry: EntryPoint, title: str) -> tuple[object, Family | None]:
+        """Import an entry point and register what it points to, within the time that a plugin has."""
+
+        def load() -> tuple[object, Family | None]:
+            plugin: object = guarded(entry.load)
+            return plugin, self.register(plugin, name=title)
+
+        return within_time(load, f"The {title}", limited=not is_own(entry))
 
     def _ask(self, plugin: object, hook: str, **arguments: Any) -> Any:
         self._load_policies()
@@ -236,8 +263,8 @@ class AdapterRegistry:
             for name, claims in self._policies.items():
                 for entry in claims:
                     try:
-                        policy = entry.load()
-                        if self.register(policy, name=f"policy {name} of {distribution_of(entry)}"):
+                        policy, family = self._imported(entry, f"policy {name} of {distribution_of(entry)}")
+                        if family is not None:
                             self.unregister(policy)
                             raise AdapterError(
                                 f"{entry.value} describes a family",

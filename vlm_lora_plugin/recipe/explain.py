@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from vlm_lora_plugin.errors import nearest
+from vlm_lora_plugin.recipe.limits import told
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _KEY = "[key]"
 """What pydantic puts at the end of a path when a mapping's key is wrong, and not its value."""
+
+_QUOTES = "'\""
 
 _SHAPES = {
     "tuple_type": "needs a list, one `- ...` a line",
@@ -35,9 +38,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             location = location[:-1]
             text = f"unknown key. {nearest(str(location[-1]), _choices(problem))}"
         elif problem["type"] == "literal_error":
-            text = f"{problem['input']!r} is not an accepted value. {nearest(str(problem['input']), _choices(problem))}"
+            given = told(problem["input"])
+            text = f"{given} is not an accepted value. {nearest(given.strip(_QUOTES), _choices(problem))}"
         elif problem["type"] in _SHAPES:
-            text = f"{_SHAPES[problem['type']]}, not {problem['input']!r}"
+            text = f"{_SHAPES[problem['type']]}, not {told(problem['input'])}"
         where = ".".join(str(step) for step in location)
         parts.append(f"`{where}`: {text}" if where else text)
     return "; ".join(parts)

@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -19,10 +20,11 @@ from pydantic import (
 from typing_extensions import Self
 
 from vlm_lora_plugin.documents import value_at
-from vlm_lora_plugin.errors import HardwareError, RecipeError
+from vlm_lora_plugin.errors import DocumentError, HardwareError, RecipeError
 from vlm_lora_plugin.hardware import check_hardware, parse_hardware
-from vlm_lora_plugin.outside.yaml_text import dump_yaml
+from vlm_lora_plugin.outside.yaml_text import dump_yaml, parse_yaml
 from vlm_lora_plugin.recipe.explain import explain
+from vlm_lora_plugin.recipe.limits import beyond, problem_of_document, told
 from vlm_lora_plugin.vocabulary import COMPONENT_NAMES, MEANS, ComponentName, Hardware, Means
 
 
@@ -41,13 +43,13 @@ def _as_ranges(value: object) -> object:
     for text in ranges:
         found = LAYER_RANGE.fullmatch(text)
         if found is None:
-            raise ValueError(f"'{text}' is not a range of layers; write 3, 0-3 or 10-, joined by commas")
+            raise ValueError(f"{told(text)} is not a range of layers; write 3, 0-3 or 10-, joined by commas")
         if found["last"] and int(found["last"]) < int(found["first"]):
             raise ValueError(f"the range of layers '{text}' ends before it begins")
     return ranges
 
 
-LAYER_RANGE = re.compile(r"(?P<first>\d+)(?P<open>-(?P<last>\d+)?)?")
+LAYER_RANGE = re.compile(r"(?P<first>\d{1,6})(?P<open>-(?P<last>\d{1,6})?)?")
 """``3``, ``0-3`` or ``10-``."""
 
 Layers = Annotated[tuple[str, ...], BeforeValidator(_as_ranges, json_schema_input_type=int | str | tuple[str, ...])]
@@ -59,9 +61,21 @@ class _Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``true`` for a number, which would count as 1."""
-        if isinstance(value, bool) and bool not in _plain_types(cls.model_fields[str(info.field_name)].annotation):
+        """Refuse ``true`` for a number, which would count as 1, and numbers and words for a switch."""
+        accepted = _plain_types(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in accepted:
             raise ValueError(f"{str(value).lower()} is not an accepted value")
+        if accepted == (bool,) and not isinstance(value, bool):
+            raise ValueError(f"{value!r:.80} is not an accepted value; write true or false")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _numbers_have_a_limit(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse numbers at which a library or the machine fails."""
+        problem = beyond(str(info.field_name), value)
+        if problem is not None:
+            raise ValueError(problem)
         return value
 
 
@@ -75,7 +89,7 @@ class Rule(_Strict):
     ``pattern`` is a regular expression that must match the *whole* name of a parameter or module (PEFT's
     convention for ``target_modules`` given as a string); a matched module stands for everything below it.
     Of several conditions (``component``, ``pattern``, ``layers``, ``module_types``) all must hold. One that
-    matches nothing together with the others is an error.
+    matches nothing together with the others is an error. A pattern has a second for all names of a model.
     """
 
     component: ComponentName | None = Field(None, description="All parameters of this component.")
@@ -123,6 +137,20 @@ class LoraSettings(_Strict):
     )
 
 
+def _as_kwargs(value: object) -> object:
+    """Read what Swift's command line gives as JSON text; a schedule without arguments has null in its files."""
+    if isinstance(value, str):
+        try:
+            return parse_yaml(value)
+        except DocumentError as error:
+            raise ValueError(str(error)) from None
+    return {} if value is None else value
+
+
+SchedulerKwargs = Annotated[
+    dict[str, bool | int | float | str | None], BeforeValidator(_as_kwargs, json_schema_input_type=dict[str, Any])
+]
+
 Rates = dict[str, float]
 
 
@@ -164,6 +192,11 @@ class OptimizerSettings(_Strict):
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of squared gradients.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Added to the denominator.")
     lr_scheduler_type: str = Field("cosine", description="Any of transformers' schedules: linear, constant, ...")
+    lr_scheduler_kwargs: SchedulerKwargs = Field(
+        default_factory=dict,
+        description="What that schedule takes besides: `{num_decay_steps: 100}` for warmup_stable_decay, "
+        "`{min_lr_rate: 0.1}` for cosine_with_min_lr.",
+    )
     warmup_ratio: float = Field(0.02, ge=0, lt=1, description="Share of all steps in which the rate rises from 0.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: never.")
 
@@ -357,7 +390,7 @@ class Recipe(_Strict):
     lora: LoraSettings = Field(default_factory=LoraSettings, description="PEFT's LoRA.")
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings, description="AdamW and its schedule.")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="Batches and length of the run.")
-    gradient_checkpointing: dict[ComponentName, bool] = Field(
+    gradient_checkpointing: dict[ComponentName, StrictBool] = Field(
         default_factory=dict, description="Recompute this component's blocks in the backward pass; saves memory."
     )
     answer_only_loss: bool = Field(
@@ -395,6 +428,9 @@ class Recipe(_Strict):
         Raises:
             RecipeError: Names the key, what is wrong with it and the nearest key.
         """
+        problem = problem_of_document(dict(document))
+        if problem is not None:
+            raise RecipeError(f"{source}: {problem}", fix="See docs/reference/recipe.md for every key and its values.")
         try:
             return cls.model_validate(dict(document))
         except ValidationError as error:

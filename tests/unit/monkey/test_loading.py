@@ -236,11 +236,10 @@ def test_a_monkey_from_qwen_vl_reloads_as_itself(folder, tmp_path):
     [
         {"model_type": "qwen", "visual": None},
         {"model_type": "llama"},
-        {"visual": {"image_size": 448}},
-        {"visual": "none"},
+        {"model_type": "qwen", "visual": {"image_size": 448}},
         {"architectures": ["TextMonkeyLMHeadModel"]},
     ],
-    ids=["text-only Qwen", "another family", "half a tower", "no tower", "TextMonkey"],
+    ids=["text-only Qwen", "another family", "half a Qwen's tower", "TextMonkey"],
 )
 def test_relatives_of_monkey_are_not_recognised(folder, changes):
     edit_config(folder, **changes)

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
+from vlm_lora_plugin.frameworks.trainer.schedule import check_schedule
 from vlm_lora_plugin.parallel.zero3 import check_loaded_sharded, keep_configuration
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe
@@ -62,6 +63,7 @@ def argument_values(
     """Return the arguments that a recipe decides, by TrainingArguments' names; see :func:`training_arguments`.
 
     Raises:
+        RecipeError: transformers cannot make the recipe's schedule.
         TrainingError: The recipe still names a preset, or float16 is asked for without an accelerator.
     """
     if recipe.preset is not None:
@@ -70,6 +72,7 @@ def argument_values(
             fix="Give the prepared model, or its recipe model.vlm_lora.recipe.",
         )
     name = str(dtype).removeprefix("torch.")
+    check_schedule(recipe)
     on_cpu = not torch.accelerator.is_available()
     if name == "float16" and on_cpu:
         raise TrainingError("float16 cannot be trained on a CPU", fix="Load the model in bfloat16 or float32.")
@@ -81,6 +84,7 @@ def argument_values(
         "adam_beta2": optimizer.adam_beta2,
         "adam_epsilon": optimizer.adam_epsilon,
         "lr_scheduler_type": optimizer.lr_scheduler_type,
+        "lr_scheduler_kwargs": dict(optimizer.lr_scheduler_kwargs) or None,
         "warmup_steps": optimizer.warmup_ratio,  # below 1 it is a share of all steps
         "max_grad_norm": optimizer.max_grad_norm,
         "per_device_train_batch_size": training.per_device_train_batch_size,

@@ -99,7 +99,10 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
             "max_steps logging_steps save_steps save_total_limit eval_steps dataloader_num_workers"
         )
     ),
-    *((LaidOver(f"optimizer.{name}"), name) for name in _names("lr_scheduler_type warmup_ratio max_grad_norm")),
+    *(
+        (LaidOver(f"optimizer.{name}"), name)
+        for name in _names("lr_scheduler_type lr_scheduler_kwargs warmup_ratio max_grad_norm")
+    ),
     (LaidOver("seed"), "seed"),
     (LaidOver("data.max_length"), "max_length"),
     (LaidOver("data.truncation_strategy"), "truncation_strategy"),
@@ -198,7 +201,7 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
     (Only("Leave it out: tensor parallelism works for whole models only."), "deepspeed_autotp_size"),
     (
         OfTrainer(),
-        "lr_scheduler_kwargs optim optim_args average_tokens_across_devices label_smoothing_factor bf16 fp16 "
+        "optim optim_args average_tokens_across_devices label_smoothing_factor bf16 fp16 "
         "bf16_full_eval fp16_full_eval tf32 torch_compile torch_compile_backend torch_compile_mode use_cache "
         "neftune_noise_alpha torch_empty_cache_steps auto_find_batch_size logging_strategy logging_first_step "
         "logging_nan_inf_filter include_num_input_tokens_seen eval_strategy eval_delay prediction_loss_only "
