@@ -18,6 +18,10 @@ UNPROMISED = re.compile(r"_[a-z][a-z0-9_]*|ds_[a-z0-9_]+")
 """A private name, or one of the attributes that DeepSpeed gives to parameters."""
 
 NOT_OF_A_LIBRARY = {
+    "_current_frames": "Python's own sys",
+    "_exit": "Python's own os",
+    "_load_dataset_path": "Swift's, named in tests/unit/frameworks/swift/test_asking.py",
+    "_prepare_val_dataset": "Swift's, named in tests/unit/frameworks/swift/test_asking.py",
     "_asdict": "of a named tuple",
     "_compilation_time": "the end of a key in what Swift logs",
     "_get_model_info": "Swift's, named in tests/unit/frameworks/swift/test_trainer.py",
@@ -26,6 +30,7 @@ NOT_OF_A_LIBRARY = {
     "_prepare_dataset": "Swift's, named in tests/unit/frameworks/swift/test_trainer.py",
     "_proj": "the end of a name in a golden case",
     "_runtime": "the end of a key in what the Trainer logs",
+    "_watched": "a module's own, set through globals()",
     "_vision_": "a part of a name in a golden case",
 }
 """What looks like an unpromised name and is something else."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import inspect
 import os
+from datetime import timedelta
 
 import pytest
 import torch
 from relied_on import relies_on
+from torch.distributed import HashStore, distributed_c10d
 from transformers import (
     DefaultFlowCallback,
     LlamaConfig,
@@ -20,6 +22,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+
+from vlm_lora_plugin.parallel.heartbeat import set_timeout
 
 STEPS, ACCUMULATION, ROWS = 2, 2, 4
 
@@ -346,3 +350,19 @@ def test_the_flow_is_a_callback_that_can_stand_first(trained):
 def test_the_trainer_resumes_a_peft_model_by_load_adapter():
     source = inspect.getsource(Trainer._load_from_checkpoint)
     assert "load_adapter(resume_from_checkpoint, active_adapter, is_trainable=True)" in source
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+@relies_on("distributed_c10d._set_pg_timeout")
+def test_the_process_groups_timeout_can_be_set(group):
+    set_timeout(7)
+    backend = group._get_backend(torch.device("cpu"))
+    assert backend.options._timeout == timedelta(seconds=7)
+    assert hasattr(distributed_c10d, "set_timeout") or hasattr(distributed_c10d, "_set_pg_timeout")

@@ -83,6 +83,10 @@ def test_the_recipe_reference_is_current():
     assert (DOCS / "reference/recipe.md").read_text() == tool("recipe_reference").page()
 
 
+def test_the_table_of_swifts_options_is_current():
+    assert (DOCS / "how-to/train-with-swift.md").read_text() == tool("swift_options").page()
+
+
 def test_the_reference_of_hardware_and_deepspeed_is_current():
     assert (DOCS / "reference/deepspeed.md").read_text() == tool("deepspeed_reference").page()
 

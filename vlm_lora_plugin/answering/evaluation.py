@@ -25,6 +25,7 @@ def generate_answers(
     *,
     max_new_tokens: int = 32,
     batch_size: int = 8,
+    max_time: float | None = None,
 ) -> list[str]:
     """Answer the last turn of each example greedily.
 
@@ -34,6 +35,7 @@ def generate_answers(
         examples: Conversations whose last message is the known answer, which the model does not see.
         max_new_tokens: Longest answer in tokens.
         batch_size: Examples per call of ``generate``.
+        max_time: Seconds after which a call takes no further token.
 
     Returns:
         The answers in order, surrounding white space removed.
@@ -52,6 +54,7 @@ def generate_answers(
                 **batch,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                max_time=max_time,
                 pad_token_id=processor.tokenizer.pad_token_id,
                 eos_token_id=stop,
             )

@@ -161,7 +161,7 @@ def train(
 
     console = make_console()
     if dry_run:
-        check_and_show(job, console)
+        check_and_show(job, console, None if gpus is None and nnodes is None else (gpus or 1) * (nnodes or 1))
         console.print(f"\n{resolved.to_yaml()}", highlight=False, soft_wrap=True, markup=False)
         console.print("Everything is in order; nothing was trained or written.", highlight=False)
         return
@@ -169,12 +169,18 @@ def train(
 
 
 def _report(job: TrainJob, result: TrainResult, console: Console, *, processor_is_set: bool) -> None:
+    from vlm_lora_plugin.reporting.answers import answer_lines
+
     losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.last_loss is not None else ""
     if result.eval_loss is not None:
         losses += f", validation {result.eval_loss:.4f}"
     losses += "".join(f", {name.removeprefix('eval_')} {value:.4f}" for name, value in result.metrics.items())
     size = sum(file.stat().st_size for file in result.adapter.rglob("*")) / 2**20
     console.print(f"{result.steps} steps, {losses}", highlight=False)
+    if result.not_moved:
+        console.print(result.not_moved, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    for text in answer_lines(result.answers) if result.answers is not None else ():
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
     for text in result.resources.lines() if result.resources is not None else ():
         console.print(text, highlight=False, soft_wrap=True, markup=False)
     for name, count in result.skipped.items():

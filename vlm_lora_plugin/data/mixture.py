@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.files import ExampleFile
+from vlm_lora_plugin.data.first_rows import enough, file_and_count
 from vlm_lora_plugin.data.rows.rules import EVERYTHING, RowRules
 from vlm_lora_plugin.errors import DataError
 from vlm_lora_plugin.plugins.manager import get_manager
@@ -103,7 +104,7 @@ def open_examples(
     """Open a data file, or a mixture in the family's own form.
 
     Args:
-        path: The file.
+        path: The file; ``train.jsonl#100`` for its first hundred rows.
         family: Whose forms of rows and mixtures are read.
         allow_outside_images: Whether image files may lie outside the file's folder, links followed.
         seed: Of the draw of rows from a mixture.
@@ -112,10 +113,19 @@ def open_examples(
     Raises:
         DataError: The file is missing, empty, or in no known form.
     """
-    parts = mixture_parts(path, family)
+    file, count = file_and_count(path)
+    parts = mixture_parts(file, family)
+    examples: ExampleFile | ExampleMixture
     if parts is None:
-        return ExampleFile(path, family, allow_outside_images=allow_outside_images, rules=rules)
-    return ExampleMixture(Path(path), parts, family, allow_outside_images=allow_outside_images, seed=seed, rules=rules)
+        examples = ExampleFile(file, family, allow_outside_images=allow_outside_images, rules=rules)
+    else:
+        examples = ExampleMixture(
+            file, parts, family, allow_outside_images=allow_outside_images, seed=seed, rules=rules
+        )
+    if count is not None:
+        enough(path, count, len(examples))
+        examples.keep(range(count))
+    return examples
 
 
 def mixture_parts(path: str | Path, family: Family) -> Sequence[MixturePart] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerControl, TrainerState
 
+from vlm_lora_plugin.answering.samples import Sample
 from vlm_lora_plugin.checkpoint.data_record import to_json
 from vlm_lora_plugin.checkpoint.lock import check_still_held
 from vlm_lora_plugin.diagnostics.resources import ResourceSummary
-from vlm_lora_plugin.errors import TrainingError
+from vlm_lora_plugin.errors import OutputError, SwiftError, TrainingError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
 from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
@@ -30,7 +32,13 @@ if TYPE_CHECKING:
 
     from vlm_lora_plugin.job.preflight import Plan
 
+_REFUSED = 2
+"""Swift's exit code where this package, or Swift's parser, refused the command."""
+
 _TAIL = 30  # lines of what Swift printed that an error shows
+
+_OUTPUT_ERROR = f"{OutputError.__module__}.{OutputError.__qualname__}: "
+_RANK = re.compile(r"^\[rank\d+\]:\s?")  # torch's, before each line of a traceback
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,12 @@ class SwiftResult:
     Attributes:
         steps: Optimizer steps done.
         resources: What limited the run, or None where the Swift process did not say.
+        answers: Some of the trained model's, or None where none were asked for.
     """
 
     steps: int
     resources: ResourceSummary | None
+    answers: Sample | None = None
 
 
 def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -> SwiftResult:
@@ -58,8 +68,8 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
 
     Raises:
         TrainingError: Swift failed. Before the first step is done the output folder stays as it was.
-        OutputError: The folder is no longer this job's; Swift was ended.
-        SwiftError: ms-swift is not installed, or of a version that is not supported.
+        OutputError: The folder cannot be written to, or is no longer this job's; Swift was ended.
+        SwiftError: ms-swift is not installed, or of a version that is not supported, or refused the job.
         HardwareError: The processes cannot be started here.
     """
     processes = swift_processes(launch or wanted_launch(plan.recipe, None, None))
@@ -68,7 +78,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
     with tempfile.TemporaryDirectory(prefix="vlm-lora-swift-") as name:
         folder = Path(name)
         notes, printed = folder / "notes.json", folder / "printed.log"
-        SwiftJob(
+        job = SwiftJob(
             output=str(plan.output.folder.absolute()),
             recipe=plan.recipe.to_yaml(),
             sources=sources_json(plan.recipe),
@@ -81,9 +91,10 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             parent=None if plan.parent is None else str(plan.parent.absolute()),
             moments=None if plan.moments is None or plan.resumed is not None else asdict(plan.moments),
             longer=plan.resumed is not None and plan.resumed.longer,
-        ).write(folder / "job.json")
+        )
+        job.write(folder / "job.json")
         kept = 0 if plan.resumed is None else len(plan.resumed.kept_log.splitlines())
-        progress = _Progress(console, plan.output.log, notes, kept, plan.recipe.training.logging_steps)
+        progress = _Progress(console, plan.output.log, job, kept, plan.recipe.training.logging_steps)
         try:
             with printed.open("wb") as stream:
                 code = run_swift(
@@ -102,7 +113,11 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
                 shutil.copyfile(printed, plan.output.framework_log)
         if code != 0:
             lines = printed.read_text("utf-8", errors="replace").splitlines()
-            raise TrainingError(
+            failed = _output_error(lines)
+            if failed is not None:
+                raise failed
+            kind = SwiftError if code == _REFUSED else TrainingError
+            raise kind(
                 f"swift sft failed with exit code {code}",
                 why="\n".join(lines[-_TAIL:]),
                 fix=f"All that it printed: {plan.output.framework_log}" if told.begun else "",
@@ -110,7 +125,8 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
     resources = None
     if told.resources is not None:
         resources = ResourceSummary(**{**told.resources, "checkpointed": tuple(told.resources["checkpointed"])})
-    return SwiftResult(told.step, resources)
+    answers = None if told.answers is None else Sample.read(told.answers)
+    return SwiftResult(told.step, resources, answers)
 
 
 def _arguments(plan: Plan, folder: Path) -> list[str]:
@@ -139,6 +155,17 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
     return [*given, *plugin_arguments(plan.recipe.document())]
 
 
+def _output_error(lines: list[str]) -> OutputError | None:
+    """Return the error about the output folder with which Swift ended, from what it printed; or None."""
+    plain = [_RANK.sub("", line) for line in lines]
+    starts = [number for number, line in enumerate(plain) if line.startswith(_OUTPUT_ERROR)]
+    if not starts:
+        return None
+    what, *more = plain[starts[-1] : starts[-1] + 3]
+    why, fix = (*more, "", "")[:2]
+    return OutputError(what.removeprefix(_OUTPUT_ERROR), why=why, fix=fix)
+
+
 def _look(progress: _Progress, folder: Path) -> None:
     """Show what is new, as long as the folder is this job's."""
     check_still_held(folder)
@@ -148,15 +175,17 @@ def _look(progress: _Progress, folder: Path) -> None:
 class _Progress:
     """Shows a job's progress from its log, which another process writes."""
 
-    def __init__(self, console: Console, log: Path, notes: Path, kept: int, logging_steps: int) -> None:
+    def __init__(self, console: Console, log: Path, job: SwiftJob, kept: int, logging_steps: int) -> None:
         self._shown, self._logging_steps = ConsoleProgress(console), logging_steps
-        self._log, self._notes = log, notes
+        self._console, self._log, self._notes, self._warnings = console, log, Path(job.notes), job.warnings
+        self._warned = 0
         self._lines = kept  # of an earlier part of the same job, shown then
         self._started = False
         self._state, self._control = TrainerState(), TrainerControl()
 
     def look(self) -> None:
         """Show what is new."""
+        self._warn()
         told = Notes.read(self._notes)
         if not told.begun:
             return
@@ -176,6 +205,13 @@ class _Progress:
     def close(self) -> None:
         """Stop drawing, also after a failure."""
         self._shown.close()
+
+    def _warn(self) -> None:
+        if self._warnings.is_file():
+            lines = self._warnings.read_text("utf-8", errors="replace").splitlines()
+            for line in lines[self._warned :]:
+                self._console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            self._warned = len(lines)
 
     def _read(self) -> list[dict[str, Any]]:
         if not self._log.is_file():

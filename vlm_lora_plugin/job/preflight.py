@@ -29,6 +29,8 @@ from vlm_lora_plugin.job.parent import check_same_selection, moments_of
 from vlm_lora_plugin.job.train_job import TrainJob
 from vlm_lora_plugin.loading import load_processor
 from vlm_lora_plugin.models.config_folder import read_config
+from vlm_lora_plugin.parallel.agreement import require_agreement
+from vlm_lora_plugin.parallel.heartbeat import start_heartbeat
 from vlm_lora_plugin.parallel.launcher import first_rank, is_rank, started_ranks
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
@@ -137,6 +139,9 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         check_base(read_config(job.model), look.hardware.stage, look.hardware.load, look.hardware.hardware)
     sharded = look.hardware.deepspeed if look.hardware is not None and is_rank() else None
     arguments = _arguments(recipe, output.checkpoints, DTYPES[dtype], sharded, evaluate=job.val_data is not None)
+    if is_rank():
+        start_heartbeat(recipe.distributed.timeout)
+        require_agreement(_common(job, recipe), "train the same")  # before ranks share the check of the data
     sets = {"training": ConversationDataset(job.data, processor, recipe.data, family, seed=recipe.seed)}
     if job.val_data is not None:
         sets["validation"] = ConversationDataset(job.val_data, processor, recipe.data, family, seed=recipe.seed)
@@ -169,6 +174,16 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
         resumed=resumed,
         moments=moments,
     )
+
+
+def _common(job: TrainJob, recipe: Recipe) -> dict[str, Any]:
+    """Return what decides where ranks wait for each other before the Trainers can be compared."""
+    return {
+        "validation data": "given" if job.val_data is not None else "none",
+        "metric": recipe.evaluation.metric,
+        "check of images": job.check_images,
+        "resuming": job.resume,
+    }
 
 
 def _check_parent(

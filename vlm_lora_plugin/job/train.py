@@ -19,14 +19,16 @@ from vlm_lora_plugin.checkpoint.finished import check_finished
 from vlm_lora_plugin.checkpoint.lock import LOCK, FolderLock
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.trainer import VlmLoraCallback
-from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric
+from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric, sampled_answers
 from vlm_lora_plugin.frameworks.trainer.kept_optimizer import KeptOptimizer
+from vlm_lora_plugin.frameworks.trainer.parallel_layout import check_trainers_agree
 from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
 from vlm_lora_plugin.job.in_swift import train_in_swift
 from vlm_lora_plugin.job.preflight import Plan, preflight
 from vlm_lora_plugin.loading import load
 from vlm_lora_plugin.names import ADAPTER_NAME
-from vlm_lora_plugin.parallel.launcher import Launch, check_started, first_rank
+from vlm_lora_plugin.parallel.heartbeat import naming_the_missing
+from vlm_lora_plugin.parallel.launcher import Launch, check_started, expected_ranks, first_rank
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.planning.record import sources_json
 from vlm_lora_plugin.preparation import prepare
@@ -37,11 +39,13 @@ from vlm_lora_plugin.reporting.data_table import data_table, skipped_lines
 from vlm_lora_plugin.reporting.hardware_table import hardware_tree
 from vlm_lora_plugin.reporting.log import JsonlLog, is_result, read_log
 from vlm_lora_plugin.reporting.loss_picture import draw_loss
+from vlm_lora_plugin.reporting.outlook import Outlook, why_not_moved
 from vlm_lora_plugin.reporting.progress import ConsoleProgress
 from vlm_lora_plugin.reporting.run_pictures import draw_memory, draw_rates
 from vlm_lora_plugin.reporting.tree import component_tree
 
 if TYPE_CHECKING:
+    from vlm_lora_plugin.answering.samples import Sample
     from vlm_lora_plugin.diagnostics.resources import ResourceSummary
     from vlm_lora_plugin.job.train_job import TrainJob
     from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
@@ -61,6 +65,8 @@ class TrainResult:
         skipped: Rows left out, by the name of the data set; empty when none was.
         resources: What limited the run.
         model: The trained model, still in memory; None when it was trained in another process.
+        answers: Some of the trained model's, beside the known ones; None where none were asked for.
+        not_moved: That the loss did not move, and why; empty where it did.
     """
 
     adapter: Path
@@ -72,6 +78,8 @@ class TrainResult:
     skipped: Mapping[str, int]
     resources: ResourceSummary | None
     model: VlmLoraPeftModel | None
+    answers: Sample | None = None
+    not_moved: str = ""
 
 
 class _Begin(TrainerCallback):
@@ -105,8 +113,8 @@ def run(job: TrainJob, console: Console | None = None, launch: Launch | None = N
     """
     console = console or make_console()
     locked = FolderLock(job.output / LOCK, job.output, take_over=job.take_over) if first_rank() else nullcontext()
-    with locked:
-        plan = check_and_show(job, console)
+    with locked, naming_the_missing():
+        plan = check_and_show(job, console, None if launch is None else launch.ranks)
         if job.framework == "trainer":
             check_started(plan.recipe)
         try:
@@ -120,8 +128,13 @@ def run(job: TrainJob, console: Console | None = None, launch: Launch | None = N
             raise
 
 
-def check_and_show(job: TrainJob, console: Console) -> Plan:
+def check_and_show(job: TrainJob, console: Console, ranks: int | None = None) -> Plan:
     """Check a job and show what will be trained on how much data; writes nothing.
+
+    Args:
+        job: What to do.
+        console: Where to show it.
+        ranks: Processes that will train; None for those that the recipe's hardware says, or this process is among.
 
     Raises:
         VlmLoraError: The job cannot be done.
@@ -142,6 +155,9 @@ def check_and_show(job: TrainJob, console: Console) -> Plan:
     if job.parent is not None:
         kept = "the state of its optimizer" if job.keep_optimizer else "a fresh optimizer"
         console.print(f"starting from {job.parent.told}, with {kept}", highlight=False, markup=False)
+    done = plan.resumed.step if plan.resumed is not None else 0
+    outlook = Outlook.of(plan.recipe, len(plan.training), ranks or expected_ranks(plan.recipe), done)
+    console.print(f"training: {outlook}", highlight=False, markup=False, soft_wrap=True)
     return plan
 
 
@@ -176,7 +192,7 @@ def _train(plan: Plan, console: Console, launch: Launch | None) -> TrainResult:
     if plan.job.framework == "swift" and not finished:
         done = train_in_swift(plan, console, launch)
         _draw(plan)
-        return _result(plan, done.steps, done.resources, None)
+        return _result(plan, done.steps, done.resources, None, done.answers)
     return _train_here(plan, console)
 
 
@@ -204,6 +220,7 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
             why="Every process would hold and train the whole model.",
             fix="Unset ACCELERATE_USE_CPU and other variables of accelerate's launcher.",
         )
+    check_trainers_agree(trainer, model, metric=recipe.evaluation.metric if plan.metric is not None else None)
     if plan.metric is not None and plan.validation is not None:
         rows = plan.validation.examples[: recipe.evaluation.max_rows]
         limit = recipe.evaluation.max_new_tokens
@@ -219,9 +236,10 @@ def _train_here(plan: Plan, console: Console) -> TrainResult:
     if trainer.is_world_process_zero():
         output.save_adapter(partial(model.save_pretrained, state_dict=tensors))
         _draw(plan)
+    sampled = sampled_answers(trainer, processor, model)
     trainer.accelerator.wait_for_everyone()  # then others may read what the first process wrote
     steps = plan.resumed.step if plan.resumed is not None and plan.resumed.finished else trainer.state.global_step
-    return _result(plan, steps, monitor.summary, model)
+    return _result(plan, steps, monitor.summary, model, sampled)
 
 
 def _draw(plan: Plan) -> None:
@@ -233,7 +251,13 @@ def _draw(plan: Plan) -> None:
     draw_memory(lines, output.memory_picture, title=title)
 
 
-def _result(plan: Plan, steps: int, resources: ResourceSummary | None, model: VlmLoraPeftModel | None) -> TrainResult:
+def _result(
+    plan: Plan,
+    steps: int,
+    resources: ResourceSummary | None,
+    model: VlmLoraPeftModel | None,
+    answers: Sample | None,
+) -> TrainResult:
     output = plan.output
     lines = read_log(output.log) if output.log.is_file() else []  # another node may not see the folder
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -248,4 +272,6 @@ def _result(plan: Plan, steps: int, resources: ResourceSummary | None, model: Vl
         skipped={name: len(problems) for name, problems in plan.skipped().items() if problems},
         resources=resources,
         model=model,
+        answers=answers,
+        not_moved=why_not_moved(lines, plan.recipe, steps),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlm_lora_plugin.checkpoint.lock import refuse_held
 from vlm_lora_plugin.checkpoint.output import LENGTH, OutputFolder, of_length
+from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.documents import differences, leaves, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
@@ -112,7 +113,7 @@ class TrainJob:
         self._check_start()
         resolved = self.resolved
         for file in (self.data, self.val_data):
-            if file is not None and (problem := why_unusable(file)):
+            if file is not None and (problem := why_unusable(file_and_count(file)[0])):
                 raise DataError(
                     f"There is no data file {file}: {problem}", fix="Give the path of a JSONL or JSON file."
                 )

@@ -42,6 +42,11 @@ class Launch:
     nnodes: int = 1
     options: Mapping[str, str | int] | None = None
 
+    @property
+    def ranks(self) -> int:
+        """Processes of all nodes."""
+        return self.gpus * self.nnodes
+
     def arguments(self, command: Sequence[str]) -> list[str]:
         """Return torchrun's arguments for a command line of ``vlm-lora``."""
         given, program = self.options or {}, module_words(PROGRAM)
@@ -69,6 +74,13 @@ def first_rank() -> bool:
 def started_ranks() -> int:
     """Return the number of processes that this one was started among; 1 without a launcher."""
     return int(os.environ["WORLD_SIZE"]) if is_rank() else 1
+
+
+def expected_ranks(recipe: Recipe) -> int:
+    """Return how many processes a job will have: those started, or else what the recipe's hardware says."""
+    if is_rank() or recipe.hardware is None:
+        return started_ranks()
+    return recipe.hardware.gpus * recipe.hardware.nodes
 
 
 def wanted_launch(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.documents import merge
 from vlm_lora_plugin.errors import DataError, HardwareError
 from vlm_lora_plugin.outside.files import why_unusable
@@ -67,7 +68,7 @@ class ParityJob:
 
         family, recipe = recognise(self.model, self.recipe, merge(self.overrides, EVERY_STEP))
         for file in (self.data, self.val_data):
-            if file is not None and (problem := why_unusable(file)):
+            if file is not None and (problem := why_unusable(file_and_count(file)[0])):
                 raise DataError(
                     f"There is no data file {file}: {problem}", fix="Give the path of a JSONL or JSON file."
                 )

@@ -304,6 +304,18 @@ def _sound(check: Callable[[Any], Hardware], value: Any) -> Hardware:
         raise ValueError(f"{error.what}. {error.fix}") from None
 
 
+class DistributedSettings(_Strict):
+    """How several processes work together."""
+
+    timeout: int = Field(
+        1800,
+        ge=1,
+        le=100_000_000,
+        description="Seconds that a process waits for the others before it gives up; long before, it says which one is "
+        "missing.",
+    )
+
+
 _TURN_KEYS = ("messages", "conversations", "role", "content", "from", "value", "query", "response", "history")
 
 
@@ -372,6 +384,12 @@ class EvaluationSettings(_Strict):
     )
     max_rows: int | None = Field(100, ge=1, description="Rows that are answered, the first ones; null: all.")
     max_new_tokens: int = Field(32, ge=1, description="Longest answer in tokens.")
+    sample_answers: int = Field(
+        5,
+        ge=0,
+        description="Answers that are shown after training, of the validation data or, without it, of the training "
+        "data; 0: none.",
+    )
 
 
 class Recipe(_Strict):
@@ -410,6 +428,9 @@ class Recipe(_Strict):
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
         description="DeepSpeed's own keys, laid over those of the hardware; null removes one.",
+    )
+    distributed: DistributedSettings = Field(
+        default_factory=DistributedSettings, description="How several processes work together."
     )
     data: DataSettings = Field(default_factory=DataSettings, description="How examples become tokens.")
     evaluation: EvaluationSettings = Field(

@@ -17,6 +17,7 @@ from vlm_lora_plugin.frameworks.swift.folder_arguments import check_folder_argum
 from vlm_lora_plugin.frameworks.swift.names import TUNER
 from vlm_lora_plugin.frameworks.swift.options.explicit import given_options
 from vlm_lora_plugin.frameworks.swift.recognition import own_type
+from vlm_lora_plugin.frameworks.swift.refusals import without_our_tuner
 from vlm_lora_plugin.plugins.manager import get_manager
 
 _ENGINES = ("infer_backend", "sampler_engine", "tuner_backend")
@@ -24,25 +25,32 @@ _RUN_FOLDERS = ("vllm", "sglang", "lmdeploy", "unsloth")
 
 
 def looking_at_the_model(
-    original: Callable[[Any], None], *, when_training: Callable[[], None], when_merging: Callable[[], None]
+    original: Callable[[Any], None],
+    *,
+    when_training: Callable[[], None],
+    when_asking: Callable[[], None],
+    when_merging: Callable[[], None],
 ) -> Callable[[Any], None]:
     """Return the step in which Swift looks at the model, with the recipe laid over Swift's options.
 
     Args:
         original: Swift's own.
         when_training: Called where ``swift sft`` trains with our tuner.
+        when_asking: Called where ``swift infer`` answers, with any tuner.
         when_merging: Called where an adapter of ours is merged.
     """
 
     def __post_init__(self: Any) -> None:
         check_folder_arguments(self)
         _check_engine(self)
-        if getattr(self, "tuner_type", None) != TUNER:
-            original(self)
-            return
         from swift.arguments import SftArguments
 
         trains = isinstance(self, SftArguments)
+        if any(kind.__name__ == "InferArguments" for kind in type(self).__mro__):
+            when_asking()
+        if getattr(self, "tuner_type", None) != TUNER:
+            without_our_tuner(original, self, trains=trains)
+            return
         if trains and type(self) is not SftArguments:
             raise SwiftError(
                 f"--tuner_type {TUNER} works with `swift sft`, not with {type(self).__name__}",

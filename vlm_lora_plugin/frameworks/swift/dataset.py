@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from vlm_lora_plugin.contract import MeasuringProcessor
 from vlm_lora_plugin.contract.example import Message
 from vlm_lora_plugin.data.dataset import ConversationDataset
+from vlm_lora_plugin.data.first_rows import file_and_count
 from vlm_lora_plugin.data.mixture import mixture_parts
 from vlm_lora_plugin.errors import DataError, SwiftError
 from vlm_lora_plugin.outside.files import why_unusable
@@ -154,16 +155,15 @@ def read_datasets(
 
 
 def _local(name: str, family: Family) -> Path:
-    path = Path(name).expanduser()
+    given = Path(name).expanduser()
+    path, _ = file_and_count(given)
     if path.exists() and (problem := why_unusable(path)):
         raise SwiftError(f"--dataset {name} cannot be read: {problem}", fix="Give the path of a JSONL or JSON file.")
-    if path.is_file() and path.suffix.lower() in (".jsonl", ".json"):
-        return path
-    if path.is_file() and mixture_parts(path, family) is not None:
-        return path
+    if path.is_file() and (path.suffix.lower() in (".jsonl", ".json") or mixture_parts(path, family) is not None):
+        return given
     raise SwiftError(
         f"--dataset {name} is not a JSONL or JSON file on disk",
-        why="Only such a file gives the same rows in the same order in every framework; Swift's data sets from a hub, "
-        "other formats, and `file#count` do not.",
+        why="Only such a file gives the same rows in the same order in every framework; Swift's data sets from a hub "
+        "and other formats do not.",
         fix="Write the rows that you want into a .jsonl file and give its path.",
     )

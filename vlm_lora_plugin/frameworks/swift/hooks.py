@@ -14,12 +14,13 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Literal
 
+from vlm_lora_plugin.frameworks.swift.asking import beside_the_file, only_for_our_families
 from vlm_lora_plugin.frameworks.swift.command_line import looking_at_the_model
 from vlm_lora_plugin.frameworks.swift.pipeline import choosing_trainer, reading_data
 from vlm_lora_plugin.frameworks.swift.recognition import reading_folders
 from vlm_lora_plugin.frameworks.swift.wrapping import wrap
 
-When = Literal["registering", "training", "merging"]
+When = Literal["registering", "training", "asking", "merging"]
 """The moment at which a function is wrapped: each needs modules of Swift's that are not imported before."""
 
 
@@ -87,6 +88,7 @@ HOOKS = (
         partial(
             looking_at_the_model,
             when_training=partial(install_hooks, "training"),
+            when_asking=partial(install_hooks, "asking"),
             when_merging=partial(install_hooks, "merging"),
         ),
         "the recipe meets the options when the model is known and nothing is derived from them yet",
@@ -98,6 +100,22 @@ HOOKS = (
         "get_trainer_cls",
         choosing_trainer,
         "Swift has no table of trainers",
+    ),
+    Hook(
+        "asking",
+        "swift.pipelines.infer.infer",
+        "SwiftInfer",
+        "_prepare_val_dataset",
+        only_for_our_families,
+        "says for which runs images are looked up beside the data file",
+    ),
+    Hook(
+        "asking",
+        "swift.dataset.loader",
+        "DatasetLoader",
+        "_load_dataset_path",
+        beside_the_file,
+        "Swift looks for relative images in the working directory, training beside the data file",
     ),
     Hook(
         "training",

@@ -49,6 +49,11 @@ class SwiftJob:
         """Write it as JSON."""
         file.write_text(json.dumps(asdict(self)), "utf-8")
 
+    @property
+    def warnings(self) -> Path:
+        """A file of lines that the Swift process's ranks want shown at once."""
+        return Path(self.notes).with_name("warnings.txt")
+
     @classmethod
     def of_process(cls) -> SwiftJob | None:
         """Return the job that started this process, or None where the user started Swift."""
@@ -70,12 +75,14 @@ class Notes:
         step: Optimizer steps done.
         last: Number of the last step.
         resources: Fields of the :class:`~vlm_lora_plugin.diagnostics.resources.ResourceSummary`, once it is done.
+        answers: Of the :class:`~vlm_lora_plugin.answering.samples.Sample`, once it is done.
     """
 
     begun: bool = False
     step: int = 0
     last: int = 0
     resources: dict[str, Any] | None = None
+    answers: dict[str, Any] | None = None
 
     def write(self, file: Path) -> None:
         """Write it as JSON, whole or not at all."""

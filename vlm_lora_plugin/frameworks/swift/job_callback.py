@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -15,12 +15,17 @@ from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.swift.job import Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK
-from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric
+from vlm_lora_plugin.frameworks.trainer.answer_metric import AnswerMetric, sampled_answers
 from vlm_lora_plugin.frameworks.trainer.kept_optimizer import KeptOptimizer, Moments
+from vlm_lora_plugin.frameworks.trainer.parallel_layout import check_trainers_agree
 from vlm_lora_plugin.frameworks.trainer.resource_monitor import ResourceMonitor
+from vlm_lora_plugin.parallel.heartbeat import tell_also
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.prepared.model import find_prepared
 from vlm_lora_plugin.reporting.log import JsonlLog
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.answering.samples import Sample
 
 _ARGUMENTS = "args.json"
 """Swift's own record of a run, which it copies into each checkpoint and reads again to infer and export."""
@@ -49,6 +54,8 @@ class JobCallback(TrainerCallback):
         self._output = OutputFolder(Path(self._job.output))
         self._trainer = trainer
         self._monitor = ResourceMonitor()
+        self._answers: Sample | None = None
+        tell_also(self._warn)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the callbacks that need the trainer built, and try whether the model can answer."""
@@ -56,6 +63,9 @@ class JobCallback(TrainerCallback):
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(self._monitor)
         trainer.add_callback(JsonlLog(self._output.log, elapsed=self._job.elapsed))
+        model = find_prepared(trainer.model)
+        if model is not None:
+            check_trainers_agree(trainer, model, metric=self._job.metric)
         if self._job.moments is not None:
             trainer.add_callback(KeptOptimizer(Moments(**self._job.moments)))
         if self._job.metric is not None and trainer.eval_dataset is not None:
@@ -85,6 +95,7 @@ class JobCallback(TrainerCallback):
             tensors = full_tensors(model.named_trainables(), keep=state.is_world_process_zero)
             if state.is_world_process_zero:
                 self._output.save_adapter(partial(model.save_pretrained, state_dict=tensors))
+            self._answers = sampled_answers(self._trainer, self._trainer.template.inner, model)
         self._monitor.on_train_end(args, state, control, **kwargs)
         self._note(state)
 
@@ -108,4 +119,9 @@ class JobCallback(TrainerCallback):
         if state.is_world_process_zero:
             summary = self._monitor.summary
             resources = None if summary is None else asdict(summary)
-            Notes(True, state.global_step, state.max_steps, resources).write(Path(self._job.notes))
+            answers = None if self._answers is None else self._answers.document()
+            Notes(True, state.global_step, state.max_steps, resources, answers).write(Path(self._job.notes))
+
+    def _warn(self, text: str) -> None:
+        with self._job.warnings.open("a", encoding="utf-8") as stream:
+            stream.write(f"{text}\n")

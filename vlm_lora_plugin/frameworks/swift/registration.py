@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_lora_plugin.frameworks.swift.hooks import install_hooks
 from vlm_lora_plugin.frameworks.swift.names import JOB_CALLBACK, RECORDER, TUNER
+from vlm_lora_plugin.frameworks.swift.refusals import refuse_in_one_message
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.outside.display import never_crash
 from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
@@ -19,8 +20,9 @@ def register() -> None:
         SwiftError: ms-swift is missing, or of a version that is not supported.
     """
     never_crash()  # this process was not started by our command line
-    check_version()
     quieten_deepspeed()
+    refuse_in_one_message()
+    check_version()
     from swift.callbacks import callbacks_map
     from swift.tuner_plugin import tuners_map
 

@@ -119,8 +119,8 @@ def _existing(path: Path) -> Path:
         return path
     raise DataError(
         f"{ORIGIN}: there is no image {path} in {Path.cwd()}",
-        why="Outside of training Swift's relative paths start at the working directory, not beside the data file.",
-        fix="Run the command in the folder of the data file, or write absolute paths.",
+        why="A relative path is looked up beside the data file, where there is one, and in the working directory.",
+        fix="Put the image there, or write its absolute path.",
     )
 
 

@@ -10,7 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.answering.known import known_answers
+from vlm_lora_plugin.answering.samples import Sample, sample_answers
 from vlm_lora_plugin.errors import TrainingError, VlmLoraError
+from vlm_lora_plugin.parallel.heartbeat import now_in
 from vlm_lora_plugin.parallel.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.answering.metrics import Metric
     from vlm_lora_plugin.contract import Processor
     from vlm_lora_plugin.contract.example import Example
+    from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 
 
 class AnswerMetric(TrainerCallback):
@@ -104,6 +107,38 @@ class AnswerMetric(TrainerCallback):
             return own
         shares = gather_object([own])  # one list of each process, in the order of their ranks
         return [shares[index % ranks][index // ranks] for index in range(len(examples))]
+
+
+def sampled_answers(trainer: Trainer, processor: Processor, model: VlmLoraPeftModel) -> Sample | None:
+    """Return some answers of a model that has just been trained, as the recipe asks; None on all ranks but the first.
+
+    They are of the validation data, or without it of the training data. Where ZeRO-3 shards the weights every token
+    would gather all of them, so nothing is answered.
+
+    Args:
+        trainer: Its Trainer, whose data sets are :class:`~vlm_lora_plugin.data.dataset.ConversationDataset`.
+        processor: The model's processor.
+        model: The trained model.
+    """
+    evaluation = model.vlm_lora.recipe.evaluation
+    if not evaluation.sample_answers or not trainer.is_world_process_zero():
+        return None
+    validates = trainer.eval_dataset is not None
+    name, data = ("validation", trainer.eval_dataset) if validates else ("training", trainer.train_dataset)
+    examples: Sequence[Example] = getattr(data, "examples", ())
+    if _is_sharded(model):
+        return Sample((), name, len(examples), "ZeRO-3 would gather the whole model for each token")
+    now_in("sampling answers", counts=False)
+    return sample_answers(
+        model,
+        processor,
+        examples,
+        name,
+        count=evaluation.sample_answers,
+        seed=model.vlm_lora.recipe.seed,
+        max_new_tokens=evaluation.max_new_tokens,
+        autocast=trainer.accelerator.autocast(),
+    )
 
 
 def _is_sharded(model: nn.Module) -> bool:

@@ -108,6 +108,7 @@ def argument_values(
         "prediction_loss_only": True,
         "remove_unused_columns": False,  # the collator needs whatever the processor returns
         "report_to": "none",
+        "ddp_timeout": recipe.distributed.timeout,
     }
     if evaluate:
         values["eval_strategy"] = "epoch" if training.eval_steps is None else "steps"

@@ -18,6 +18,7 @@ from vlm_lora_plugin.frameworks.trainer.groups import follow_schedule, verify_op
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
 from vlm_lora_plugin.frameworks.trainer.in_place import prepare_in_place
 from vlm_lora_plugin.frameworks.trainer.output import check_room
+from vlm_lora_plugin.frameworks.trainer.whereabouts import Whereabouts
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel, find_prepared
 from vlm_lora_plugin.recipe import RecipeSource
@@ -56,6 +57,7 @@ class VlmLoraCallback(TrainerCallback):
         self._check_learning = check_learning
         self._verified = False
         self._probe: LearningProbe | None = None
+        self._place: Whereabouts | None = None
         self._last_finite = 0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -85,6 +87,7 @@ class VlmLoraCallback(TrainerCallback):
         self._verified = False
         self._last_finite = state.global_step
         self._stop_watching()  # what an earlier run that failed has left
+        self._place = Whereabouts(kwargs["model"], state)
         if self._check_learning:
             self._probe = LearningProbe(prepared, kwargs["model"])
 
@@ -100,6 +103,8 @@ class VlmLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note what the step starts from."""
+        if self._place is not None:
+            self._place.note("optimizer")
         if self._probe is not None:
             self._probe.before_step(kwargs["optimizer"])
 
@@ -140,6 +145,9 @@ class VlmLoraCallback(TrainerCallback):
         self._stop_watching()
 
     def _stop_watching(self) -> None:
+        if self._place is not None:
+            self._place.close()
+            self._place = None
         if self._probe is not None:
             self._probe.close()
             self._probe = None

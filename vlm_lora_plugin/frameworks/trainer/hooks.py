@@ -18,9 +18,10 @@ from vlm_lora_plugin.frameworks.trainer.collator import check_collator
 from vlm_lora_plugin.frameworks.trainer.fsdp import refuse_fsdp
 from vlm_lora_plugin.frameworks.trainer.groups import make_optimizer
 from vlm_lora_plugin.frameworks.trainer.output import locked_output, whole_checkpoint
-from vlm_lora_plugin.frameworks.trainer.parallel_layout import common_ground
-from vlm_lora_plugin.parallel.agreement import check_ranks_agree, check_same_checkpoint, several_ranks
+from vlm_lora_plugin.frameworks.trainer.parallel_layout import check_trainers_agree
+from vlm_lora_plugin.parallel.agreement import check_same_checkpoint
 from vlm_lora_plugin.parallel.deepspeed_log import quieten_deepspeed
+from vlm_lora_plugin.parallel.heartbeat import naming_the_missing, now_in
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.parallel.zero3 import check_loaded_sharded
 from vlm_lora_plugin.prepared.model import find_prepared
@@ -74,6 +75,7 @@ def _create_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _save_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_checkpoint(self: Trainer, model: nn.Module, trial: Any) -> None:
+        now_in(f"step {self.state.global_step}, saving a checkpoint")
         if find_prepared(self.model) is None:
             original(self, model, trial)
             return
@@ -110,11 +112,9 @@ def _train(original: Callable[..., Any]) -> Callable[..., Any]:
         prepared = find_prepared(self.model)
         if prepared is None:
             return original(self, resume_from_checkpoint, *args, **kwargs)
-        with locked_output(self):
+        with locked_output(self), naming_the_missing():
             refuse_fsdp(self.args, self)
-            if several_ranks():
-                resumes = {"resume_from_checkpoint": bool(resume_from_checkpoint)}
-                check_ranks_agree(prepared.vlm_lora.manifest, **common_ground(self), **resumes)
+            check_trainers_agree(self, prepared, resume_from_checkpoint=bool(resume_from_checkpoint))
             check_loaded_sharded(prepared)
             check_collator(self)
             if resume_from_checkpoint:
@@ -137,6 +137,7 @@ def _run_epoch(original: Callable[..., Any]) -> Callable[..., Any]:
 def _get_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_batch_samples(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         meter, prepared = _meter_of(self), find_prepared(self.model)
+        now_in(f"step {self.state.global_step + 1}, fetching batches")
         with nullcontext() if meter is None else meter.fetching():
             batches, items = original(self, *args, **kwargs)
         if meter is not None:

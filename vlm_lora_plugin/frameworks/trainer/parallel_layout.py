@@ -13,9 +13,13 @@ from transformers import TrainingArguments
 
 from vlm_lora_plugin.checkpoint.data_record import DataRecord
 from vlm_lora_plugin.data.dataset import ConversationDataset
+from vlm_lora_plugin.parallel.agreement import check_ranks_agree, several_ranks
+from vlm_lora_plugin.parallel.heartbeat import start_heartbeat
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+    from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 
 OF_EACH_RANK = frozenset(
     {
@@ -67,6 +71,25 @@ class ParallelLayout:
         """Return it in words: ``2 processes under ZeRO-3``."""
         many = "1 process" if self.processes == 1 else f"{self.processes} processes"
         return f"{many} under ZeRO-{self.zero_stage}" if self.zero_stage else f"{many} without ZeRO"
+
+
+def check_trainers_agree(trainer: Trainer, prepared: VlmLoraPeftModel, **more: object) -> None:
+    """Compare what all ranks' Trainers are about to do, and begin to watch over them; every rank must come here.
+
+    It comes before anything in which ranks wait for each other, such as answering validation data: a rank that was
+    given none would not come there.
+
+    Args:
+        trainer: This rank's.
+        prepared: The model it trains.
+        more: Further values by what they are, in which ranks must agree.
+
+    Raises:
+        TrainingError: A rank differs from rank 0; raised on all ranks alike.
+    """
+    if several_ranks():
+        start_heartbeat(trainer.args.ddp_timeout)
+        check_ranks_agree(prepared.vlm_lora.manifest, **common_ground(trainer), **more)
 
 
 def common_ground(trainer: Trainer) -> dict[str, Any]:

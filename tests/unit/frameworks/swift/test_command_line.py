@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -237,9 +238,59 @@ def test_args_json_names_folder_plugin_and_recipe(sft_arguments, model, monkeypa
     assert document["vlm_lora_recipe"]["origin"] == "monkey/lora"
 
 
-def test_other_tuners_are_left_alone(sft_arguments):
-    arguments = sft_arguments("--tuner_type", "lora", "--lora_rank", 4)
-    assert (arguments.lora_rank, arguments.adam_beta2, arguments.gradient_checkpointing) == (4, 0.95, True)
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_another_tuner_on_a_model_of_a_family_is_refused_with_what_to_add(sft_arguments, tuner):
+    with pytest.raises(SwiftError) as caught:
+        sft_arguments("--tuner_type", tuner)
+    assert "monkey" in caught.value.what
+    assert "$(vlm-lora swift-args lora)" in caught.value.fix
+    assert "--tuner_type vlm_lora" in caught.value.fix
+
+
+def test_what_swift_cannot_read_is_said_to_be_ours(sft_arguments, model, tmp_path, monkeypatch):
+    """A published Monkey names an architecture that Swift takes for its own, and then asks for a newer transformers."""
+    folder = tmp_path / "published"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["QWenLMHeadModel"]}))
+    for tuner, said in (("lora", "$(vlm-lora swift-args lora)"), ("vlm_lora", None)):
+        if said is None:
+            assert sft_arguments("--tuner_type", tuner, model=folder).model_type == "monkey"
+            continue
+        with pytest.raises(SwiftError) as caught:
+            sft_arguments("--tuner_type", tuner, model=folder)
+        assert "no other transformers helps" in caught.value.why
+        assert said in caught.value.fix
+
+
+def test_an_adapter_of_ours_is_not_loaded_in_part(swift, model, tmp_path, monkeypatch):
+    from swift.arguments import InferArguments
+
+    (tmp_path / "adapter").mkdir()
+    for name in ("vlm_lora_manifest.json", "adapter_config.json"):
+        (tmp_path / "adapter" / name).write_text("{}")
+    with pytest.raises(SwiftError, match="--tuner_type is lora") as caught:
+        InferArguments(model=str(model), adapters=[str(tmp_path / "adapter")], tuner_type="lora")
+    assert caught.value.fix == "Add --tuner_type vlm_lora."
+
+
+def test_the_attention_of_the_familys_own_code_may_be_named(sft_arguments):
+    assert sft_arguments("--attn_impl", "sdpa").attn_impl == "sdpa"
+    with pytest.raises(SwiftError, match="--attn_impl eager: the attention of this model is sdpa"):
+        sft_arguments("--attn_impl", "eager")
+
+
+def test_a_ratio_that_swift_does_not_apply_may_be_given(sft_arguments, data):
+    sft_arguments("--split_dataset_ratio", 0)
+    sft_arguments("--split_dataset_ratio", 0.1, "--val_dataset", data)
+    with pytest.raises(SwiftError, match=r"--split_dataset_ratio 0\.1"):
+        sft_arguments("--split_dataset_ratio", 0.1)
+
+
+def test_the_timeout_is_the_recipes_unless_it_leaves_it_open(sft_arguments):
+    assert sft_arguments().ddp_timeout == 1800
+    assert sft_arguments("--ddp_timeout", 60).ddp_timeout == 60
+    assert sft_arguments(recipe={"preset": "lora", "distributed": {"timeout": 90}}).training_args.ddp_timeout == 90
 
 
 def test_another_command_of_swift_is_refused(sft_arguments, swift):

@@ -111,7 +111,7 @@ def test_of_a_relative_path_that_leads_nowhere_it_says_where_it_was_looked_for(t
     record = json.loads(data.read_text().splitlines()[1])
     with pytest.raises(DataError, match=r"there is no image a\.png in") as error:
         template.encode(record)
-    assert "start at the working directory" in error.value.why
+    assert "beside the data file" in error.value.why
 
 
 def test_the_template_batches_as_the_processor(template, processor, family, data):
@@ -181,13 +181,35 @@ def test_images_outside_are_refused(processor, family, data):
         read_datasets([str(data)], processor, DataSettings(), family)
 
 
-@pytest.mark.parametrize("name", ["AI-ModelScope/alpaca-gpt4-data-en", "train.jsonl#10", "table.csv"])
+@pytest.mark.parametrize("name", ["AI-ModelScope/alpaca-gpt4-data-en", "hub/train#10", "table.csv"])
 def test_only_files_on_disk_are_data(processor, family, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.csv").write_text("query,response\n")
     (tmp_path / "train.jsonl").write_text("{}\n")
     with pytest.raises(SwiftError, match=r"\.jsonl"):
         read_datasets([name], processor, DataSettings(), family)
+
+
+def test_the_first_rows_of_a_file_may_be_asked_for(processor, family, data):
+    whole = ConversationDataset(data, processor, DataSettings(), family)
+    ours = read_datasets([f"{data}#2"], processor, DataSettings(), family)
+    assert len(ours) == 2
+    assert all(same(ours[index], whole[index]) for index in range(2))
+    assert len(ConversationDataset(f"{data}#2", processor, DataSettings(), family)) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [("1000", "asks for 1,000 rows, and the file has"), ("0", "asks for no rows")]
+)
+def test_more_rows_than_there_are_and_none_are_refused(processor, family, data, count, said):
+    with pytest.raises(DataError, match=said):
+        read_datasets([f"{data}#{count}"], processor, DataSettings(), family)
+
+
+def test_a_file_that_is_called_so_is_taken_whole(processor, family, data):
+    named = data.with_name("odd.jsonl#2")
+    named.write_bytes(data.read_bytes())
+    assert len(ConversationDataset(named, processor, DataSettings(), family)) == ROWS + 1
 
 
 def test_a_root_of_images_elsewhere_is_refused(processor, family, data, monkeypatch):

@@ -25,6 +25,7 @@ from vlm_lora_plugin.frameworks.swift.options.table import (
     OPTIONS,
     Free,
     LaidOver,
+    OfModel,
     OfRecipe,
     OfSelection,
     OfTrainer,
@@ -100,8 +101,13 @@ def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Resolved
         treatment = OPTIONS.get(name)
         if isinstance(treatment, (LaidOver, OfRecipe)):
             problems += _contradictions(name, value, recipe)
-        elif isinstance(treatment, OfSelection):
+        elif isinstance(treatment, (OfSelection, OfModel)):
             outline = outline or Outline.of(Path(arguments.model_info.model_dir), family, recipe)
+        if isinstance(treatment, OfModel) and outline is not None and value != outline.attention:
+            problems.append(
+                f"--{name} {shown(value)}: the {treatment.what} of this model is {outline.attention}. Leave it out."
+            )
+        elif isinstance(treatment, OfSelection) and outline is not None:
             frozen = {name: getattr(arguments, name) for name in ("freeze_llm", "freeze_vit", "freeze_aligner")}
             found = outline.disagreement(name, value, frozen)
             if found:
@@ -177,6 +183,8 @@ def _impossible(name: str, value: Any, arguments: SftArguments, family: Family) 
         return None if value == template_of(family) else f"--template {value}: the family has its own. Leave it out."
     if name == "truncation_strategy" and in_recipe(name, value) is None:
         return f"--{name} {value}: answers and images would be cut off. Use `right` (data.truncation_strategy)."
+    if name == "split_dataset_ratio" and arguments.val_dataset:
+        return None  # Swift itself then splits nothing
     if name == "loss_scale" and in_recipe(name, value) is None:
         return (
             f"--{name} {value}: the loss is the mean over supervised tokens, those of answers. Use `default` or "

@@ -34,6 +34,7 @@ class Outline:
     linear: tuple[str, ...]
     parameters: tuple[str, ...]
     trained: TrainableSet
+    attention: str
 
     @classmethod
     def of(cls, folder: Path, family: Family, recipe: Recipe) -> Outline:
@@ -49,6 +50,7 @@ class Outline:
             linear=tuple(name for name, module in model.named_modules() if isinstance(module, nn.Linear)),
             parameters=tuple(name for name, _ in model.named_parameters()),
             trained=resolve_selection(model, family, recipe),
+            attention=str(model.config._attn_implementation),
         )
 
     def disagreement(self, option: str, value: Any, frozen: Mapping[str, bool]) -> str | None:

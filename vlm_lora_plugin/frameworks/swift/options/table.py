@@ -48,6 +48,17 @@ class OfSelection:
 
 
 @dataclass(frozen=True)
+class OfModel:
+    """The family's own code decides; a value that was given must name what it does.
+
+    Attributes:
+        what: What it names, in words.
+    """
+
+    what: str
+
+
+@dataclass(frozen=True)
 class Only:
     """One value works; any other is refused.
 
@@ -70,7 +81,7 @@ class Free:
     """Changes nothing in what is trained (folders, reports, hubs), or is read by this package itself."""
 
 
-Treatment = LaidOver | OfRecipe | OfSelection | Only | OfTrainer | Free
+Treatment = LaidOver | OfRecipe | OfSelection | OfModel | Only | OfTrainer | Free
 
 
 def _names(text: str) -> list[str]:
@@ -104,6 +115,7 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
         for name in _names("lr_scheduler_type lr_scheduler_kwargs warmup_ratio max_grad_norm")
     ),
     (LaidOver("seed"), "seed"),
+    (LaidOver("distributed.timeout"), "ddp_timeout"),
     (LaidOver("data.max_length"), "max_length"),
     (LaidOver("data.truncation_strategy"), "truncation_strategy"),
     (LaidOver("data.on_bad_sample"), "strict"),
@@ -150,9 +162,10 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
         "galore_proj_bits galore_proj_group_size galore_cos_threshold galore_gamma_proj galore_queue_size "
         "optim_target_modules",
     ),
+    (OfModel("attention"), "attn_impl"),
     (
         Only(_OWN_CODE),
-        "attn_impl experts_impl new_special_tokens num_labels problem_type rope_scaling max_memory max_model_len "
+        "experts_impl new_special_tokens num_labels problem_type rope_scaling max_memory max_model_len "
         "local_repo_path init_strategy quant_method quant_bits hqq_axis bnb_4bit_compute_dtype "
         "bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_quant_storage",
     ),
@@ -221,7 +234,7 @@ _GROUPS: tuple[tuple[Treatment, str], ...] = (
         "log_level_replica log_on_each_node disable_tqdm report_to run_name project trackio_space_id "
         "trackio_bucket_id trackio_static_space_id save_on_each_node enable_jit_checkpoint push_to_hub hub_token "
         "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision use_hf do_train do_eval "
-        "do_predict local_rank ddp_backend ddp_timeout remove_unused_columns max_shard_size check_model "
+        "do_predict local_rank ddp_backend remove_unused_columns max_shard_size check_model "
         "ds3_gather_for_generation zero_hpz_partition_size dataloader_multiprocessing_context dataset_num_proc "
         "load_from_cache_file download_mode load_args load_data_args enable_npu_model_patch max_new_tokens "
         "temperature top_k top_p repetition_penalty num_beams stream stop_words logprobs top_logprobs "
