@@ -33,7 +33,7 @@ Rules are applied in this order, and of all that match a parameter the last one 
 A parameter that no rule names is frozen. Of every other key the later value wins.
 
 A key that stands twice in one file is an error with both lines. Plain values are read by YAML 1.2: `010` is ten, `1e-4`
-a number, and `yes`, `1:30` and `2026-01-02` are text (`yes` and `no` still turn a switch on and off); `1_000` is 1000.
+a number, and `yes`, `1:30` and `2026-01-02` are text (a switch is `true` or `false`); `1_000` is 1000.
 
 Each value of a resolved recipe has a source: the user (a file, Python or `--set`), the family's preset, the
 [hardware](deepspeed.md) with its reason, or the default. `vlm-lora inspect` shows it for every value that is not a

@@ -72,9 +72,11 @@ def test_a_scalar_is_read_as_meant(text, value):
     assert type(found) is type(value)
 
 
-@pytest.mark.parametrize("word", ["yes", "on", "true"])
-def test_a_switch_in_words_is_still_a_switch(word):
-    assert Recipe.parse(parse_assignments([f"lora.use_dora={word}"])).lora.use_dora is True
+@pytest.mark.parametrize("word", ["yes", "on", "y"])
+def test_a_switch_in_words_is_refused_and_never_turned_round(word):
+    with pytest.raises(RecipeError, match=r"lora\.use_dora.*write true or false"):
+        Recipe.parse(parse_assignments([f"lora.use_dora={word}"]))
+    assert Recipe.parse(parse_assignments(["lora.use_dora=true"])).lora.use_dora is True
 
 
 def test_layers_with_a_leading_zero_are_ten_and_not_eight(tmp_path):
