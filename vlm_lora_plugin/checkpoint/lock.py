@@ -162,31 +162,41 @@ class FolderLock:
             os.fsync(file.fileno())
         return own
 
-    def _link(self) -> None:
-        """Put the lock in place in one step; FileExistsError where there is one."""
+    def _link(self, path: Path | None = None) -> None:
+        """Put the lock, or a file that says the same, in place in one step; FileExistsError where there is one."""
+        path = path or self._path
         own = self._written()
         try:
             try:
-                os.link(own, self._path)
+                os.link(own, path)
             except FileExistsError:
                 if own.stat().st_nlink != 2:  # NFS may have lost the answer to a link that it made
                     raise
             except OSError:  # a file system without links
-                with self._path.open("x", encoding="utf-8") as file:
+                with path.open("x", encoding="utf-8") as file:
                     file.write(own.read_text("utf-8"))
         finally:
             own.unlink(missing_ok=True)
 
     def _guarded(self) -> bool:
-        """Make the guard; False where another process has it."""
+        """Make the guard; False where another process has it. One of a dead process is removed first."""
         try:
-            self._guard.open("x").close()
+            self._link(self._guard)
         except FileExistsError:
-            with suppress(FileNotFoundError):
-                if time.time() - self._guard.stat().st_mtime > DEAD_AFTER:
-                    self._guard.unlink()
+            dead = Holder.of(self._guard)
+            if dead is not None and not dead.lives(time.time()):
+                self._remove_guard_of(dead)
             return False
         return True
+
+    def _remove_guard_of(self, dead: Holder) -> None:
+        aside = self._path.with_name(f"{self._path.name}.{self._token}.dead")
+        with suppress(FileNotFoundError, FileExistsError):
+            os.rename(self._guard, aside)
+            found = Holder.of(aside)
+            if found is not None and found.token != dead.token:  # another process was faster, and has one of its own
+                os.link(aside, self._guard)
+        aside.unlink(missing_ok=True)
 
     def _replace_dead(self) -> bool:
         """Take the place of a lock that nobody holds any more; False where it must be looked at again.

@@ -98,6 +98,16 @@ def test_a_lock_that_says_nothing_is_young_or_dead(tmp_path, text):
         pass
 
 
+def test_a_guard_of_a_process_that_was_killed_does_not_stay(tmp_path, other):
+    dead = replace(mark(other.pid), started="1")
+    put(tmp_path, dead)
+    (tmp_path / LOCK).rename(tmp_path / (LOCK + ".taking"))
+    put(tmp_path, dead)
+    with lock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_can_be_taken_over_and_the_run_that_had_it_stops(tmp_path):
     mine = lock(tmp_path).__enter__()
     theirs = lock(tmp_path, take_over=True).__enter__()
