@@ -32,6 +32,12 @@ def refuse_other_kinds(path: Path, head: bytes) -> None:
     Raises:
         DataError: Says what it is and how to make JSONL of it.
     """
+    if head and not head.strip(b"\0"):
+        raise DataError(
+            f"{path} begins with {len(head):,} zero bytes",
+            why="A copy or download of it was broken off, or the disk was full.",
+            fix="Make the file anew.",
+        )
     if is_utf16(head):
         raise DataError(
             f"{path} is text in UTF-16 or UTF-32, and JSON is read in UTF-8",

@@ -158,9 +158,14 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
     from vlm_lora_plugin.plugins.manager import get_manager
 
     if not output.recipe.is_file():
+        around = next(
+            (each for each in output.folder.absolute().parents if (each / output.recipe.name).is_file()), None
+        )
         raise OutputError(
             f"There is no job to go on with in {output.folder}: it has no {output.recipe.name}",
-            fix="Give the output folder of an interrupted job, or leave --resume out.",
+            fix=f"It lies in the job {around}: give that folder."
+            if around
+            else "Give the output folder of an interrupted job, or leave --resume out.",
         )
     manager = get_manager()
     family = manager.family_of_folder(job.model)

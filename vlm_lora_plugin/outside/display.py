@@ -74,7 +74,8 @@ def never_crash(*streams: Any) -> None:
     A console in ASCII or a POSIX locale then shows an escaped name, and the exit code is what it always is.
     """
     for stream in streams or (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        # A POSIX locale gives `surrogateescape`, which raises as well for what was no byte to begin with.
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 

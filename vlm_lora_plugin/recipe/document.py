@@ -11,7 +11,8 @@ from vlm_lora_plugin.documents import leaves, merge, value_at
 from vlm_lora_plugin.errors import DocumentError, HardwareError, RecipeError
 from vlm_lora_plugin.hardware import parse_hardware
 from vlm_lora_plugin.outside.display import shown
-from vlm_lora_plugin.outside.files import is_file, reason
+from vlm_lora_plugin.outside.files import is_file, reason, why_unusable
+from vlm_lora_plugin.outside.trees import check_tree
 from vlm_lora_plugin.outside.yaml_text import parse_yaml, read_yaml
 from vlm_lora_plugin.recipe.schema import RATE_KEYS, Recipe
 from vlm_lora_plugin.recipe.sources import Source
@@ -177,8 +178,11 @@ def read_recipe(source: RecipeSource) -> dict[str, Any]:
     if path.suffix.lower() not in {".yaml", ".yml"}:
         if is_file(path):
             raise RecipeError(f"{path} is not a recipe: its name does not end in .yaml", fix="Rename it to .yaml.")
-        if isinstance(source, Path) or path.name != source:  # a folder, or a path to nothing
-            raise RecipeError(f"There is no recipe file {path}", fix="Give a path to a YAML file or a preset's name.")
+        if isinstance(source, Path) or path.name != source:  # a folder, a pipe, or a path to nothing
+            raise RecipeError(
+                f"There is no recipe file {path}: {why_unusable(path)}",
+                fix="Give a path to a YAML file or a preset's name.",
+            )
         return {"preset": source}
     try:
         document = read_yaml(path)
@@ -246,6 +250,10 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         if (*parents, last) == ("hardware",) and isinstance(read, str):
             read = {**(document.get("hardware") or {}), **_machine(read)}
         here[last] = read
+    try:
+        check_tree(document)
+    except DocumentError as error:
+        raise RecipeError(f"An assignment goes too deep: {error}", fix="No key has more than four parts.") from None
     return document
 
 

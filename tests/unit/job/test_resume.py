@@ -388,3 +388,10 @@ def test_a_manifest_from_before_a_key_existed_has_the_same_recipe():
     assert recipe_differences(old, Recipe(seed=3, data={"exif_transpose": True})) == [
         "data.exif_transpose: False / True"
     ]
+
+
+@pytest.mark.parametrize("inside", ["adapter", "checkpoints/checkpoint-2"])
+def test_resuming_a_folder_inside_a_job_names_the_job(job, interrupted, inside):
+    with pytest.raises(OutputError, match="no job to go on with") as caught:
+        replace(job, output=interrupted.output / inside, resume=True).check()
+    assert f"It lies in the job {interrupted.output}:" in caught.value.fix

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import yaml
 from hypothesis import given
@@ -125,6 +127,17 @@ def test_a_recipe_with_a_key_twice_names_the_file(tmp_path):
         parse_assignments(["data.processor={hd_num: 9, hd_num: 25}"])
 
 
+def test_an_assignment_is_not_nested_endlessly():
+    with pytest.raises(RecipeError, match="goes too deep: nested more than 64 levels"):
+        parse_assignments([".".join(["deepspeed"] + ["a"] * 3000) + "=1"])
+
+
+def test_a_pipe_in_place_of_a_recipe_is_named(tmp_path):
+    os.mkfifo(tmp_path / "63")
+    with pytest.raises(RecipeError, match=r"There is no recipe file .*63: it is a pipe"):
+        read_recipe(tmp_path / "63")
+
+
 def test_a_file_without_end_is_no_recipe(tmp_path):
     file = tmp_path / "big.yaml"
     file.write_bytes(b"#" * (2**20 + 1))
@@ -157,16 +170,19 @@ PIECES = st.sampled_from(
 )
 
 
-@given(st.data())
-def test_damaged_yaml_is_read_or_refused_in_words(data):
+@given(data=st.data())
+def test_a_damaged_recipe_is_read_or_refused_in_words(data, tmp_path_factory):
     damaged = bytearray(SAMPLE)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(damaged) - 1))
         piece = data.draw(PIECES | st.binary(min_size=1, max_size=2))
         damaged[at : at + data.draw(st.integers(0, 3))] = piece
+    file = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    file.write_bytes(bytes(damaged))
     answer: object = "read"
     try:
-        parse_yaml(bytes(damaged))
-    except DocumentError as error:  # any other exception is a fault
+        recipe = Recipe.parse(read_recipe(file))
+        assert Recipe.parse(parse_yaml(recipe.to_yaml())) == recipe
+    except RecipeError as error:  # any other exception is a fault
         answer = error.what
     assert answer
