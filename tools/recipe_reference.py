@@ -42,6 +42,12 @@ whether a value was written, even one equal to the default. In a `recipe.yaml` t
 written; given as `--recipe`, it is followed to the last key. With `--resume` the sources are read from the
 `sources.json` beside it. In Python `model.vlm_lora.recipe` is the resolved recipe, and `.source("lora.r")` says who set
 a value; wherever a recipe is taken, a resolved one is taken as it is.
+
+A key that you set to another value than its default and that would have no effect in the model or the job is an error
+in `inspect`, `train` and `swift sft`: a switch that the model cannot have, checkpointing where nothing learns, `lora.*`
+where PEFT puts no LoRA in, rates of nothing, `warmup_ratio` with a schedule that has no warm-up, `num_train_epochs`
+beside `max_steps`, settings of evaluation without validation data. What a preset or the hardware sets asks for nothing
+there; a switch of theirs that the model cannot have is off, and `inspect` says why.
 """
 
 

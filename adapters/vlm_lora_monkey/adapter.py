@@ -49,7 +49,7 @@ def describe_family() -> Family:
 
 @hookimpl
 def wrap_forward(model: nn.Module, recipe: Recipe) -> Sequence[Patch]:
-    """Let text-only batches train."""
+    """Nothing beside the core's patches, and a model of another class is refused."""
     from vlm_lora_monkey.forward import patches
 
     return patches(model)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
-from vlm_lora_monkey.names import ARCHITECTURE
-from vlm_lora_plugin.patches import refuse_unknown_model, text_only_batches
+from vlm_lora_plugin.patches import refuse_unknown_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def patches(model: nn.Module) -> tuple[Patch, ...]:
-    """Return what makes the forward pass leaner, in the order in which it is applied.
+    """Return what makes the forward pass leaner, in the order in which it is applied: none beside the core's.
 
     Raises:
         ModelError: The model is not of this package, so its forward pass is unknown.
     """
     refuse_unknown_model(model, MonkeyForCausalLM)
-    return (text_only_batches(model, ARCHITECTURE),)
+    return ()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
-from vlm_lora_omnilmm.names import ARCHITECTURE
-from vlm_lora_plugin.patches import refuse_unknown_model, text_only_batches
+from vlm_lora_plugin.patches import refuse_unknown_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
 def patches(model: nn.Module) -> tuple[Patch, ...]:
     """Return what makes the forward pass leaner, in the order in which it is applied.
 
-    That the images of a batch go through the tower together, and a frozen tower leaves no graph, needs no patch:
-    the plain forward does so.
+    None beside the core's: that the images of a batch go through the tower together, and a frozen tower leaves no
+    graph, the plain forward sees to.
 
     Raises:
         ModelError: The model is not of this package, so its forward pass is unknown.
     """
     refuse_unknown_model(model, OmniLMMForCausalLM)
-    return (text_only_batches(model, ARCHITECTURE),)
+    return ()

@@ -11,9 +11,9 @@ import torch
 
 from vlm_lora_plugin.contract import Patch
 from vlm_lora_plugin.models import canonical_name, is_sharded, several_ranks
-from vlm_lora_plugin.patches import refuse_unknown_model, text_only_batches, wrap_method
+from vlm_lora_plugin.patches import refuse_unknown_model, wrap_method
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
-from vlm_lora_xcomposer.names import PLORA_NAME, VISION_PREFIX, architecture
+from vlm_lora_xcomposer.names import PLORA_NAME, VISION_PREFIX
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,8 +35,6 @@ def patches(model: nn.Module) -> tuple[Patch, ...]:
     return (
         *([Patch("fused attention", "no matrix of all pairs of tokens", _use_sdpa)] if _eager_configs(model) else []),
         Patch("views in chunks", f"a frozen tower sees {VIEWS_AT_A_TIME} views at a time, without a graph", _chunk),
-        # Upstream multiplies partial LoRA by zero in a batch without an image, rather than leaving it out.
-        text_only_batches(model, architecture(cast(XComposerForCausalLM, model)), zeroed=(PLORA_NAME,)),
         Patch("partial LoRA on every rank", "ranks without an image call the same layers", _mask_nothing),
     )
 

@@ -21,7 +21,7 @@ from vlm_lora_xcomposer.generation import images_of_rows, stop_at_turn_end
 from vlm_lora_xcomposer.grids import grid_of
 from vlm_lora_xcomposer.language import XComposerBlock, rotary_of
 from vlm_lora_xcomposer.lora import LowRankProjection
-from vlm_lora_xcomposer.names import EMBEDDINGS_PREFIX, HEAD_PREFIX, IGNORED_TENSORS
+from vlm_lora_xcomposer.names import EMBEDDINGS_PREFIX, HEAD_PREFIX, IGNORED_TENSORS, PLORA_NAME
 from vlm_lora_xcomposer.shapes import with_sizes_of_tensors
 from vlm_lora_xcomposer.splicing import find_image_tokens, mask_of, put_images
 from vlm_lora_xcomposer.visual import (
@@ -66,6 +66,7 @@ class XComposerForCausalLM(ImageTextModel):
     embeddings_name = EMBEDDINGS_PREFIX
     head_name = HEAD_PREFIX
     ignored_tensors = IGNORED_TENSORS
+    zeroed_without_images = (PLORA_NAME,)
     _no_split_modules = ["XComposerBlock", "CLIPEncoderLayer"]  # noqa: RUF012  the base class's own form
     _keys_to_ignore_on_load_unexpected = list(IGNORED_TENSORS)  # noqa: RUF012
     _supports_flash_attn = True

@@ -108,7 +108,7 @@ def test_the_deepspeed_file_is_made_of_one_answer(vlm_lora, fresh, counted, outl
 @pytest.fixture
 def recipe(tmp_path):
     file = tmp_path / "job.yaml"
-    file.write_text("preset: lora\nlora: {r: 4}\nhardware: 3x24\n")
+    file.write_text("preset: lora+llm-lora\nlora: {r: 4}\nhardware: 3x24\n")
     return file
 
 
@@ -117,7 +117,7 @@ def test_inspect_says_who_set_each_value_that_is_not_a_default(vlm_lora, model, 
     sources = json.loads(outcome.out)["sources"]
     assert sources["seed"] == {"value": 7, "source": "user", "by": "the command line", "why": ""}
     assert sources["lora.r"] == {"value": 4, "source": "user", "by": str(recipe), "why": ""}
-    assert (sources["rules.0"]["source"], sources["rules.0"]["by"]) == ("preset", "lora")
+    assert (sources["rules.0"]["source"], sources["rules.0"]["by"]) == ("preset", "lora+llm-lora")
     stage = sources["hardware.zero_stage"]
     assert (stage["value"], stage["source"], stage["by"]) == (3, "hardware", "3x24")
     assert stage["why"].startswith("24 GiB")
@@ -128,7 +128,7 @@ def test_inspect_shows_it_to_people_too(vlm_lora, model, recipe):
     outcome = vlm_lora("inspect", model, "--recipe", recipe, "--set", "seed=7")
     assert "seed 7  the command line" in outcome.out
     assert f"lora.r 4  {recipe}"[:40] in outcome.out
-    assert "preset lora" in outcome.out
+    assert "preset lora+llm-lora" in outcome.out
     assert "hardware.zero_stage 3" in outcome.out
 
 

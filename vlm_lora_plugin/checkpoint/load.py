@@ -16,7 +16,7 @@ from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANI
 from vlm_lora_plugin.checkpoint.hints import folder_with_adapter
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
-from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE
+from vlm_lora_plugin.models.keyed_init import fresh_lora_of
 from vlm_lora_plugin.names import PEFT_PREFIX
 from vlm_lora_plugin.outside.files import read_text, reason
 from vlm_lora_plugin.parallel.sharding import put_full
@@ -121,7 +121,7 @@ def _weights_as(model: VlmLoraPeftModel, dtype: str) -> Mapping[str, str] | None
     if own.manifest.dtype != "float32" or own.manifest.base_weights is None:
         return None
     base = model.get_base_model()
-    leave_out = {*getattr(base, FRESH_LORA_ATTRIBUTE, ()), *own.trainable.names}
+    leave_out = {*fresh_lora_of(base), *own.trainable.names}
     return base_digests(base, own.trainable.architecture.components, leave_out, dtype)
 
 
@@ -134,7 +134,7 @@ def _bytes_as(model: VlmLoraPeftModel, stored: Mapping[str, str] | None) -> Mapp
     if theirs == ours or len(theirs) != 1 or not theirs <= _HALVES:
         return own
     base = model.get_base_model()
-    leave_out = {*getattr(base, FRESH_LORA_ATTRIBUTE, ()), *model.vlm_lora.trainable.names}
+    leave_out = {*fresh_lora_of(base), *model.vlm_lora.trainable.names}
     return byte_digests(base, model.vlm_lora.trainable.architecture.components, leave_out, theirs.pop())
 
 

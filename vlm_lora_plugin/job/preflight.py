@@ -34,7 +34,7 @@ from vlm_lora_plugin.parallel.heartbeat import start_heartbeat
 from vlm_lora_plugin.parallel.launcher import first_rank, is_rank, started_ranks
 from vlm_lora_plugin.planning.deepspeed_checks import check_arguments, check_base
 from vlm_lora_plugin.planning.dtypes import DTYPES, wanted_dtype
-from vlm_lora_plugin.planning.effect import check_evaluation
+from vlm_lora_plugin.planning.effect import check_evaluation, check_schedule
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.resolve import resolve_selection
@@ -121,6 +121,8 @@ def preflight(job: TrainJob, checking: Checking = lambda name, rows: nullcontext
     """
     family, recipe = job.check()
     check_evaluation(recipe, validates=job.val_data is not None)
+    if not job.resume:  # it was checked when the job was started, and may have been made longer since
+        check_schedule(recipe)
     output = OutputFolder(job.output)
     dtype = wanted_dtype(job.dtype, recipe)
     name = str(DTYPES[dtype]).removeprefix("torch.")

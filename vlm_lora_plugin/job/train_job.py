@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlm_lora_plugin.checkpoint.lock import refuse_held
 from vlm_lora_plugin.checkpoint.output import LENGTH, OutputFolder, of_length
 from vlm_lora_plugin.data.first_rows import file_and_count
-from vlm_lora_plugin.documents import differences, value_at
+from vlm_lora_plugin.documents import differences, leaves, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.job.parent import Parent, find_parent, recipe_of_parent
 from vlm_lora_plugin.outside.files import why_unusable
 from vlm_lora_plugin.parallel.launcher import first_rank
-from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, lay_over, read_recipe
+from vlm_lora_plugin.recipe import Recipe, RecipeDocument, Rule, Source, lay_over, read_recipe
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Architecture, Family
     from vlm_lora_plugin.planning.dtypes import DtypeName
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
-    from vlm_lora_plugin.recipe import RecipeSource, Source
+    from vlm_lora_plugin.recipe import RecipeSource
 
 COMMAND_LINE = "the command line"
 
@@ -174,9 +174,9 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
     sources = read_sources(output.sources, kept)
     if job.recipe is None and job.overrides.get("preset") is None:
         asked: Recipe = Recipe.parse(lay_over(kept, _still_to_say(job.overrides, kept)))
-        own = RecipeDocument.read(output.recipe)
-        if sources is not None:
-            own = RecipeDocument.recorded(kept.document(), sources, str(output.recipe))
+        # Of a job that kept no sources nothing is known to be the user's: what it trained with then, it goes on with.
+        decided = _as_started(kept) if sources is None else sources
+        own = RecipeDocument.recorded(kept.document(), decided, str(output.recipe))
         if of_length(differences(_decided(kept), _decided(asked))):
             length = {key: value for key, value in job.overrides["training"].items() if key in LENGTH}
             own = own.under({"training": length}, COMMAND_LINE)
@@ -194,6 +194,11 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
             fix=f"Leave it out to go on with the job's own recipe, or start a new job in another folder.{longer}",
         )
     return family, resolved.model_copy(update={"origin": kept.origin})
+
+
+def _as_started(kept: Recipe) -> dict[str, Source]:
+    keys = [*(key for key, _ in leaves(kept.document())), *(f"rules.{number}" for number in range(len(kept.rules)))]
+    return dict.fromkeys(keys, Source("preset", "of the job as it was started"))
 
 
 def _switched_off(sources: Mapping[str, Source], asked: ResolvedRecipe) -> dict[str, str]:

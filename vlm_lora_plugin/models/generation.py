@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from transformers import GenerationMixin
 
+from vlm_lora_plugin.contract import Architecture
 from vlm_lora_plugin.errors import ModelError
 
 
 class ImagesInPrompt(GenerationMixin):
-    """transformers' ``generate`` for a model whose ``pixel_values`` hold the images of all rows in order.
+    """transformers' ``generate`` for a model whose batch holds the images of all rows in order.
 
     The class says by :meth:`count_images` how many images a row has, and names ``GenerationMixin`` among its bases
     too: the library looks for it there.
+
+    Attributes:
+        image_keys: The batch's keys that hold images, an image an entry; pixels first.
     """
+
+    image_keys: ClassVar[tuple[str, ...]] = Architecture.image_keys
 
     def count_images(self, input_ids: torch.Tensor, images: Any) -> list[int]:
         """Return how many of the images each row of ``input_ids`` [B, T] has."""
@@ -28,7 +34,7 @@ class ImagesInPrompt(GenerationMixin):
         library = cast(Any, super())  # its annotations ask for classes that plain tensors are not
         inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
         if inputs.get("past_key_values") is not None and not is_first_iteration:
-            inputs["pixel_values"] = None
+            inputs |= dict.fromkeys(self.image_keys)
         return inputs
 
     def _expand_inputs_for_generation(  # type: ignore[override]  # the library's own is static
@@ -38,12 +44,16 @@ class ImagesInPrompt(GenerationMixin):
 
         The library would repeat image by image, which gives rows of several images those of each other.
         """
-        images = kwargs.pop("pixel_values", None)
+        images = {key: kwargs.pop(key, None) for key in self.image_keys}
+        pixels = images.get(self.image_keys[0])
         library = cast(Any, super())
         ids, inputs = library._expand_inputs_for_generation(expand_size=expand_size, input_ids=input_ids, **kwargs)
-        if images is not None and input_ids is not None and expand_size > 1:
-            images = repeat_by_row(images, self.count_images(input_ids, images), expand_size)
-        return ids, {**inputs, "pixel_values": images}
+        if pixels is not None and input_ids is not None and expand_size > 1:
+            counts = self.count_images(input_ids, pixels)
+            images = {
+                key: None if held is None else repeat_by_row(held, counts, expand_size) for key, held in images.items()
+            }
+        return ids, {**inputs, **images}
 
 
 def repeat_by_row(
@@ -62,7 +72,7 @@ def repeat_by_row(
     if sum(counts) != len(images):
         raise ModelError(
             f"The batch has {len(images)} images and its rows have places for {sum(counts)}",
-            fix="Give pixel_values for exactly the images in the text.",
+            fix="Give exactly the images in the text.",
         )
     starts = [0, *accumulate(counts)]
     order = [i for start, end in pairwise(starts) for _ in range(times) for i in range(start, end)]

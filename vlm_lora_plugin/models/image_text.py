@@ -64,6 +64,8 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
         builtin_lora: Regular expressions for whole names of LoRA that the model carries itself; each set may be
             missing from a checkpoint, as a whole.
         ignored_tensors: Regular expressions for whole names of tensors that some checkpoints hold and no model needs.
+        zeroed_without_images: Regular expressions for whole names of what upstream's forward pass calls for a batch
+            without an image, and multiplies by zero; its gradient there is zero.
         fresh_lora_names: LoRA of ``builtin_lora`` that was drawn here instead of loaded from a checkpoint.
     """
 
@@ -74,6 +76,7 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     returns_attentions: ClassVar[bool] = False
     builtin_lora: ClassVar[tuple[str, ...]] = ()
     ignored_tensors: ClassVar[tuple[str, ...]] = ()
+    zeroed_without_images: ClassVar[tuple[str, ...]] = ()
 
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012  the base class's own form

@@ -13,11 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from vlm_lora_plugin.contract.model import CarriesLora
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.parallel.sharding import gathered
 
-FRESH_LORA_ATTRIBUTE = "fresh_lora_names"
-"""Attribute of a base model: names of its own LoRA that its checkpoint did not hold."""
+
+def fresh_lora_of(model: object) -> tuple[str, ...]:
+    """Return the names of a base model's own LoRA that its checkpoint did not hold; none where it carries no LoRA."""
+    return tuple(model.fresh_lora_names) if isinstance(model, CarriesLora) else ()
 
 
 def keyed_generator(seed: int, name: str) -> torch.Generator:

@@ -27,7 +27,7 @@ def find_image_blocks(input_ids: torch.Tensor, *, start_id: int, end_id: int, sp
         raise ModelError(
             f"The batch has {images} images and {len(rows)} image blocks",
             why="Every image block takes one image, in order over the batch.",
-            fix="Give pixel_values for exactly the images in the text.",
+            fix="Give exactly the images in the text.",
         )
     if images == 0:
         return None

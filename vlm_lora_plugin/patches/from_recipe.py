@@ -1,4 +1,4 @@
-"""The patches that a recipe asks for by name: the core's own, for every family's model.
+"""The core's own patches, for every family's model: those that a recipe asks for by name, and text-only batches.
 
 A family whose ``wrap_forward`` answers a patch that serves one of these keys takes the core's place for that key.
 """
@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from vlm_lora_plugin.errors import ModelError
+from vlm_lora_plugin.models.image_text import ImageTextModel
 from vlm_lora_plugin.patches.answer_only import KEY, answer_only_logits, why_not_answer_only
 from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks, is_checkpointed, why_not_checkpointed
+from vlm_lora_plugin.patches.image_text import text_only_batches
+from vlm_lora_plugin.patches.text_only import TEXT_ONLY
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Architecture, Patch
@@ -48,9 +51,17 @@ def why_without_effect(key: str, model: nn.Module, architecture: Architecture) -
     return why_not_answer_only(model, architecture.head) if part is None else why_not_checkpointed(part, model)
 
 
-def with_core_patches(own: Sequence[Patch], recipe: Recipe, architecture: Architecture) -> tuple[Patch, ...]:
-    """Return a family's own patches, and after them the core's for each key asked for that none of them serves."""
+def with_core_patches(
+    own: Sequence[Patch], recipe: Recipe, model: nn.Module, architecture: Architecture
+) -> tuple[Patch, ...]:
+    """Return a family's own patches, and after them the core's.
+
+    That is the one for text-only batches, where the model derives from ``ImageTextModel`` and the architecture says
+    what only an image reaches, and one for each key asked for; each of them where no patch of the family's does it.
+    """
     served = {patch.serves for patch in own}
+    if isinstance(model, ImageTextModel) and architecture.image_only and TEXT_ONLY not in {p.name for p in own}:
+        own = (*own, text_only_batches(model, architecture))
     return (*own, *(_patch(key, architecture) for key in asked_keys(recipe, architecture) if key not in served))
 
 

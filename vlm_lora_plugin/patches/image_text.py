@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -17,14 +16,12 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.image_text import ImageTextModel
 
 
-def text_only_batches(model: nn.Module, architecture: Architecture, *, zeroed: Sequence[str] = ()) -> Patch:
-    """Return the patch that lets a batch without an image train.
+def text_only_batches(model: ImageTextModel, architecture: Architecture) -> Patch:
+    """Return the patch that lets a batch without an image train; ``prepare`` applies it to every such model.
 
     Args:
-        model: An ``ImageTextModel``, perhaps with LoRA in it.
+        model: The model, perhaps with LoRA in it; its ``zeroed_without_images`` get a gradient of zero.
         architecture: Its ``image_only`` says what such a batch does not reach.
-        zeroed: Regular expressions for whole names of what upstream multiplies by zero there; see
-            :func:`keep_text_only_trainable`.
     """
     return keep_text_only_trainable(
         architecture.trunk,
@@ -32,7 +29,7 @@ def text_only_batches(model: nn.Module, architecture: Architecture, *, zeroed: S
         images="image_mask",
         look=_look_at_grey,
         splicer="",
-        zeroed=_names(model, *zeroed),
+        zeroed=_names(model, *model.zeroed_without_images),
     )
 
 

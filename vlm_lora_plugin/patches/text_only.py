@@ -18,17 +18,21 @@ from torch import nn
 
 from vlm_lora_plugin.contract import Patch
 from vlm_lora_plugin.contract.architecture import PIXELS
+from vlm_lora_plugin.contract.model import SplicesImages
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.parallel.agreement import in_group, several_ranks
 from vlm_lora_plugin.parallel.sharding import is_sharded, optimizer_keeps
 from vlm_lora_plugin.patches.wrapping import undo_all, wrap_method
 
+TEXT_ONLY = "text-only batches"
+"""Name of the patch. A family's own of this name takes the place of the core's."""
+
 Look = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Given a module and text embeddings, sends one made-up image through the vision modules just as the module does with
 real ones, and returns its features, of any shape. Pixels are in the range of real ones."""
 
-WITHOUT_IMAGES = "without_images"
+WITHOUT_IMAGES = SplicesImages.without_images.__name__
 """Method of the module that puts images among the embeddings ``[B, T, C]``. Its forward pass calls it where a prompt
 has no image, at the place where it would put them, and goes on with what it returns."""
 
@@ -65,7 +69,7 @@ def keep_text_only_trainable(
             pass calls them for such a batch and multiplies the result by zero.
     """
     return Patch(
-        name="text-only batches",
+        name=TEXT_ONLY,
         reason="a batch without an image can be trained on; ranks never wait",
         apply=partial(_apply, trunk, tuple(unused), tuple(zeroed), images, look, trunk if splicer is None else splicer),
     )
@@ -84,8 +88,8 @@ def _apply(
         module = model.get_submodule(trunk)
         unreached, zeros = _Unreached(model, unused), _Unreached(model, zeroed)
         splicing = model.get_submodule(splicer)
-        if look is not None:
-            getattr(splicing, WITHOUT_IMAGES)
+        if look is not None and not isinstance(splicing, SplicesImages):
+            raise AttributeError(f"{type(splicing).__name__} has no {WITHOUT_IMAGES}")
     except AttributeError as error:
         raise ModelError(
             f"This {type(model).__name__} has another structure: {error}",

@@ -13,8 +13,10 @@ from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.patches.from_recipe import asked_keys, why_without_effect
 from vlm_lora_plugin.patterns import Matcher
+from vlm_lora_plugin.planning.memory import keeps_activations
 from vlm_lora_plugin.plugins.manager import get_manager
-from vlm_lora_plugin.recipe import Recipe
+from vlm_lora_plugin.recipe import LoraSettings, Recipe
+from vlm_lora_plugin.selection.trainables import counted_means
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,18 +98,66 @@ def check_tables(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
         )
 
 
-def check_evaluation(recipe: ResolvedRecipe, *, validates: bool) -> None:
+_LORA_KEYS = tuple(f"lora.{name}" for name in LoraSettings.model_fields if name != "target_modules")
+"""Keys of PEFT's LoRA alone; targets of nothing are refused where rules are resolved."""
+
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Schedules of transformers' that take no number of warm-up steps."""
+
+
+def check_trained(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
+    """Refuse keys about what learns where nothing of the kind does: LoRA, computed tables, checkpointed components.
+
+    Raises:
+        RecipeError: The user set one of them to another value than its default.
+    """
+    check_tables(recipe, trainables)
+    if not any(parameter.kind == "peft_lora" for parameter in trainables.parameters):
+        own = any(parameter.kind == "builtin_lora" for parameter in trainables.parameters)
+        because = "nothing is trained by PEFT's LoRA" + (
+            "; the LoRA that the model carries itself has its own rank and scale" if own else ""
+        )
+        _refuse(recipe, _LORA_KEYS, because, "Remove it, or train a component by LoRA: components: {language: lora}.")
+    means = counted_means(trainables)
+    for name, wanted in recipe.gradient_checkpointing.items():
+        key = f"gradient_checkpointing.{name}"
+        if wanted and recipe.by_user(key) and not keeps_activations(name, means):
+            raise RecipeError(
+                f"{recipe.said(key)}, but has no effect: nothing in {name}, or in what feeds it, learns",
+                why="No activations are kept there, so recomputing them would save nothing.",
+                fix=f"Write gradient_checkpointing: {{{name}: false}}, or remove it.",
+            )
+
+
+def check_schedule(recipe: ResolvedRecipe) -> None:
+    """Refuse a warm-up that the schedule does not have, and epochs in a job whose length is counted in steps.
+
+    Raises:
+        RecipeError: The user set one of them to another value than its default.
+    """
+    schedule, ratio = recipe.optimizer.lr_scheduler_type, "optimizer.warmup_ratio"
+    if schedule in WITHOUT_WARMUP and recipe.optimizer.warmup_ratio:
+        fix = "Remove it" + (", or take constant_with_warmup." if schedule == "constant" else ".")
+        _refuse(recipe, (ratio,), f"{recipe.said('optimizer.lr_scheduler_type')}, which has no warm-up", fix)
+    if recipe.training.max_steps != -1:
+        fix = "Remove one of the two; -s training.num_train_epochs=1 lays the default over a file's."
+        because = f"{recipe.said('training.max_steps')} and decides how long the run is"
+        _refuse(recipe, ("training.num_train_epochs",), because, fix)
+
+
+def check_evaluation(recipe: ResolvedRecipe, *, validates: bool, give: str = "Give --val-data") -> None:
     """Refuse settings of evaluation in a job that does not evaluate, and of answers where none are measured.
 
     Args:
         recipe: The resolved recipe.
         validates: Whether the job has validation data.
+        give: How to give it some, for the message.
 
     Raises:
         RecipeError: The user set one of them to another value than its default.
     """
     if not validates:
-        _refuse(recipe, EVALUATION_KEYS, "the job has no validation data", "Give --val-data, or remove it.")
+        _refuse(recipe, EVALUATION_KEYS, "the job has no validation data", f"{give}, or remove it.")
     elif recipe.evaluation.metric is None:
         _refuse(recipe, _ANSWER_KEYS, "evaluation.metric is null, so nothing is answered", "Remove it.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora_plugin.documents import value_at
 from vlm_lora_plugin.errors import HardwareError
 from vlm_lora_plugin.planning.deepspeed import deepspeed_settings
 from vlm_lora_plugin.planning.deepspeed_checks import check_memory, notes
@@ -17,7 +18,8 @@ from vlm_lora_plugin.planning.memory import (
     predict,
     published_counts,
 )
-from vlm_lora_plugin.vocabulary import ComponentName, Hardware, Means
+from vlm_lora_plugin.selection.trainables import counted_means
+from vlm_lora_plugin.vocabulary import Hardware
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,7 +138,7 @@ def plan_hardware(
     document = deepspeed_settings(recipe, family, hardware)
     return HardwarePlan(
         hardware=hardware,
-        settings=fit.settings,
+        settings=tuple(_in_effect(setting, recipe) for setting in fit.settings),
         stage=fit.stage,
         deepspeed=document,
         load=load,
@@ -146,6 +148,14 @@ def plan_hardware(
         offload=offload,
         notes=tuple(notes(document, load, memory, hardware)),
     )
+
+
+def _in_effect(setting: Fitted, recipe: ResolvedRecipe) -> Fitted:
+    """Return a setting of the hardware's as the model at hand has it: a switch that cannot work there is off."""
+    source = recipe.source(setting.key)
+    if setting.value is not True or source.kind != "default" or value_at(recipe.document(), setting.key) is not False:
+        return setting
+    return Fitted(setting.key, False, source.why, by_user=False)
 
 
 def parameter_counts(model: nn.Module, trainables: TrainableSet) -> ParameterCounts:
@@ -161,12 +171,3 @@ def parameter_counts(model: nn.Module, trainables: TrainableSet) -> ParameterCou
         largest=max(sizes.values()),
         bytes_per_frozen=round(occupied / elements) if elements else 2,
     )
-
-
-def counted_means(trainables: TrainableSet) -> dict[ComponentName, Means]:
-    """Return the strongest means by which anything of a component learns."""
-    means: dict[ComponentName, Means] = {}
-    for parameter in trainables.parameters:
-        if means.get(parameter.component) != "full":
-            means[parameter.component] = parameter.means
-    return means

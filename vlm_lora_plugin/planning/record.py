@@ -53,8 +53,8 @@ def read_sources(file: Path, kept: Recipe) -> dict[str, Source] | None:
     except (OSError, DocumentError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(
             f"{file}, which tells who set each value of the job's recipe, cannot be read: {reason(error)}",
-            why="A value that a preset or the hardware set would be taken for yours.",
-            fix="Remove the file if that is all right: every value of the recipe then counts as yours.",
+            why="Whether a setting without effect is refused or switched off depends on who asked for it.",
+            fix="Remove the file: the job then goes on as it was started, and nothing in its recipe counts as yours.",
         ) from None
 
 

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from vlm_lora_plugin.errors import ModelError, listed
-from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE, draw_builtin, keyed_lora_down
+from vlm_lora_plugin.models.keyed_init import draw_builtin, fresh_lora_of, keyed_lora_down
 from vlm_lora_plugin.names import ADAPTER_NAME, PEFT_PREFIX, canonical_name
 from vlm_lora_plugin.parallel.sharding import gathered, turn_into
 from vlm_lora_plugin.parallel.zero3 import zero3_scales_the_loss
@@ -82,7 +82,7 @@ def inject(base: nn.Module, selection: TrainableSet, recipe: Recipe) -> VlmLoraP
 def _start_builtin(base: nn.Module, selection: TrainableSet, seed: int) -> None:
     """Turn the base's own trained parameters into fp32 and draw its LoRA that no checkpoint held."""
     parameters = dict(base.named_parameters())
-    fresh = tuple(getattr(base, FRESH_LORA_ATTRIBUTE, ()))
+    fresh = fresh_lora_of(base)
     loaded = (p.name for p in selection.parameters if p.kind == "builtin_lora" and p.name not in fresh)
     broken = [name for name in loaded if not _is_finite(parameters[name])]
     if broken:

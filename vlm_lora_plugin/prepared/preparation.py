@@ -14,7 +14,7 @@ from torch import nn
 from vlm_lora_plugin.checkpoint.load import check_base, read_manifest
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, ModelError, listed
-from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE
+from vlm_lora_plugin.models.keyed_init import fresh_lora_of
 from vlm_lora_plugin.names import canonical_name, is_injected
 from vlm_lora_plugin.parallel.agreement import check_ranks_agree
 from vlm_lora_plugin.parallel.sharding import full_numel, full_shape, is_sharded
@@ -109,7 +109,7 @@ def _prepare(
         check_tables(resolved, selection)
     dtype = _load_dtype(model)
     name = str(dtype).removeprefix("torch.")
-    own = {*getattr(model, FRESH_LORA_ATTRIBUTE, ()), *(parameter.name for parameter in selection.of_base())}
+    own = {*fresh_lora_of(model), *(parameter.name for parameter in selection.of_base())}
     weights = base_digests(model, architecture.components, own, name)
     every_byte = byte_digests(model, architecture.components, own)
     manifest = make_manifest(selection, resolved, model.config, name, weights, every_byte)
@@ -119,7 +119,7 @@ def _prepare(
     _switch(prepared, selection)
     prepared.vlm_lora = Preparation(family, resolved, selection, manifest, dtype, model)
     vars(model)[_MARK] = _Mark()
-    patches = with_core_patches(get_manager().wrap_forward(family, model, resolved), resolved, architecture)
+    patches = with_core_patches(get_manager().wrap_forward(family, model, resolved), resolved, model, architecture)
     prepared.vlm_lora.apply_patches(patches)
     check_applied(model, patches, architecture)
     return prepared

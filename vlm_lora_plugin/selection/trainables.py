@@ -108,3 +108,12 @@ class TrainableSet:
                 )
             )
         return tuple(lines)
+
+
+def counted_means(trainables: TrainableSet) -> dict[ComponentName, Means]:
+    """Return the strongest means by which anything of a component learns."""
+    means: dict[ComponentName, Means] = {}
+    for parameter in trainables.parameters:
+        if means.get(parameter.component) != "full":
+            means[parameter.component] = parameter.means
+    return means

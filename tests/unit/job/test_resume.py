@@ -311,12 +311,12 @@ def test_a_value_that_the_hardware_set_stays_its_own_and_does_not_change(kept):
     assert again.source("gradient_checkpointing.vision").kind == "hardware"
 
 
-def test_a_job_of_a_version_that_kept_no_sources_counts_every_value_as_the_users(kept):
+def test_a_job_of_a_version_that_kept_no_sources_goes_on_as_it_was_started(kept):
     job, resolved = kept({**OWN, "hardware": "3x24"}, {})
     (job.output / "sources.json").unlink()
     again = job.resolved[1]
     assert again == resolved
-    assert again.by_user("training.save_steps")
+    assert not any(source.kind == "user" for source in again.sources.values())
 
 
 def test_a_value_that_was_edited_in_the_folder_is_the_users(kept):

@@ -5,14 +5,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from vlm_lora_monkey.forward import patches
+from vlm_lora_monkey.names import ARCHITECTURE
 from vlm_lora_monkey.tiny import tiny_model
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.patches import text_only
+from vlm_lora_plugin.patches import text_only, text_only_batches
 from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
 
 PATCH = keep_text_only_trainable("transformer", ["transformer.visual"])
-LOOKING = patches(tiny_model())[0]
+LOOKING = text_only_batches(tiny_model(), ARCHITECTURE)
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from toy_family import ToyAdapter, toy_batch, toy_model
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vlm_lora_plugin import get_manager, hookimpl, prepare_model
+from vlm_lora_plugin import get_manager, hookimpl, load_adapter, prepare_model
 from vlm_lora_plugin.contract import Architecture, Patch
 from vlm_lora_plugin.errors import RecipeError
 from vlm_lora_plugin.job.inspection import inspect_model
-from vlm_lora_plugin.planning.effect import EVALUATION_KEYS, check_evaluation
+from vlm_lora_plugin.planning.effect import EVALUATION_KEYS, WITHOUT_WARMUP, check_evaluation, check_schedule
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.recipe import Recipe
 from vlm_lora_plugin.vocabulary import Component
@@ -228,6 +228,124 @@ def test_computed_tables_are_refused_where_none_is_trained(toy):
     assert prepare_model(toy_model(), {"preset": "lora", "train_fixed_tables": True})
 
 
+def look(family, document):
+    return refused(family, document).recipe
+
+
+LORA = {"r": 4, "lora_alpha": 8.0, "lora_dropout": 0.3, "use_rslora": True, "use_dora": True}
+
+
+@pytest.mark.parametrize("key", LORA)
+def test_settings_of_lora_are_refused_where_peft_puts_none_in(toy, key):
+    """The toy's preset trains LoRA that the model carries itself."""
+    document = {"lora": {key: LORA[key]}}
+    with pytest.raises(RecipeError, match=rf"lora\.{key} is .* \(the recipe\), but has no effect: .* its own rank"):
+        look(toy, document)
+    with pytest.raises(RecipeError, match=rf"lora\.{key} is .* no effect: nothing is trained by PEFT's LoRA\n"):
+        look(toy, {**document, "components": {"vision": "frozen"}})
+    assert look(toy, {**document, "components": {"language": "lora"}})
+
+
+class Ranked(ToyAdapter):
+    """Its preset sets a rank for whoever adds LoRA to it."""
+
+    def __init__(self):
+        super().__init__({"lora": {"components": {"vision": "lora"}, "lora": {"r": 64}}})
+
+
+def test_a_presets_rank_asks_for_nothing(register):
+    assert look(register(Ranked()), {}).lora.r == 64
+
+
+def test_checkpointing_is_refused_where_nothing_learns_in_a_component_or_before_it(toy):
+    switches = {"gradient_checkpointing": {"language": True}}
+    from vlm_lora_monkey.tiny import tiny_model
+
+    assert look(toy, switches)  # vision learns, and its gradients pass through the language model
+    family = get_manager().family("monkey")
+    recipe = {"components": {"language": "lora"}, "gradient_checkpointing": {"vision": True}}
+    with pytest.raises(RecipeError, match=r"vision is true \(the recipe\), but has no effect: nothing in vision"):
+        inspect_model(tiny_model(), "tiny", family, resolve_recipe(recipe, family))
+    learning = {**recipe, "components": {"language": "lora", "vision": "lora"}}
+    assert inspect_model(tiny_model(), "tiny", family, resolve_recipe(learning, family))
+
+
+@pytest.mark.parametrize("schedule", WITHOUT_WARMUP)
+def test_a_warm_up_is_refused_where_the_schedule_has_none(toy, schedule):
+    def check(ratio):
+        optimizer = {"lr_scheduler_type": schedule, **ratio}
+        check_schedule(resolve_recipe({"preset": "lora", "optimizer": optimizer}, toy))
+
+    with pytest.raises(RecipeError, match=rf"warmup_ratio is 0.1 .* no effect: .*{schedule} .*has no warm-up"):
+        check({"warmup_ratio": 0.1})
+    check({"warmup_ratio": 0})
+    check({})
+    check_schedule(resolve_recipe({"preset": "lora", "optimizer": {"warmup_ratio": 0.1}}, toy))
+
+
+def test_these_are_all_schedules_without_a_warm_up():
+    import inspect
+
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    takes = {
+        kind.value: "num_warmup_steps" in inspect.signature(function).parameters
+        for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()
+    }
+    assert {name for name, warm in takes.items() if not warm} == set(WITHOUT_WARMUP)
+
+
+def test_epochs_are_refused_in_a_run_whose_length_is_counted_in_steps(toy):
+    def check(**training):
+        check_schedule(resolve_recipe({"preset": "lora", "training": training}, toy))
+
+    with pytest.raises(RecipeError, match=r"num_train_epochs is 3.0 .* no effect: training.max_steps is 7 \(the rec"):
+        check(num_train_epochs=3, max_steps=7)
+    check(num_train_epochs=3)
+    check(num_train_epochs=1, max_steps=7)
+    check(num_train_epochs=3, max_steps=-1)
+
+
+def test_what_the_hardware_set_and_the_model_cannot_have_is_off_and_not_counted_in_the_plan(monkeypatch):
+    from vlm_lora_monkey.tiny import tiny_model
+
+    family, model = get_manager().family("monkey"), tiny_model()
+
+    def planned(**document):
+        recipe = {"components": {"language": "lora"}, "hardware": "1x24", **document}
+        return inspect_model(model, "tiny", family, resolve_recipe(recipe, family))
+
+    able = planned()
+    settings = {setting.key: setting for setting in able.hardware.settings}
+    assert settings["answer_only_loss"].value is True
+    honest = planned(answer_only_loss=False)
+    monkeypatch.setattr("vlm_lora_plugin.planning.effect.why_without_effect", lambda *_: "it cannot")
+    unable = planned(answer_only_loss=False, gradient_checkpointing={"language": False})
+    off = planned()
+    settings = {setting.key: setting for setting in off.hardware.settings}
+    for key in ("answer_only_loss", "gradient_checkpointing.language"):
+        assert (settings[key].value, settings[key].by_user) == (False, False)
+        assert settings[key].reason == "off, it would have no effect: it cannot"
+    assert off.hardware.memory == unable.hardware.memory
+    assert honest.hardware.memory.total >= able.hardware.memory.total
+
+
+def test_an_adapter_of_a_key_that_its_model_cannot_have_is_loaded_with_the_switch_off(toy, tmp_path, monkeypatch):
+    """As one that was trained when the key was not refused."""
+    trained = prepare_model(toy_model(), {"preset": "lora", **BOTH})
+    trained.save_pretrained(tmp_path)
+    monkeypatch.setattr("vlm_lora_plugin.planning.effect.why_without_effect", lambda *_: "it cannot")
+    with pytest.raises(RecipeError, match=r"language is on \(the recipe\)"):
+        prepare_model(toy_model(), {"preset": "lora", **BOTH})
+    loaded = load_adapter(toy_model(), tmp_path)
+    recipe = loaded.vlm_lora.recipe
+    assert (recipe.answer_only_loss, recipe.gradient_checkpointing) == (False, {"language": False})
+    assert loaded.vlm_lora.patches == ("count calls",)
+    assert recipe.source("answer_only_loss").why == "off, it would have no effect: it cannot"
+    before, after = trained.named_trainables(), loaded.named_trainables()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 ALWAYS = {
     "family",
     "preset",
@@ -235,16 +353,16 @@ ALWAYS = {
     "components",
     "rules",
     "seed",
-    *(f"lora.{key}" for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")),
     *(
         f"optimizer.{key}"
         for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs")
     ),
-    *(f"optimizer.{key}" for key in ("warmup_ratio", "max_grad_norm", "decay")),
-    "loss_mean",
+    "optimizer.max_grad_norm",
     *(f"training.{key}" for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")),
-    *(f"training.{key}" for key in ("num_train_epochs", "logging_steps", "save_steps", "save_total_limit")),
+    *(f"training.{key}" for key in ("logging_steps", "save_steps", "save_total_limit")),
     "training.dataloader_num_workers",
+    "optimizer.decay",
+    "loss_mean",
     *(f"data.{key}" for key in Recipe().document()["data"] if key != "processor"),
     "hardware",
 }
@@ -260,7 +378,15 @@ ELSEWHERE = {
 }
 """Keys whose refusal is tested there."""
 
-HERE = {"gradient_checkpointing", "answer_only_loss", "train_fixed_tables", *EVALUATION_KEYS}
+HERE = {
+    "gradient_checkpointing",
+    "answer_only_loss",
+    "train_fixed_tables",
+    "optimizer.warmup_ratio",
+    "training.num_train_epochs",
+    *(f"lora.{key}" for key in LORA),
+    *EVALUATION_KEYS,
+}
 
 
 def leaves():

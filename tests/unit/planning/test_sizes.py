@@ -6,11 +6,12 @@ from kept_bytes import halved, per_position, with_lora
 
 from vlm_lora_plugin.errors import SelectionError
 from vlm_lora_plugin.planning.memory import means_by_component, published_counts, trainable_elements
-from vlm_lora_plugin.planning.plan import counted_means, parameter_counts
+from vlm_lora_plugin.planning.plan import parameter_counts
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.selection.layout import Layout
 from vlm_lora_plugin.selection.resolve import resolve_selection
+from vlm_lora_plugin.selection.trainables import counted_means
 from vlm_lora_plugin.vocabulary import COMPONENT_NAMES
 
 FAMILIES = ("monkey", "omnilmm", "xcomposer")

@@ -11,7 +11,7 @@ from toy_family import PRESETS, toy_batch, toy_model
 
 from vlm_lora_plugin import prepare
 from vlm_lora_plugin.errors import ModelError, RecipeError, TrainingError
-from vlm_lora_plugin.models.keyed_init import FRESH_LORA_ATTRIBUTE, keyed_lora_down
+from vlm_lora_plugin.models.keyed_init import keyed_lora_down
 from vlm_lora_plugin.names import canonical_name
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.selection.resolve import resolve_selection
@@ -124,7 +124,7 @@ def test_own_lora_full_of_garbage_is_an_error(toy):
 )
 def test_a_wrong_name_of_fresh_lora_is_an_error(toy, name, words):
     base = toy_model()
-    setattr(base, FRESH_LORA_ATTRIBUTE, (name,))
+    base.fresh_lora_names = (name,)
     with pytest.raises(ModelError, match=words):
         prepare(base, "lora")
 

@@ -3,13 +3,13 @@
 What needs torch is imported when it is first used, so that reading rows stays light.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.data.encoding.conversations import check_alternating, check_ends_with_answer, check_image_marks
 from vlm_lora_plugin.data.image_sources import resolve_image_path
 from vlm_lora_plugin.data.images import image_size, open_image
 from vlm_lora_plugin.data.reading import turns_of
+from vlm_lora_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.data.collation import IGNORE_INDEX, collate_rows, pad_rows
@@ -53,8 +53,5 @@ __all__ = [
     "turns_of",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WITH_TORCH:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WITH_TORCH[name]), name)
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, _WITH_TORCH)

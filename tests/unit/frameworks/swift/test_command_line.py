@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from vlm_lora_plugin.errors import SwiftError
+from vlm_lora_plugin.errors import RecipeError, SwiftError
 from vlm_lora_plugin.frameworks.swift.options import table as options
 from vlm_lora_plugin.frameworks.swift.options.table import OPTIONS, OfTrainer
 
@@ -138,6 +138,24 @@ def test_what_the_recipe_leaves_open_is_laid_over_it(sft_arguments):
     assert kept["optimizer"]["warmup_ratio"] == arguments.training_args.warmup_steps == 0.1
     assert (kept["data"]["truncation_strategy"], kept["data"]["on_bad_sample"]) == ("right", "skip")
     assert (kept["data"]["loss_on"], arguments.loss_scale) == ("last", "default")
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "why"),
+    [
+        (("--eval_steps", 5), "lora", r"training.eval_steps is 5 \(the options of swift sft\).*Give --val_dataset"),
+        ((), {"preset": "lora", "evaluation": {"max_rows": 7}}, "evaluation.max_rows is 7 .* no validation data"),
+        (("--warmup_ratio", 0.1, "--lr_scheduler_type", "constant"), "lora", "warmup_ratio is 0.1 .* no warm-up"),
+        (("--num_train_epochs", 3, "--max_steps", 4), "lora", "num_train_epochs is 3.*max_steps is 4"),
+    ],
+)
+def test_a_key_without_effect_in_the_run_is_refused_as_in_train(sft_arguments, words, recipe, why):
+    with pytest.raises(RecipeError, match=f"(?s){why}"):
+        sft_arguments(*words, recipe=recipe)
+
+
+def test_with_validation_data_its_settings_are_taken(sft_arguments, data):
+    assert sft_arguments("--eval_steps", 5, "--val_dataset", data).eval_steps == 5
 
 
 def test_what_the_recipe_says_is_not_laid_over(sft_arguments, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
@@ -14,6 +15,7 @@ from transformers import TrainingArguments
 from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.documents import nested, value_at
 from vlm_lora_plugin.errors import SwiftError
+from vlm_lora_plugin.frameworks.recorder import RECORD_VARIABLE
 from vlm_lora_plugin.frameworks.swift.families import family_of_type, template_of
 from vlm_lora_plugin.frameworks.swift.hardware import apply_dtype, apply_hardware
 from vlm_lora_plugin.frameworks.swift.job import SwiftJob
@@ -32,6 +34,7 @@ from vlm_lora_plugin.frameworks.swift.options.table import (
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe, keep_recipe
 from vlm_lora_plugin.frameworks.trainer import argument_values
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
+from vlm_lora_plugin.planning.effect import check_evaluation, check_schedule
 from vlm_lora_plugin.planning.record import sources_of
 from vlm_lora_plugin.planning.resolve import resolve
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
@@ -60,11 +63,14 @@ def apply_recipe(arguments: SftArguments, given: Mapping[str, Any]) -> None:
 
     Raises:
         SwiftError: An option contradicts the recipe, or cannot be followed.
-        RecipeError: The recipe cannot be read.
+        RecipeError: The recipe cannot be read, or a key of the user's would have no effect in the run.
         SelectionError: The recipe does not fit the model.
         HardwareError: The run is not on the recipe's hardware.
     """
     recipe = check_options(arguments, given)
+    if SwiftJob.of_process() is None and RECORD_VARIABLE not in os.environ:  # else it was checked, or is compared
+        check_evaluation(recipe, validates=bool(arguments.val_dataset), give="Give --val_dataset")
+        check_schedule(recipe)
     apply_dtype(arguments, given, recipe)
     for name, value in {**_recorded(recipe), **_of_trainer(recipe, arguments.torch_dtype, arguments)}.items():
         if name not in given or not isinstance(OPTIONS[name], (OfTrainer, Free)):
