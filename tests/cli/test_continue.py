@@ -273,3 +273,20 @@ def test_an_unfinished_job_keeps_its_length(vlm_lora, model, job):
     outcome = vlm_lora("train", model, "-o", job, "--resume", "-s", "training.max_steps=6")
     assert "training.max_steps: 4 / 6" in outcome.err
     assert "finished can be trained longer" in outcome.err
+
+
+@pytest.mark.slow
+def test_swift_goes_on_as_the_trainer_does(vlm_lora, model, job, rows, tmp_path):
+    pytest.importorskip("swift")
+    for framework in ("trainer", "swift"):
+        words = ("train", model, "--data", rows, "-o", tmp_path / framework, "--framework", framework)
+        outcome = vlm_lora(*words, "--from-adapter", job, "--keep-optimizer", "--max-steps", 2)
+        assert outcome.code == 0, outcome.err
+        longer = ("train", model, "-o", tmp_path / framework, "--framework", framework, "--resume")
+        outcome = vlm_lora(*longer, "-s", "training.max_steps=3")
+        assert outcome.code == 0, outcome.err
+    one, other = tmp_path / "trainer", tmp_path / "swift"
+    assert same(tensors(one / "adapter"), tensors(other / "adapter"))
+    assert read_manifest(one / "adapter") == read_manifest(other / "adapter")
+    assert [entry.steps for entry in read_manifest(other / "adapter").lineage] == [4]
+    assert read_manifest(other / "adapter").steps == 3
