@@ -36,7 +36,7 @@ class ProcessMark:
     @classmethod
     def of_this(cls) -> ProcessMark:
         """Return that of this process."""
-        command = " ".join([os.path.basename(sys.argv[0] or "python"), *sys.argv[1:]])
+        command = " ".join([_program(), *sys.argv[1:]])
         shown = "".join(letter if letter.isprintable() else "?" for letter in command[:_MOST])
         pid = os.getpid()
         return cls(socket.gethostname(), _boot(), _space(), pid, started_at(pid) or "", shown)
@@ -55,6 +55,12 @@ class ProcessMark:
     def __str__(self) -> str:
         """Return it in words."""
         return f"process {self.pid} on {self.host} ({self.command})" if self.pid else self.command
+
+
+def _program() -> str:
+    """Return the name of what this process runs; of ``python -m package`` the package's."""
+    path = Path(sys.argv[0] or "python")
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def started_at(pid: int) -> str | None:

@@ -108,11 +108,19 @@ def marked_rows(rows):
     return path
 
 
-def test_system_messages_marks_and_the_last_answer_alone_are_equal(make_job, both, marked_rows, train):
+@pytest.mark.parametrize(
+    ("of", "end"),
+    [
+        ("monkey", "<|endoftext|>"),
+        pytest.param("omnilmm", "</s>", marks=pytest.mark.slow),
+        pytest.param("xcomposer2_5", "[UNUSED_TOKEN_145]", marks=pytest.mark.slow),
+    ],
+)
+def test_system_messages_marks_and_the_last_answer_alone_are_equal(make_job, both, marked_rows, of, end):
     from vlm_lora_plugin import ConversationDataset, load
     from vlm_lora_plugin.frameworks.digests import tensor_digest
 
-    job = make_job("lora", max_steps=2, gradient_accumulation_steps=4)
+    job = make_job("lora", of=of, max_steps=2, gradient_accumulation_steps=4)
     job = replace(
         job, data=marked_rows, overrides={**job.overrides, "data": {"loss_on": "last", "ignore_keys": "score"}}
     )
@@ -122,7 +130,7 @@ def test_system_messages_marks_and_the_last_answer_alone_are_equal(make_job, bot
     _, processor = load(job.model, recipe, device="meta")
     data = list(ConversationDataset(job.data, processor, recipe.data, family))
     read = [processor.tokenizer.decode(row["labels"][row["labels"] != -100]) for row in data]
-    assert [text.split("<|endoftext|>")[:-1] for text in read] == [["Both."], ["Red."], ["Both."], ["Red.", "Blue."]]
+    assert [text.split(end)[:-1] for text in read] == [["Both."], ["Red."], ["Both."], ["Red.", "Blue."]]
     taken = {row for event in swift.events[0] if event["event"] == "batch" for row in event["ids"]}
     assert taken == {tensor_digest(row["input_ids"]) for row in data}
 

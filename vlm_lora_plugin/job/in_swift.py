@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from vlm_lora_plugin.answering.samples import Sample
 from vlm_lora_plugin.checkpoint.data_record import to_json
 from vlm_lora_plugin.checkpoint.lock import check_still_held
 from vlm_lora_plugin.diagnostics.resources import ResourceSummary
-from vlm_lora_plugin.errors import SwiftError, TrainingError
+from vlm_lora_plugin.errors import OutputError, SwiftError, TrainingError
 from vlm_lora_plugin.frameworks.swift.arguments import plugin_arguments
 from vlm_lora_plugin.frameworks.swift.job import JOB_VARIABLE, Notes, SwiftJob
 from vlm_lora_plugin.frameworks.swift.launch import run_swift
@@ -35,6 +36,9 @@ _REFUSED = 2
 """Swift's exit code where this package, or Swift's parser, refused the command."""
 
 _TAIL = 30  # lines of what Swift printed that an error shows
+
+_OUTPUT_ERROR = f"{OutputError.__module__}.{OutputError.__qualname__}: "
+_RANK = re.compile(r"^\[rank\d+\]:\s?")  # torch's, before each line of a traceback
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
 
     Raises:
         TrainingError: Swift failed. Before the first step is done the output folder stays as it was.
-        OutputError: The folder is no longer this job's; Swift was ended.
+        OutputError: The folder cannot be written to, or is no longer this job's; Swift was ended.
         SwiftError: ms-swift is not installed, or of a version that is not supported, or refused the job.
         HardwareError: The processes cannot be started here.
     """
@@ -109,6 +113,9 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
                 shutil.copyfile(printed, plan.output.framework_log)
         if code != 0:
             lines = printed.read_text("utf-8", errors="replace").splitlines()
+            failed = _output_error(lines)
+            if failed is not None:
+                raise failed
             kind = SwiftError if code == _REFUSED else TrainingError
             raise kind(
                 f"swift sft failed with exit code {code}",
@@ -146,6 +153,17 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
         options["resume_from_checkpoint"] = plan.resumed.checkpoint.absolute()
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return [*given, *plugin_arguments(plan.recipe.document())]
+
+
+def _output_error(lines: list[str]) -> OutputError | None:
+    """Return the error about the output folder with which Swift ended, from what it printed; or None."""
+    plain = [_RANK.sub("", line) for line in lines]
+    starts = [number for number, line in enumerate(plain) if line.startswith(_OUTPUT_ERROR)]
+    if not starts:
+        return None
+    what, *more = plain[starts[-1] : starts[-1] + 3]
+    why, fix = (*more, "", "")[:2]
+    return OutputError(what.removeprefix(_OUTPUT_ERROR), why=why, fix=fix)
 
 
 def _look(progress: _Progress, folder: Path) -> None:

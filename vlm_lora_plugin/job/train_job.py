@@ -158,9 +158,8 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
     from vlm_lora_plugin.plugins.manager import get_manager
 
     if not output.recipe.is_file():
-        around = next(
-            (each for each in output.folder.absolute().parents if (each / output.recipe.name).is_file()), None
-        )
+        marks, parents = (output.recipe.name, output.data.name), output.folder.absolute().parents
+        around = next((each for each in parents if all((each / mark).is_file() for mark in marks)), None)
         raise OutputError(
             f"There is no job to go on with in {output.folder}: it has no {output.recipe.name}",
             fix=f"It lies in the job {around}: give that folder."

@@ -38,7 +38,7 @@ GOOD = json.dumps(ROW).encode()
         ("a.jsonl", (GOOD.decode() + "\n").encode("utf-16-be"), "is text in UTF-16"),
         ("a.jsonl", GOOD.decode().encode("utf-32"), "is text in UTF-16 or UTF-32"),
         ("a.jsonl", b"\0" * 5000, "begins with 4,096 zero bytes"),
-        ("a.jsonl.gz", gzip.compress(GOOD), "is a gzip file"),
+        ("a.jsonl.gz", gzip.compress(GOOD, mtime=0), "is a gzip file"),
         ("a.parquet", b"PAR1\x15\x04", "is a parquet file"),
         ("a.csv", b'messages,images\n"[{}]",y\n', r"is a table \(CSV or TSV\): it begins with 'messages,images'"),
         ("a.jsonl", b'question\tanswer\n"a"\t"b"\n', "is a table"),

@@ -93,6 +93,17 @@ def test_a_disk_that_takes_no_more_costs_only_the_checkpoint_that_it_does_not_ta
     assert job_run.run(replace(job, resume=True)).steps == 3
 
 
+@pytest.mark.parametrize("prefix", ["", "[rank0]: "])
+def test_what_swift_says_of_the_folder_is_said_as_of_ours(prefix):
+    from vlm_lora_plugin.job.in_swift import _output_error
+
+    error = OutputError("out cannot be written to: no space", why="Nothing was left.", fix="Free space.")
+    text = f"Traceback ...\nvlm_lora_plugin.errors.OutputError: {error}\n\nW1128 torchrun says more"
+    found = _output_error([prefix + line for line in text.splitlines()])
+    assert (found.what, found.why, found.fix) == (error.what, error.why, error.fix)
+    assert _output_error(["ValueError: something else"]) is None
+
+
 def test_checkpoints_that_are_not_going_to_fit_are_refused_before_anything_is_loaded(job, monkeypatch):
     many = {"training": {**job.overrides["training"], "max_steps": 10**9, "save_total_limit": None}}
     monkeypatch.setattr(job_run, "_train", lambda *_: pytest.fail("it trains"))

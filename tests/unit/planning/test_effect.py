@@ -363,6 +363,8 @@ ALWAYS = {
     "training.dataloader_num_workers",
     "optimizer.decay",
     "loss_mean",
+    "distributed",
+    "evaluation.sample_answers",
     *(f"data.{key}" for key in Recipe().document()["data"] if key != "processor"),
     "hardware",
 }

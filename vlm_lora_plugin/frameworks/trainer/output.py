@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,7 @@ from vlm_lora_plugin.checkpoint.disk import size_of, writing
 from vlm_lora_plugin.checkpoint.lock import LOCK, FolderLock, check_still_held, lock_around
 from vlm_lora_plugin.checkpoint.space import Saves, check_space
 from vlm_lora_plugin.errors import OutputError
+from vlm_lora_plugin.parallel.agreement import done_by_some
 from vlm_lora_plugin.parallel.sharding import full_numel
 
 if TYPE_CHECKING:
@@ -26,13 +27,16 @@ def locked_output(trainer: Trainer) -> Iterator[None]:
     """Hold a lock on a Trainer's output folder while it trains, on its first process; a job has one around it already.
 
     Raises:
-        OutputError: Another run is at work in it.
+        OutputError: Another run is at work in it; raised on all ranks alike.
     """
     folder = Path(str(trainer.args.output_dir))
-    if not trainer.is_world_process_zero() or lock_around(folder) is not None:
-        yield
-        return
-    with FolderLock(folder / LOCK, folder):
+    acts = trainer.is_world_process_zero() and lock_around(folder) is None
+    with ExitStack() as held:
+
+        def lock() -> None:
+            held.enter_context(FolderLock(folder / LOCK, folder))
+
+        done_by_some(lock, acts=acts)
         yield
 
 

@@ -82,6 +82,30 @@ def test_an_image_may_be_a_data_uri_and_never_starts_a_program(template, data, t
         template.encode({**record, "images": [str(tmp_path / "a.png")]})
 
 
+def test_images_are_turned_as_the_recipe_says(swift, model, data, monkeypatch):
+    from PIL import Image
+    from swift import get_template
+    from swift.model import get_processor
+
+    from vlm_lora_plugin.frameworks.swift.names import RECIPE_VARIABLE
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(data.parent / "a.png") as image:
+        image.save(data.parent / "turned.png", exif=exif)
+        image.transpose(Image.Transpose.ROTATE_270).save(data.parent / "expected.png")
+    monkeypatch.setenv(RECIPE_VARIABLE, '{"preset": "lora", "data": {"exif_transpose": true}}')
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        template = get_template(get_processor(str(model), torch_dtype=torch.float32))
+    template.set_mode("train")
+    record = json.loads(data.read_text().splitlines()[1])
+    turned, expected = (
+        template.encode({**record, "images": [str(data.parent / name)]}) for name in ("turned.png", "expected.png")
+    )
+    assert same(turned, expected)
+
+
 def test_of_a_relative_path_that_leads_nowhere_it_says_where_it_was_looked_for(template, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record = json.loads(data.read_text().splitlines()[1])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from toy_family import ToyDataset, toy_model
 from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
-from vlm_lora_plugin import load_adapter, prepare, training_arguments
+from vlm_lora_plugin import VlmLoraCallback, load_adapter, prepare, training_arguments
 from vlm_lora_plugin.checkpoint.completion import (
     check_complete,
     record_completion,
@@ -24,7 +26,8 @@ from vlm_lora_plugin.checkpoint.completion import (
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, COMPLETION, MANIFEST
 from vlm_lora_plugin.checkpoint.lock import LOCK
 from vlm_lora_plugin.checkpoint.record import CompletionRecord, FileRecord
-from vlm_lora_plugin.errors import CheckpointError
+from vlm_lora_plugin.errors import CheckpointError, OutputError
+from vlm_lora_plugin.processes import ProcessMark, started_at
 
 PRESET = "lora+llm-lora"
 
@@ -339,3 +342,25 @@ def test_a_model_that_was_not_prepared_keeps_the_trainers_own_saving(toy, tmp_pa
 def test_peft_and_own_files_are_both_in_a_checkpoint(trained):
     _, folder = trained
     assert {ADAPTER_WEIGHTS, BASE_WEIGHTS} <= set(names(folder / "checkpoint-4"))
+
+
+def test_a_second_trainer_in_the_same_folder_is_refused_and_renames_nothing(trained):
+    _, folder = trained
+    (folder / "checkpoint-6").mkdir()  # being written by the first
+    other = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    process = replace(ProcessMark.of_this(), pid=other.pid, started=started_at(other.pid))
+    (folder / LOCK).write_text(json.dumps({"process": asdict(process), "token": "t"}))
+    with pytest.raises(OutputError, match=f"another run: process {other.pid}"):
+        trainer(folder).train(resume_from_checkpoint=True)
+    assert names(folder) == [LOCK, "checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    other.communicate()
+    trainer(folder).train(resume_from_checkpoint=True)  # it is dead by now
+    assert names(folder) == ["checkpoint-2", "checkpoint-4", "incomplete-checkpoint-6"]
+
+
+def test_the_callback_alone_refuses_checkpoints_that_do_not_fit(toy, tmp_path):
+    run = trainer(tmp_path, steps=10**9)
+    run.add_callback(VlmLoraCallback())
+    with pytest.raises(OutputError, match=r"500000000 checkpoints of .* are free"):
+        run.train()
+    assert not names(tmp_path)
