@@ -100,12 +100,12 @@ def test_what_is_beyond_any_machine_is_named(document, told):
     "text", ["seed=" + "9" * 5000, "origin=2024-02-30", "a." * 3000 + "b=1", "deepspeed=" + "[" * 3000]
 )
 def test_assignments_are_refused_as_a_recipe(toy, text):
+    told = None
     try:
         recipe = resolve_recipe("lora", toy, parse_assignments([text]))
     except (RecipeError, HardwareError) as error:
-        assert len(str(error)) < 2000  # noqa: PT017
-    else:
-        recipe.to_yaml()
+        told = str(error)
+    assert len(recipe.to_yaml() if told is None else told) < 10_000
 
 
 def scheduled(name, **kwargs):
