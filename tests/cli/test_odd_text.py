@@ -111,3 +111,12 @@ def test_an_error_on_a_terminal_is_harmless(command):
     text = stream.buffer.getvalue().decode()
     assert "\\u56fe\\x1b[31m" in text
     assert "\x1b" not in text
+
+
+def test_what_is_printed_to_reload_names_the_recipe_where_images_are_turned(command, model, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    data = write(tmp_path / "a.jsonl", {"messages": TURNS, "images": ["a.png"]})
+    settings = ("-s", "training.max_steps=1", "-s", "data.exif_transpose=true")
+    code, out, err = command("train", model, "--data", data, "-o", tmp_path / "out", *settings, encoding="utf-8")
+    assert code == 0, err
+    assert f"recipe={str(tmp_path / 'out' / 'recipe.yaml')!r})" in out

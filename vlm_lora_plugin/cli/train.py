@@ -165,7 +165,8 @@ def train(
         console.print(f"\n{resolved.to_yaml()}", highlight=False, soft_wrap=True, markup=False)
         console.print("Everything is in order; nothing was trained or written.", highlight=False)
         return
-    _report(job, run(job, console, started), console, processor_is_set=bool(resolved.data.processor))
+    seen_otherwise = bool(resolved.data.processor) or resolved.data.exif_transpose
+    _report(job, run(job, console, started), console, processor_is_set=seen_otherwise)
 
 
 def _report(job: TrainJob, result: TrainResult, console: Console, *, processor_is_set: bool) -> None:
