@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
 from vlm_lora_plugin.loading import load_model
 from vlm_lora_plugin.prepared.preparation import load_trained, prepare_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.prepared.lineage import adapter_digest
 
 SETTINGS = {

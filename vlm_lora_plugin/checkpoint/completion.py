@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlm_lora_plugin.checkpoint.files import CHECKPOINT_NAME, COMPLETION
-from vlm_lora_plugin.checkpoint.load import read_manifest
 from vlm_lora_plugin.checkpoint.lock import check_still_held
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.checkpoint.record import FORMAT_VERSION, CompletionRecord, flush, recorded_files
 from vlm_lora_plugin.checkpoint.resume_state import lacking, resume_files
 from vlm_lora_plugin.errors import CheckpointError

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from vlm_lora_plugin.checkpoint.digests import sha256_of
 from vlm_lora_plugin.errors import CheckpointError
@@ -66,6 +65,8 @@ def write_file(path: Path, content: bytes) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     """Write a safetensors file whole or not at all, and return its SHA-256 as hex."""
+    from safetensors.torch import save  # brings torch: `train` refuses much before it is needed
+
     return write_file(path, save(dict(tensors), metadata={"format": "pt"}))
 
 
@@ -77,6 +78,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing", fix="Use a complete copy of the checkpoint.")
+    from safetensors.torch import load_file
+
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except SafetensorError as error:

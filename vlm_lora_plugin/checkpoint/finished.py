@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
 from vlm_lora_plugin.checkpoint.digests import changed_files
-from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.checkpoint.output import OutputFolder
 from vlm_lora_plugin.errors import CheckpointError, OutputError, listed
 from vlm_lora_plugin.outside.files import read_text

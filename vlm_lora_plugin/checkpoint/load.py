@@ -13,12 +13,11 @@ import torch
 
 from vlm_lora_plugin.checkpoint.digests import changed_files
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST, read_tensors
-from vlm_lora_plugin.checkpoint.hints import folder_with_adapter
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed
 from vlm_lora_plugin.models.keyed_init import fresh_lora_of
 from vlm_lora_plugin.names import PEFT_PREFIX
-from vlm_lora_plugin.outside.files import read_text, reason
 from vlm_lora_plugin.parallel.sharding import put_full
 from vlm_lora_plugin.selection.base_bytes import byte_differences, byte_digests, dtype_of
 from vlm_lora_plugin.selection.base_weights import base_digests, weight_differences
@@ -49,33 +48,6 @@ def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
             put_full(parameter, tensors[name])
     own = model.vlm_lora
     own.steps, own.manifest = stored.steps, replace(own.manifest, lineage=stored.lineage)
-
-
-def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """Read a checkpoint's manifest.
-
-    Raises:
-        CheckpointError: There is no such folder, it has no manifest, or the manifest is broken.
-    """
-    path = Path(folder) / MANIFEST
-    if not path.parent.is_dir():
-        raise CheckpointError(f"There is no checkpoint folder {path.parent}")
-    if not path.is_file():
-        meant = folder_with_adapter(path.parent)
-        raise CheckpointError(
-            f"{path.parent} has no {MANIFEST}",
-            why="Saving it was interrupted, or it was not written by this package.",
-            fix=f"What was trained is in {meant}: give that folder."
-            if meant
-            else "Use an earlier checkpoint; load_adapter takes the base model first, the adapter's folder second."
-            if not (path.parent / "config.json").is_file()
-            else "This is a model folder: load_adapter takes the base model first, the adapter's folder second.",
-        )
-    try:
-        text = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
-    return Manifest.from_json(text, source=str(path))
 
 
 def check_fits(model: VlmLoraPeftModel, stored: Manifest, folder: str | os.PathLike[str]) -> None:

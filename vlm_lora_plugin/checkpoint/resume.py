@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.checkpoint.completion import check_resumable, checkpoints, why_incomplete
-from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.checkpoint.output import OutputFolder, of_length
 from vlm_lora_plugin.checkpoint.resume_state import TRAINER_STATE
 from vlm_lora_plugin.documents import differences

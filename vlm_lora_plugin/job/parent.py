@@ -53,7 +53,7 @@ def find_parent(path: Path) -> Parent:
     """
     from vlm_lora_plugin.checkpoint.completion import check_complete
     from vlm_lora_plugin.checkpoint.files import CHECKPOINT_NAME, MANIFEST
-    from vlm_lora_plugin.checkpoint.load import read_manifest
+    from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 
     inside = OutputFolder(path).adapter
     folder = inside if not (path / MANIFEST).is_file() and (inside / MANIFEST).is_file() else path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.checkpoint.digests import sha256_of, sha256_of_files
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST
-from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.selection.manifest import Ancestor
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from vlm_lora_plugin.checkpoint.load import check_base, read_manifest
+from vlm_lora_plugin.checkpoint.load import check_base
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, ModelError, listed
 from vlm_lora_plugin.models.keyed_init import fresh_lora_of

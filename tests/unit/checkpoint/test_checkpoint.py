@@ -18,7 +18,7 @@ from warm import warm
 import vlm_lora_plugin.checkpoint.save as saving
 from vlm_lora_plugin import load_adapter, prepare
 from vlm_lora_plugin.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST
-from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.errors import CheckpointError, ModelError
 from vlm_lora_plugin.selection.manifest import sealed
 

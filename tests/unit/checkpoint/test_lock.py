@@ -73,8 +73,9 @@ def test_a_living_process_of_this_machine_is_named_however_old_its_lock(tmp_path
 def test_a_dead_process_of_this_machine_does_not_hold_however_young_its_lock(tmp_path, other):
     put(tmp_path, replace(mark(other.pid), started="1"))  # its number belongs to another process by now
     refuse_held(tmp_path)
-    with lock(tmp_path):
+    with lock(tmp_path) as held:
         check_still_held(tmp_path)
+        assert lock_around(tmp_path) is held
 
 
 @pytest.mark.parametrize("changed", [{"host": "other"}, {"boot": "other"}, {"space": "pid:[1]"}])

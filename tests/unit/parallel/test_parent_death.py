@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -72,4 +73,6 @@ def test_the_variable_says_who_launches_and_is_gone_afterwards(monkeypatch):
 
 def test_without_a_launcher_nothing_happens(monkeypatch):
     monkeypatch.delenv(LAUNCHERS, raising=False)
+    before = threading.active_count()
     die_with_launchers()
+    assert threading.active_count() == before

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from swift.tuner_plugin import Tuner
 
-from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks

@@ -24,7 +24,8 @@ from vlm_lora_plugin.checkpoint.completion import (
 )
 from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
 from vlm_lora_plugin.checkpoint.hints import refuse_adapter
-from vlm_lora_plugin.checkpoint.load import check_fits, read_manifest
+from vlm_lora_plugin.checkpoint.load import check_fits
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.checkpoint.resume_state import SCALE, lacking
 from vlm_lora_plugin.documents import differences
 from vlm_lora_plugin.errors import CheckpointError, listed

@@ -68,7 +68,16 @@ def test_the_job_tells_swifts_process(tmp_path, monkeypatch, wanted):
     recipe = ResolvedRecipe()
     job = SimpleNamespace(check_images=wanted)
     plan = SimpleNamespace(
-        output=output, recipe=recipe, job=job, records={}, resumed=None, metric=None, hardware=None, dtype=torch.float32
+        output=output,
+        recipe=recipe,
+        job=job,
+        records={},
+        files={},
+        parent=None,
+        resumed=None,
+        metric=None,
+        hardware=None,
+        dtype=torch.float32,
     )
     in_swift.train_in_swift(plan, console=None)
     assert [job.check_images for job in told] == [wanted]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
-from vlm_lora_plugin.checkpoint.load import read_manifest
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.documents import nested, value_at
 from vlm_lora_plugin.errors import SwiftError
 from vlm_lora_plugin.frameworks.recorder import RECORD_VARIABLE
