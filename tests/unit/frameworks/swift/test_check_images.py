@@ -74,6 +74,7 @@ def test_the_job_tells_swifts_process(tmp_path, monkeypatch, wanted):
         records={},
         files={},
         parent=None,
+        moments=None,
         resumed=None,
         metric=None,
         hardware=None,
