@@ -72,12 +72,12 @@ def test_a_config_alone_is_enough(vlm_lora, model, tmp_path):
     assert vlm_lora("deepspeed", "--model", tmp_path / "other.json", *SMALL).code == 0
 
 
-def test_a_quantised_base_is_refused_under_zero_3(vlm_lora, model, tmp_path):
+def test_a_quantised_base_is_refused(vlm_lora, model, tmp_path):
     config = {**json.loads((model / "config.json").read_text()), "quantization_config": {"quant_method": "gptq"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     outcome = vlm_lora("deepspeed", "--model", tmp_path, *SMALL)
     assert (outcome.code, outcome.out) == (2, "")
-    assert "ZeRO-3 cannot shard a quantised base (gptq)" in outcome.err
+    assert "holds a quantised model (quantization_config in config.json)" in outcome.err
 
 
 @pytest.mark.parametrize(

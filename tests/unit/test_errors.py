@@ -24,6 +24,10 @@ def test_every_error_can_be_caught_as_the_root(name):
     assert issubclass(getattr(errors, name), VlmLoraError)
 
 
+CAUGHT = {"isolation.py: PluginExit", "isolation.py: _NoEnd"}
+"""What never leaves the isolation of plugins, which turns it into an AdapterError."""
+
+
 def test_every_error_of_the_package_stands_in_one_module():
     """What ``testing`` raises are failed assertions of a test, which no user of the package meets."""
     package = Path(vlm_lora_plugin.__file__).parent
@@ -35,7 +39,7 @@ def test_every_error_of_the_package_stands_in_one_module():
         if isinstance(node, ast.ClassDef)
         and any(ast.unparse(base).endswith(("Error", "Exception")) for base in node.bases)
     ]
-    assert elsewhere == []
+    assert set(elsewhere) == CAUGHT
 
 
 def test_a_long_list_is_cut_and_counted():

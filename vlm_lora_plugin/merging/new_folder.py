@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -19,6 +18,7 @@ from vlm_lora_plugin.checkpoint.disk import free_bytes, in_words
 from vlm_lora_plugin.checkpoint.lock import FolderLock, Holder
 from vlm_lora_plugin.checkpoint.space import check_names
 from vlm_lora_plugin.errors import OutputError
+from vlm_lora_plugin.parallel.children import environment, isolated_line
 
 _PARTIAL, _LOCKED = ".partial-", ".vlm-lora.lock"
 
@@ -102,7 +102,8 @@ def _remove_left_behind(output: Path) -> None:
 @contextmanager
 def _removed_when_killed(folder: Path) -> Iterator[None]:
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _CLEANER, str(folder.absolute())],
+        [*isolated_line(_CLEANER), str(folder.absolute())],
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

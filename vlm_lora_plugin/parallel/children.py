@@ -46,6 +46,11 @@ def code_line(code: str) -> list[str]:
     return [sys.executable, "-c", code if _KNOWS_SAFE_PATH else f"import sys; sys.path[:1] = []\n{code}"]
 
 
+def isolated_line(code: str) -> list[str]:
+    """Return the program line of a Python process that runs code on the standard library alone."""
+    return [sys.executable, "-I", "-S", "-c", code]
+
+
 def safe_line(line: Sequence[str]) -> list[str]:
     """Return a program line of somebody else's with the same done to its ``-m``."""
     if list(line[:2]) != [sys.executable, "-m"]:

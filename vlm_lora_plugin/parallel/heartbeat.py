@@ -26,6 +26,7 @@ import torch
 from torch.distributed import Store, TCPStore, distributed_c10d  # type: ignore[attr-defined]
 
 from vlm_lora_plugin.errors import TrainingError
+from vlm_lora_plugin.outside.json_text import parse_json
 from vlm_lora_plugin.parallel.agreement import several_ranks
 from vlm_lora_plugin.parallel.waiting import Beat, Waiting, who_is_missing
 
@@ -206,7 +207,7 @@ class Heartbeat:
         known = {rank: key for rank, key in keys.items() if rank in self._heard or store.check([key])}
         now = time.monotonic()
         for rank, text in zip(known, store.multi_get(list(known.values())), strict=True):
-            beat = Beat(**json.loads(text))
+            beat = Beat(**parse_json(text))
             if rank not in self._heard or self._heard[rank][0].number != beat.number:
                 self._heard[rank] = beat, now
 
