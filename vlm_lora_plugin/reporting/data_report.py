@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from vlm_lora_plugin.outside.display import shown
 from vlm_lora_plugin.reporting.curves import new_figure, save
@@ -29,15 +31,15 @@ _LINES = (
 )
 
 
-def report_table(report: DataReport) -> Table:
-    """Return lengths and image sizes: smallest, median, 95 %, largest, mean, and the total of tokens."""
+def report_table(report: DataReport) -> Group:
+    """Return how much is usable, then lengths and image sizes: smallest, median, 95 %, largest, mean and total."""
     document = report.document()
     columns = ("min", "median", "p95", "max", "mean")
     title = (
         f"{shown(report.data)}: {document['usable_rows']:,} of {document['rows']:,} rows usable, "
         f"{document['images']:,} images, {document['truncated_rows']:,} rows cut to {report.max_length:,} tokens"
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for column in (*columns, "total"):
         table.add_column(column, justify="right")
@@ -46,7 +48,7 @@ def report_table(report: DataReport) -> Table:
         if values is not None:
             total = f"{values['total']:,.0f}" if key.endswith("tokens") else ""
             table.add_row(name, *(f"{values[column]:,.0f}" for column in columns), total)
-    return table
+    return Group(Text(title), table) if table.rows else Group(Text(title))
 
 
 def draw_report(report: DataReport, picture: Path) -> None:
