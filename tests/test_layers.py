@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("planning",),
     ("checkpoint", "diagnostics"),
     ("prepared",),
-    ("loading",),
+    ("loading", "memory"),
     ("merging",),
     ("answering",),
     ("reporting",),

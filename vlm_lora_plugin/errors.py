@@ -51,6 +51,10 @@ class HardwareError(VlmLoraError):
     """The hardware is unknown, or what is asked of it cannot be done."""
 
 
+class PlanError(VlmLoraError):
+    """The memory of a step cannot be told: an operation has no shape without values, or nothing says how long rows are."""
+
+
 class SelectionError(VlmLoraError):
     """The rules of a recipe do not fit the model."""
 

@@ -183,7 +183,7 @@ def predict(
     load: ParameterCounts,
     size: ModelSize | None,
     means: Mapping[ComponentName, Means],
-    step: ForwardPass,
+    step: ForwardPass | None,
     *,
     stage: int,
     ranks: int,
@@ -196,7 +196,7 @@ def predict(
         load: What is trained.
         size: The family's sizes; None leaves activations and logits out.
         means: What learns by which means, by component.
-        step: What a forward pass works on.
+        step: What a forward pass works on; None leaves activations and logits out.
         stage: ZeRO stage; 0 is a plain process, or DistributedDataParallel.
         ranks: Processes of the job.
         nodes: Machines they are on.
@@ -222,8 +222,8 @@ def predict(
         weights=weights / GIB,
         training_state=state / GIB,
         gathered=gathered / GIB,
-        activations=0.0 if size is None else activations(size, means, step),
-        logits=0.0 if size is None else logits(size, step),
+        activations=0.0 if size is None or step is None else activations(size, means, step),
+        logits=0.0 if size is None or step is None else logits(size, step),
         pinned_host=pinned / GIB,
     )
 

@@ -45,6 +45,8 @@ def lora_config(selection: TrainableSet, recipe: Recipe) -> LoraConfig:
 def inject(base: nn.Module, selection: TrainableSet, recipe: Recipe) -> VlmLoraPeftModel:
     """Wrap a base model, put LoRA on the selected layers, and draw all LoRA that starts fresh.
 
+    On the meta device there is nothing to draw.
+
     Whatever is trained becomes fp32, whatever dtype the base holds, and is drawn in fp32. Under ZeRO-3 in fp16 it
     is then rounded to fp16, and DeepSpeed's optimizer keeps fp32 values. Training or evaluation mode of every layer
     is kept.
@@ -102,8 +104,9 @@ def _draw_peft(layers: Mapping[str, LoraLayer], parameters: Mapping[str, nn.Para
         down, up = parameters[f"{name}.lora_A.weight"], parameters[f"{name}.lora_B.weight"]
         for parameter in (down, up):
             parameter.data = parameter.data.float()
-        down.copy_(keyed_lora_down(f"{name}.lora_A.weight", down.shape, seed))
-        up.zero_()
+        if not down.is_meta:
+            down.copy_(keyed_lora_down(f"{name}.lora_A.weight", down.shape, seed))
+            up.zero_()
         magnitude = parameters.get(f"{name}.lora_magnitude_vector")
         if magnitude is not None:
             # PEFT takes the norm in the base's dtype; in fp32 the first step is the base model's own.
@@ -113,5 +116,7 @@ def _draw_peft(layers: Mapping[str, LoraLayer], parameters: Mapping[str, nn.Para
 
 
 def _is_finite(parameter: torch.Tensor) -> bool:
+    if parameter.is_meta:
+        return True
     with gathered([parameter]):
         return bool(parameter.isfinite().all())

@@ -89,8 +89,32 @@ def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | Non
     return _prepare(model, recipe)
 
 
+def prepare_outline(model: PreTrainedModel, recipe: RecipeSource | None = None) -> VlmLoraPeftModel:
+    """Do what :func:`prepare_model` does with a model on the meta device, to learn what training it would take.
+
+    Names, shapes, dtypes, ``requires_grad`` and patches are those of a prepared model; nothing is drawn, and the
+    manifest knows nothing of the base's weights. It can neither be trained nor saved.
+
+    Args:
+        model: A model without values, changed in place; see ``LoadRequest.device``.
+        recipe: As in :func:`prepare_model`.
+
+    Raises:
+        ModelError: No family owns the model, some of its parameters have values, or it was prepared before.
+        RecipeError: The recipe cannot be read, or a key of the user's would have no effect.
+        SelectionError: The recipe does not fit the model.
+    """
+    valued = [name for name, parameter in model.named_parameters() if not parameter.is_meta]
+    if valued:
+        raise ModelError(
+            f"These parameters have values: {listed(valued)}",
+            fix="Build the model on the meta device, or call prepare_model.",
+        )
+    return _prepare(model, recipe, values=False)
+
+
 def _prepare(
-    model: PreTrainedModel | PeftModel, recipe: RecipeSource | None, *, strict: bool = True
+    model: PreTrainedModel | PeftModel, recipe: RecipeSource | None, *, strict: bool = True, values: bool = True
 ) -> VlmLoraPeftModel:
     _check_is_model(model)
     if isinstance(model, PeftModel) or is_injected(model):
@@ -102,7 +126,8 @@ def _prepare(
     manager = get_manager()
     family = manager.family_of_model(model)
     resolved = resolve_recipe(recipe, family, architecture=partial(manager.architecture, family, model))
-    _check_loaded(model, resolved)
+    if values:
+        _check_loaded(model, resolved)
     selection = resolve_selection(model, family, resolved)
     architecture = selection.architecture
     resolved = effective_recipe(resolved, model, family, architecture, strict=strict)
@@ -111,8 +136,8 @@ def _prepare(
     dtype = _load_dtype(model)
     name = str(dtype).removeprefix("torch.")
     own = {*fresh_lora_of(model), *(parameter.name for parameter in selection.of_base())}
-    weights = base_digests(model, architecture.components, own, name)
-    every_byte = byte_digests(model, architecture.components, own)
+    weights = base_digests(model, architecture.components, own, name) if values else None
+    every_byte = byte_digests(model, architecture.components, own) if values else None
     manifest = make_manifest(selection, resolved, model.config, name, weights, every_byte)
     if any(is_sharded(parameter) for parameter in model.parameters()):  # from here on ranks wait for each other
         check_ranks_agree(manifest)
