@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.config_folder import read_config
     from vlm_lora_plugin.models.config_values import check_values, config_of
     from vlm_lora_plugin.models.dtypes import to_weight_dtype
-    from vlm_lora_plugin.models.generation import ImagesInPrompt
+    from vlm_lora_plugin.models.generation import ImagesInPrompt, stop_also_at
+    from vlm_lora_plugin.models.image_runs import ImageRunsModel
     from vlm_lora_plugin.models.image_text import ImageBlock, Images, ImageTextModel
     from vlm_lora_plugin.models.keyed_init import draw_builtin
     from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, positions_in_row, rotary_tables
@@ -46,6 +47,8 @@ _LAZY = {
     "read_config": "vlm_lora_plugin.models.config_folder",
     "to_weight_dtype": "vlm_lora_plugin.models.dtypes",
     "ImagesInPrompt": "vlm_lora_plugin.models.generation",
+    "stop_also_at": "vlm_lora_plugin.models.generation",
+    "ImageRunsModel": "vlm_lora_plugin.models.image_runs",
     "ImageBlock": "vlm_lora_plugin.models.image_text",
     "ImageTextModel": "vlm_lora_plugin.models.image_text",
     "Images": "vlm_lora_plugin.models.image_text",
@@ -89,6 +92,7 @@ __all__ = [
     "Blocks",
     "DecoderTrunk",
     "ImageBlock",
+    "ImageRunsModel",
     "ImageTextModel",
     "Images",
     "ImagesInPrompt",
@@ -126,6 +130,7 @@ __all__ = [
     "register_auto_classes",
     "rotary_tables",
     "several_ranks",
+    "stop_also_at",
     "stored_dtype",
     "stretch_grid",
     "tensor_names",
