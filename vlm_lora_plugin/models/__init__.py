@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.sentencepiece_file import Piece, PieceKind, build_sentencepiece_file, parse_pieces
     from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
     from vlm_lora_plugin.models.trunk import DecoderTrunk
+    from vlm_lora_plugin.models.vocabularies import (
+        read_vocabulary,
+        sentencepiece_backend,
+        tiktoken_backend,
+        tiktoken_tokens,
+        write_tiktoken,
+    )
     from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names, tensor_shapes
     from vlm_lora_plugin.names import canonical_name
     from vlm_lora_plugin.outside.files import read_bytes, read_text
@@ -74,6 +81,11 @@ _LAZY = {
     "find_image_blocks": "vlm_lora_plugin.models.splicing",
     "put_images": "vlm_lora_plugin.models.splicing",
     "DecoderTrunk": "vlm_lora_plugin.models.trunk",
+    "read_vocabulary": "vlm_lora_plugin.models.vocabularies",
+    "sentencepiece_backend": "vlm_lora_plugin.models.vocabularies",
+    "tiktoken_backend": "vlm_lora_plugin.models.vocabularies",
+    "tiktoken_tokens": "vlm_lora_plugin.models.vocabularies",
+    "write_tiktoken": "vlm_lora_plugin.models.vocabularies",
     "has_weights": "vlm_lora_plugin.models.weights",
     "load_weights": "vlm_lora_plugin.models.weights",
     "tensor_names": "vlm_lora_plugin.models.weights",
@@ -125,17 +137,22 @@ __all__ = [
     "read_config",
     "read_json",
     "read_text",
+    "read_vocabulary",
     "refuse_contradicting_inputs",
     "refuse_quantised",
     "register_auto_classes",
     "rotary_tables",
+    "sentencepiece_backend",
     "several_ranks",
     "stop_also_at",
     "stored_dtype",
     "stretch_grid",
     "tensor_names",
     "tensor_shapes",
+    "tiktoken_backend",
+    "tiktoken_tokens",
     "to_weight_dtype",
+    "write_tiktoken",
     "zero3_configuration",
 ]
 
