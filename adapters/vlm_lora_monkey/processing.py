@@ -159,5 +159,4 @@ def load_processor(request: LoadRequest) -> MonkeyProcessor:
     Raises:
         ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
     """
-    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    return MonkeyProcessor.from_pretrained(request.folder, config)
+    return MonkeyProcessor.from_pretrained(request.folder, load_config(request))

@@ -152,5 +152,4 @@ def load_processor(request: LoadRequest) -> OmniLMMProcessor:
     Raises:
         ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
     """
-    config = load_config(request.folder)
-    return OmniLMMProcessor.from_pretrained(request.folder, config)
+    return OmniLMMProcessor.from_pretrained(request.folder, load_config(request))

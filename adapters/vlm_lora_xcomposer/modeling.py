@@ -85,11 +85,6 @@ class XComposerForCausalLM(ImageRunsModel):
         self.post_init()
 
     @property
-    def image_side(self) -> int:
-        """Side of a square crop, in pixels."""
-        return self.config.image_size
-
-    @property
     def image_token_id(self) -> int:
         """The id that marks the places of images."""
         return cast(int, self.config.image_token_id)

@@ -13,8 +13,7 @@ from vlm_lora_plugin.models.image_text import Images, ImageTextModel
 class ImageRunsModel(ImageTextModel):
     """Images of several sizes, each a run of :attr:`image_token_id` in ``input_ids``, as long as it has tokens.
 
-    A subclass implements these three and :attr:`image_side`: :attr:`image_token_id`, :meth:`encode_images`,
-    :meth:`image_lengths`.
+    A subclass implements :attr:`image_token_id`, :meth:`encode_images` and :meth:`image_lengths`.
     """
 
     @property
