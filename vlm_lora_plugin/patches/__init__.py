@@ -12,7 +12,7 @@ from vlm_lora_plugin.lazy import lazy_names
 if TYPE_CHECKING:
     from vlm_lora_plugin.patches.answer_only import answer_only_logits
     from vlm_lora_plugin.patches.checkpointing import checkpoint_blocks
-    from vlm_lora_plugin.patches.from_recipe import refuse_unknown_model
+    from vlm_lora_plugin.patches.from_recipe import no_patches, refuse_unknown_model
     from vlm_lora_plugin.patches.image_text import text_only_batches
     from vlm_lora_plugin.patches.text_only import keep_text_only_trainable
     from vlm_lora_plugin.patches.wrapping import wrap_method
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "answer_only_logits": "vlm_lora_plugin.patches.answer_only",
     "checkpoint_blocks": "vlm_lora_plugin.patches.checkpointing",
+    "no_patches": "vlm_lora_plugin.patches.from_recipe",
     "refuse_unknown_model": "vlm_lora_plugin.patches.from_recipe",
     "text_only_batches": "vlm_lora_plugin.patches.image_text",
     "keep_text_only_trainable": "vlm_lora_plugin.patches.text_only",
@@ -30,6 +31,7 @@ __all__ = [
     "answer_only_logits",
     "checkpoint_blocks",
     "keep_text_only_trainable",
+    "no_patches",
     "refuse_unknown_model",
     "text_only_batches",
     "wrap_method",
