@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.patches.wrapping import wrap_method
 
 _LAZY = {
-    "answer_only_logits": "vlm_lora_plugin.patches.answer_only",
-    "checkpoint_blocks": "vlm_lora_plugin.patches.checkpointing",
-    "no_patches": "vlm_lora_plugin.patches.from_recipe",
-    "refuse_unknown_model": "vlm_lora_plugin.patches.from_recipe",
-    "text_only_batches": "vlm_lora_plugin.patches.image_text",
-    "keep_text_only_trainable": "vlm_lora_plugin.patches.text_only",
-    "wrap_method": "vlm_lora_plugin.patches.wrapping",
+    "vlm_lora_plugin.patches.answer_only": ("answer_only_logits",),
+    "vlm_lora_plugin.patches.checkpointing": ("checkpoint_blocks",),
+    "vlm_lora_plugin.patches.from_recipe": ("no_patches", "refuse_unknown_model"),
+    "vlm_lora_plugin.patches.image_text": ("text_only_batches",),
+    "vlm_lora_plugin.patches.text_only": ("keep_text_only_trainable",),
+    "vlm_lora_plugin.patches.wrapping": ("wrap_method",),
 }
 
 __all__ = [

@@ -19,17 +19,11 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.data.pixels import CLIP_MEAN, CLIP_STD, load_pixels, normalised, read_rgb
 
 _WITH_TORCH = {
-    "CLIP_MEAN": "vlm_lora_plugin.data.pixels",
-    "CLIP_STD": "vlm_lora_plugin.data.pixels",
-    "ChatTemplateProcessor": "vlm_lora_plugin.data.encoding.chat_template",
-    "Encoded": "vlm_lora_plugin.data.encoding.encoded",
-    "EncodingProcessor": "vlm_lora_plugin.data.encoding.processor",
-    "IGNORE_INDEX": "vlm_lora_plugin.data.collation",
-    "collate_rows": "vlm_lora_plugin.data.collation",
-    "load_pixels": "vlm_lora_plugin.data.pixels",
-    "normalised": "vlm_lora_plugin.data.pixels",
-    "pad_rows": "vlm_lora_plugin.data.collation",
-    "read_rgb": "vlm_lora_plugin.data.pixels",
+    "vlm_lora_plugin.data.collation": ("IGNORE_INDEX", "collate_rows", "pad_rows"),
+    "vlm_lora_plugin.data.encoding.chat_template": ("ChatTemplateProcessor",),
+    "vlm_lora_plugin.data.encoding.encoded": ("Encoded",),
+    "vlm_lora_plugin.data.encoding.processor": ("EncodingProcessor",),
+    "vlm_lora_plugin.data.pixels": ("CLIP_MEAN", "CLIP_STD", "load_pixels", "normalised", "read_rgb"),
 }
 
 __all__ = [
