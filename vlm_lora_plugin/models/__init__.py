@@ -11,7 +11,14 @@ from vlm_lora_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.models.auto import register_auto_classes
-    from vlm_lora_plugin.models.building import build_empty, folder_writer, load_model_of, random_model, stored_dtype
+    from vlm_lora_plugin.models.building import (
+        WIDE_RANGE,
+        build_empty,
+        folder_writer,
+        load_model_of,
+        random_model,
+        stored_dtype,
+    )
     from vlm_lora_plugin.models.config_folder import read_config
     from vlm_lora_plugin.models.config_values import check_values, config_of
     from vlm_lora_plugin.models.dtypes import to_weight_dtype
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "vlm_lora_plugin.models.auto": ("register_auto_classes",),
     "vlm_lora_plugin.models.building": (
+        "WIDE_RANGE",
         "build_empty",
         "folder_writer",
         "load_model_of",
@@ -84,6 +92,7 @@ _LAZY = {
 
 __all__ = [
     "NORM_EPS",
+    "WIDE_RANGE",
     "Blocks",
     "DecoderTrunk",
     "ImageBlock",

@@ -5,7 +5,12 @@ What needs torch is imported when it is first used, so that reading rows stays l
 
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.data.encoding.conversations import check_alternating, check_ends_with_answer, check_image_marks
+from vlm_lora_plugin.data.encoding.conversations import (
+    check_alternating,
+    check_ends_with_answer,
+    check_image_marks,
+    check_reserved,
+)
 from vlm_lora_plugin.data.image_sources import resolve_image_path
 from vlm_lora_plugin.data.images import image_size, open_image
 from vlm_lora_plugin.data.reading import turns_of
@@ -36,6 +41,7 @@ __all__ = [
     "check_alternating",
     "check_ends_with_answer",
     "check_image_marks",
+    "check_reserved",
     "collate_rows",
     "image_size",
     "load_pixels",
