@@ -82,11 +82,6 @@ def image_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int, int]:
     return patch, start, end
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder has a tokenizer's main file."""
-    return (folder / TOKENIZER_FILE).is_file() or (folder / SENTENCEPIECE_FILE).is_file()
-
-
 def resolve_image_ids(config: OmniLMMConfig, folder: Path) -> OmniLMMConfig:
     """Set the config's token ids from a folder's tokenizer, where there is one.
 
@@ -94,7 +89,7 @@ def resolve_image_ids(config: OmniLMMConfig, folder: Path) -> OmniLMMConfig:
         ModelError: The tokenizer cannot be read, numbers the tokens otherwise than the config, or beyond the
             model's embeddings.
     """
-    if not has_tokenizer(folder):
+    if not any((folder / name).is_file() for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE)):
         return config
     found = image_ids(load_tokenizer(folder))
     stated = (config.im_patch_token, config.im_start_token, config.im_end_token)
