@@ -33,23 +33,21 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
-    "ConversationDataset": "vlm_lora_plugin.data.dataset",
-    "ResourceMonitor": "vlm_lora_plugin.frameworks.trainer.resource_monitor",
-    "TrainJob": "vlm_lora_plugin.job.train_job",
-    "deepspeed_settings": "vlm_lora_plugin.planning.deepspeed",
-    "merge_adapter": "vlm_lora_plugin.merging.merge",
-    "parameter_groups": "vlm_lora_plugin.frameworks.trainer.groups",
-    "Recipe": "vlm_lora_plugin.recipe",
-    "ResolvedRecipe": "vlm_lora_plugin.planning.resolved",
-    "VlmLoraCallback": "vlm_lora_plugin.frameworks.trainer",
-    "VlmLoraError": "vlm_lora_plugin.errors",
-    "get_manager": "vlm_lora_plugin.plugins.manager",
-    "load": "vlm_lora_plugin.loading",
-    "load_adapter": "vlm_lora_plugin.preparation",
-    "prepare": "vlm_lora_plugin.preparation",
-    "prepare_model": "vlm_lora_plugin.prepared.preparation",
-    "register_auto_classes": "vlm_lora_plugin.models.auto",
-    "training_arguments": "vlm_lora_plugin.frameworks.trainer",
+    "vlm_lora_plugin.data.dataset": ("ConversationDataset",),
+    "vlm_lora_plugin.errors": ("VlmLoraError",),
+    "vlm_lora_plugin.frameworks.trainer": ("VlmLoraCallback", "training_arguments"),
+    "vlm_lora_plugin.frameworks.trainer.groups": ("parameter_groups",),
+    "vlm_lora_plugin.frameworks.trainer.resource_monitor": ("ResourceMonitor",),
+    "vlm_lora_plugin.job.train_job": ("TrainJob",),
+    "vlm_lora_plugin.loading": ("load",),
+    "vlm_lora_plugin.merging.merge": ("merge_adapter",),
+    "vlm_lora_plugin.models.auto": ("register_auto_classes",),
+    "vlm_lora_plugin.planning.deepspeed": ("deepspeed_settings",),
+    "vlm_lora_plugin.planning.resolved": ("ResolvedRecipe",),
+    "vlm_lora_plugin.plugins.manager": ("get_manager",),
+    "vlm_lora_plugin.preparation": ("load_adapter", "prepare"),
+    "vlm_lora_plugin.prepared.preparation": ("prepare_model",),
+    "vlm_lora_plugin.recipe": ("Recipe",),
 }
 
 __all__ = [

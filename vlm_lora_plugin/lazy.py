@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_names(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """Return the ``__getattr__`` of a package, which imports a name's module when the name is first asked for.
 
     Beside it the package imports the same names below ``if TYPE_CHECKING:``, for type checkers and editors.
 
     Args:
         package: The package's ``__name__``.
-        modules: Name -> the module that holds it.
+        names: Module -> the names in it that the package gives.
     """
+    modules = {name: module for module, held in names.items() for name in held}
 
     def get(name: str) -> Any:
         if name in modules:

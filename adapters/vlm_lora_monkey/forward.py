@@ -1,23 +1,8 @@
-"""What makes Monkey's forward pass leaner with the same result."""
+"""What makes Monkey's forward pass leaner with the same result: nothing beside the core's patches."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
-from vlm_lora_plugin.patches import refuse_unknown_model
+from vlm_lora_plugin.patches import no_patches
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from vlm_lora_plugin.contract import Patch
-
-
-def patches(model: nn.Module) -> tuple[Patch, ...]:
-    """Return what makes the forward pass leaner, in the order in which it is applied: none beside the core's.
-
-    Raises:
-        ModelError: The model is not of this package, so its forward pass is unknown.
-    """
-    refuse_unknown_model(model, MonkeyForCausalLM)
-    return ()
+patches = no_patches(MonkeyForCausalLM)

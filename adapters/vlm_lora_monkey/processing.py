@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,15 +129,13 @@ class MonkeyProcessor(EncodingProcessor):
 
     def _encode_turns(self, turns: Iterable[Message], example: Example) -> Encoded:
         encoded = Encoded()
-        images = iter(example.images)
+        images = map(self._image_block, example.images)
         for turn in turns:
-            answer, supervised = turn.role == "assistant", turn.supervised
-            for number, text in enumerate(turn.content.split(IMAGE_MARK)):
-                if number:
-                    encoded.append_image(self._image_block(next(images)))
-                encoded.append(self._text_ids(text, example), supervised=supervised)
-            if answer:
-                encoded.append([self.end_id], supervised=supervised)
+            encoded.append_marked(
+                turn.content, partial(self._text_ids, example=example), images, supervised=turn.supervised
+            )
+            if turn.role == "assistant":
+                encoded.append([self.end_id], supervised=turn.supervised)
         return encoded
 
     def _image_block(self, image: Path | bytes) -> list[int]:
@@ -160,5 +159,4 @@ def load_processor(request: LoadRequest) -> MonkeyProcessor:
     Raises:
         ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
     """
-    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    return MonkeyProcessor.from_pretrained(request.folder, config)
+    return MonkeyProcessor.from_pretrained(request.folder, load_config(request))

@@ -26,13 +26,7 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
 
     The text stays exactly as written (``Example.verbatim``); each ``<img>path</img>`` becomes an image mark.
 
-    Args:
-        record: The decoded row.
-        folder: Where relative image paths start.
-        origin: Name of the row for error messages.
-
-    Returns:
-        The example, or None when the row has no ``conversations``.
+    Given and answered as :class:`~vlm_lora_plugin.contract.DataFormats` says; None for a row without ``conversations``.
 
     Raises:
         DataError: A turn lacks a key, has an unknown role, an unclosed image tag or a literal ``<image>``. (Upstream

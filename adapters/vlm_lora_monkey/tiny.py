@@ -8,7 +8,7 @@ from typing import Any
 from vlm_lora_monkey.configuration import MonkeyConfig
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_monkey.tokenization import write_tiny_vocabulary
-from vlm_lora_plugin.models import folder_writer, random_model
+from vlm_lora_plugin.models import WIDE_RANGE, folder_writer, random_model
 
 TINY_VISUAL: dict[str, Any] = {
     "image_size": 64,
@@ -57,15 +57,11 @@ write_tiny_folder = folder_writer(tiny_model, write_tiny_vocabulary)
 
 
 def write_demo_folder(folder: str | Path) -> None:
-    """Write the model that the demo starts from: random weights that LoRA and the resampler alone can steer.
-
-    The weights are drawn wider than usual. With the published 0.02 the frozen head's logits stay so close
-    together that no input could make one answer likely.
-    """
+    """Write the model that the demo starts from: random weights that LoRA and the resampler alone can steer."""
     write_tiny_folder(
         folder,
         num_hidden_layers=1,
         intermediate_size=512,
-        initializer_range=0.15,
+        initializer_range=WIDE_RANGE,
         visual={"width": 64, "heads": 4},
     )

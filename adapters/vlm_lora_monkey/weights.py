@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from vlm_lora_monkey.configuration import MonkeyConfig, VisionSettings, resolve_variant
@@ -21,25 +19,24 @@ def load_model(request: LoadRequest) -> MonkeyForCausalLM:
         ModelError: The config is impossible.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
-    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
+    config = load_config(request)
     config.dtype = flagged_dtype(config)
     return load_model_of(MonkeyForCausalLM, config, request)
 
 
-def load_config(folder: Path, *, needs_weights: bool = True, variant: str | None = None) -> MonkeyConfig:
+def load_config(request: LoadRequest) -> MonkeyConfig:
     """Read a folder's config; where it does not name the variant, the names of the tensors decide.
 
-    Args:
-        folder: The model folder.
-        needs_weights: Whether a folder without weight files is an error; if not, it is ``variant``.
-        variant: One of :data:`~vlm_lora_monkey.folder.VARIANTS`; None stands for the common one.
+    Only for device ``"meta"`` may weight files be missing: it is then ``request.variant``, None standing for the
+    common one.
 
     Raises:
-        ModelError: The config is impossible, or config or tensors say another variant than ``variant``.
+        ModelError: The config is impossible, or config or tensors say another variant than the request.
         WeightsError: The variant is open and the weight files cannot be read.
     """
+    folder, variant = request.folder, request.variant
     config = config_of(MonkeyConfig, monkey_document(read_config(folder)), folder, {"visual": VisionSettings})
-    if needs_weights or has_weights(folder):
+    if request.device != "meta" or has_weights(folder):
         resolve_variant(config, folder)
     if variant is not None:
         wanted = variant == LLM_LORA
@@ -49,7 +46,6 @@ def load_config(folder: Path, *, needs_weights: bool = True, variant: str | None
                 fix="Leave the variant out: it is known here.",
             )
         config.llm_lora = wanted
-    config.name_or_path = str(folder)
     return config
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,6 +20,7 @@ from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM, passes_by_size
 from vlm_lora_plugin.contract import GoldenCase
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models import Blocks, read_config
+from vlm_lora_plugin.patches import wrap_method
 from vlm_lora_plugin.testing import Calls, numbered, recorded
 
 MODEL_CLASS = "OmniLMMForCausalLM"
@@ -116,7 +117,8 @@ def run_stages(
         ModelError: A stage has an unknown name.
     """
     own = [name for name in names if not name.startswith((ALL_IMAGES, TEXT_ONLY))]
-    with _last_image_only(model), sdpa_kernel(SDPBackend.MATH):
+    with ExitStack() as whole, sdpa_kernel(SDPBackend.MATH):
+        whole.callback(wrap_method(model, "place_images", _place_last))
         output, stages = _run(model, inputs, own)
     for prefix in (ALL_IMAGES, TEXT_ONLY):
         wanted = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
@@ -128,22 +130,11 @@ def run_stages(
     return output, stages
 
 
-@contextmanager
-def _last_image_only(model: nn.Module) -> Iterator[None]:
-    """Let only a row's last image reach the language model, for as long as the ``with`` lasts."""
-    whole = cast(OmniLMMForCausalLM, model)
-    place_images = whole.place_images
-
-    def place(embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> torch.Tensor:
-        rows = blocks[0][:, 0].tolist()
-        kept = [number for number, row in enumerate(rows) if row not in rows[number + 1 :]]
-        return place_images(embeds, (blocks[0][kept], blocks[1][kept]), tokens[kept])
-
-    whole.place_images = place  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del whole.place_images
+def _place_last(model: nn.Module, place: Any, embeds: torch.Tensor, blocks: Blocks, tokens: torch.Tensor) -> Any:
+    """Let only a row's last image reach the language model; stands around ``place_images``."""
+    rows = blocks[0][:, 0].tolist()
+    kept = [number for number, row in enumerate(rows) if row not in rows[number + 1 :]]
+    return place(embeds, (blocks[0][kept], blocks[1][kept]), tokens[kept])
 
 
 def _text_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,11 +127,6 @@ class OmniLMMForCausalLM(OmniLMMPreTrainedModel, ImageTextModel):
         self.post_init()
 
     @property
-    def image_side(self) -> int:
-        """Side of a square image, in pixels."""
-        return self.config.image_size
-
-    @property
     def image_block(self) -> ImageBlock:
         """``<im_start>``, places of any ids, ``<im_end>``."""
         _, start_id, end_id = self.config.image_ids

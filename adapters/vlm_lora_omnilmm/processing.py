@@ -12,7 +12,14 @@ from vlm_lora_omnilmm.prompt import render
 from vlm_lora_omnilmm.tokenization import image_ids, load_tokenizer
 from vlm_lora_omnilmm.weights import load_config
 from vlm_lora_plugin.contract import IMAGE_MARK, Example, LoadRequest, Message
-from vlm_lora_plugin.data.encoding import IGNORE_INDEX, Encoded, EncodingProcessor, check_image_marks, load_pixels
+from vlm_lora_plugin.data.encoding import (
+    IGNORE_INDEX,
+    Encoded,
+    EncodingProcessor,
+    check_image_marks,
+    check_reserved,
+    load_pixels,
+)
 from vlm_lora_plugin.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -102,21 +109,11 @@ class OmniLMMProcessor(EncodingProcessor):
         # In the MiniCPM-V form upstream reads image marks in the first turn alone; later ones are text.
         marked = [number == start for number in range(len(messages))] if example.verbatim else [True] * len(messages)
         check_image_marks(example, "OmniLMM", marked=marked)
-        self._refuse_reserved(example)
+        check_reserved(example, self._reserved)
         return [
             replace(m, content=self._with_blocks(m.content, exact=example.verbatim)) if has else m
             for m, has in zip(messages, marked, strict=True)
         ]
-
-    def _refuse_reserved(self, example: Example) -> None:
-        for message in example.messages:
-            found = next((token for token in self._reserved if token in message.content), None)
-            if found:
-                raise DataError(
-                    f"{example.origin}: {found} stands in {message.content[:80]!r}",
-                    why="The tokenizer reads it as the special token of this name.",
-                    fix=f"Remove it; an image is written {IMAGE_MARK}.",
-                )
 
     def _with_blocks(self, content: str, *, exact: bool) -> str:
         """Put image blocks in place of marks; unless the text is exact, a line break before text right behind one."""
@@ -152,5 +149,4 @@ def load_processor(request: LoadRequest) -> OmniLMMProcessor:
     Raises:
         ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
     """
-    config = load_config(request.folder)
-    return OmniLMMProcessor.from_pretrained(request.folder, config)
+    return OmniLMMProcessor.from_pretrained(request.folder, load_config(request))

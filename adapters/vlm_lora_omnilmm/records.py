@@ -35,13 +35,7 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
     mark; in later turns ``<image>`` is text. ``images`` with one path is taken for it. ``from``/``value`` are taken for
     ``role``/``content``, as by ``omni_preprocess``. Rows without ``image`` are text alone.
 
-    Args:
-        record: The decoded row.
-        folder: Where relative image paths start.
-        origin: Name of the row for error messages.
-
-    Returns:
-        The example, or None when the row has no ``conversations``.
+    Given and answered as :class:`~vlm_lora_plugin.contract.DataFormats` says; None for a row without ``conversations``.
 
     Raises:
         DataError: A turn lacks a key or has an unknown role, or images and marks do not fit.

@@ -10,7 +10,7 @@ from vlm_lora_omnilmm.configuration import OmniLMMConfig
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 from vlm_lora_omnilmm.prompt import SYSTEM_PROMPT
 from vlm_lora_omnilmm.tokenization import image_ids, tiny_tokenizer
-from vlm_lora_plugin.models import folder_writer, random_model
+from vlm_lora_plugin.models import WIDE_RANGE, folder_writer, random_model
 
 TINY_TOWER: dict[str, Any] = {
     "image_size": 32,
@@ -66,13 +66,12 @@ DEMO_OVERRIDES: dict[str, Any] = {"optimizer": {"learning_rate": 3e-3}, "trainin
 def write_demo_folder(folder: str | Path) -> Mapping[str, Any]:
     """Write the model that the demo starts from: random weights that LoRA, resampler and embeddings can steer.
 
-    The weights are drawn wider than usual. With the published 0.02 the frozen head's logits stay so close
-    together that no input could make one answer likely. The tower is frozen and knows nothing, so that it sees
-    the picture as one patch: what one random layer makes of that can be told apart by what learns behind it.
+    The tower is frozen and knows nothing, so that it sees the picture as one patch: what one random layer makes of
+    that can be told apart by what learns behind it.
 
     Returns:
         The recipe's keys with which the demo learns digits.
     """
     tower = {"embed_dim": 128, "num_heads": 4, "depth": 2, "patch_size": 32}
-    write_tiny_folder(folder, num_hidden_layers=1, initializer_range=0.15, num_query=1, tower=tower)
+    write_tiny_folder(folder, num_hidden_layers=1, initializer_range=WIDE_RANGE, num_query=1, tower=tower)
     return DEMO_OVERRIDES

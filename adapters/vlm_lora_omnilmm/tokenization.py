@@ -38,12 +38,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """
     path = Path(folder)
     fix = f"Put the published {TOKENIZER_FILE} or {SENTENCEPIECE_FILE} and {TOKENIZER_CONFIG} into the model folder."
-    _check_settings(path)
+    settings = _settings(path)
     try:
         if (path / TOKENIZER_FILE).is_file():
             tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path)
         elif (path / SENTENCEPIECE_FILE).is_file():
-            tokenizer = LlamaTokenizer.from_pretrained(path, legacy=_is_legacy(path))
+            stated = settings[TOKENIZER_CONFIG].get("legacy")
+            tokenizer = LlamaTokenizer.from_pretrained(path, legacy=stated is None or bool(stated))
         else:
             raise ModelError(f"{path} has neither {TOKENIZER_FILE} nor {SENTENCEPIECE_FILE}", fix=fix)
     except ModelError:
@@ -60,22 +61,18 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _check_settings(folder: Path) -> None:
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return the content of each file of settings, nothing where there is no such file."""
+    found: dict[str, Any] = {}
     for name in (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"):
         file = folder / name
         try:
-            document = read_json(file) if file.is_file() else {}
+            found[name] = read_json(file) if file.is_file() else {}
         except (OSError, ValueError) as error:
             raise ModelError(f"{file} cannot be read: {error}", fix="Use the published file, or none.") from None
-        if not isinstance(document, dict):
+        if not isinstance(found[name], dict):
             raise ModelError(f"{file} holds no JSON object", fix="Use the published file, or none.")
-
-
-def _is_legacy(folder: Path) -> bool:
-    file = folder / TOKENIZER_CONFIG
-    document: Any = read_json(file) if file.is_file() else {}
-    stated = document.get("legacy") if isinstance(document, dict) else None
-    return True if stated is None else bool(stated)
+    return found
 
 
 def image_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int, int]:
@@ -85,11 +82,6 @@ def image_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int, int]:
     return patch, start, end
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder has a tokenizer's main file."""
-    return (folder / TOKENIZER_FILE).is_file() or (folder / SENTENCEPIECE_FILE).is_file()
-
-
 def resolve_image_ids(config: OmniLMMConfig, folder: Path) -> OmniLMMConfig:
     """Set the config's token ids from a folder's tokenizer, where there is one.
 
@@ -97,7 +89,7 @@ def resolve_image_ids(config: OmniLMMConfig, folder: Path) -> OmniLMMConfig:
         ModelError: The tokenizer cannot be read, numbers the tokens otherwise than the config, or beyond the
             model's embeddings.
     """
-    if not has_tokenizer(folder):
+    if not any((folder / name).is_file() for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE)):
         return config
     found = image_ids(load_tokenizer(folder))
     stated = (config.im_patch_token, config.im_start_token, config.im_end_token)

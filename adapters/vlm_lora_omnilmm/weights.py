@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vlm_lora_omnilmm.configuration import OmniLMMConfig, TowerSettings
 from vlm_lora_omnilmm.modeling import OmniLMMForCausalLM
 from vlm_lora_omnilmm.tokenization import resolve_image_ids
@@ -18,16 +16,15 @@ def load_model(request: LoadRequest) -> OmniLMMForCausalLM:
         ModelError: The config is impossible, or does not fit the tokenizer.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
-    return load_model_of(OmniLMMForCausalLM, load_config(request.folder), request)
+    return load_model_of(OmniLMMForCausalLM, load_config(request), request)
 
 
-def load_config(folder: Path) -> OmniLMMConfig:
+def load_config(request: LoadRequest) -> OmniLMMConfig:
     """Read a folder's config; its tokenizer, where there is one, tells the ids of the image tokens.
 
     Raises:
         ModelError: The config is impossible, or does not fit the tokenizer.
     """
+    folder = request.folder
     document = {key: value for key, value in read_config(folder).items() if key not in ("architectures", "model_type")}
-    config = resolve_image_ids(config_of(OmniLMMConfig, document, folder, {"tower": TowerSettings}), folder)
-    config.name_or_path = str(folder)
-    return config
+    return resolve_image_ids(config_of(OmniLMMConfig, document, folder, {"tower": TowerSettings}), folder)

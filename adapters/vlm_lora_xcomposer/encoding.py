@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -119,14 +120,18 @@ class Encoder:
         """Encode a whole prompt as upstream does, ``<s>`` before the first piece of text."""
         if self._image_comes_first(text, image_tokens):
             text = IMAGE_MARK + text
-        encoded, begin = Encoded(), [self._begin_id]
-        for part in _parts(text, example, image_tokens):
-            if isinstance(part, int):
-                encoded.append_image([self._image_id] * part)
-            elif part:
-                encoded.append([*begin, *self._text_ids(part, example, special=True)])
-                begin = []
+        _check_places(text, example, image_tokens)
+        encoded, begin = Encoded(), iter([self._begin_id])
+
+        def ids_of(part: str) -> list[int]:
+            return [*begin, *self._text_ids(part, example, special=True)] if part else []
+
+        encoded.append_marked(text, ids_of, self._images(image_tokens))
         return encoded
+
+    def _images(self, image_tokens: Iterable[int]) -> Iterator[list[int]]:
+        """Yield the ids of each image."""
+        return ([self._image_id] * tokens for tokens in image_tokens)
 
     def _image_comes_first(self, text: str, image_tokens: Sequence[int]) -> bool:
         return self._lone_image_comes_first and len(image_tokens) == 1 and IMAGE_MARK not in text
@@ -139,19 +144,15 @@ class Encoder:
         _check_system(example.messages, example.origin)
         whole = conversation_text(example.messages)
         _check_places(whole, example, image_tokens, lone=self._image_comes_first(whole, image_tokens))
-        encoded, counts = Encoded(), iter(image_tokens)
+        encoded, images = Encoded(), self._images(image_tokens)
         if self._image_comes_first(whole, image_tokens):
-            encoded.append_image([self._image_id] * next(counts))
+            encoded.append_image(next(images))
         encoded.append([self._begin_id])
         new_line = len(self._text_ids("\n", example))
         header = self._header - 1 - new_line  # from the start of a turn
         for turn in example.messages:
             begin = len(encoded.ids)
-            for part in _interleaved(turn_text(turn).split(IMAGE_MARK), counts):
-                if isinstance(part, int):
-                    encoded.append_image([self._image_id] * part)
-                else:
-                    encoded.append(self._text_ids(part, example, special=True))
+            encoded.append_marked(turn_text(turn), partial(self._text_ids, example=example, special=True), images)
             for at in range(begin + header, len(encoded.ids) - new_line) if turn.supervised else ():
                 if encoded.ids[at] != self._image_id:
                     encoded.labels[at] = encoded.ids[at]
@@ -162,10 +163,9 @@ class Encoder:
 
     def _encode_turns(self, turns: Sequence[Message], example: Example, image_tokens: Sequence[int]) -> Encoded:
         """Encode turns up to the last one's end, without the new line behind it."""
-        encoded = Encoded()
+        encoded, images = Encoded(), self._images(image_tokens)
         encoded.append([self._begin_id])
         new_line = self._text_ids("\n", example)
-        counts = iter(image_tokens)
         for number, turn in enumerate(turns):
             answer = turn.role == "assistant"
             encoded.append([*(new_line if number else ()), self._turn_start_id])
@@ -174,11 +174,7 @@ class Encoder:
                 encoded.append(self._text_ids(f"{turn.role}\n", example))
                 encoded.append(self._text_ids(text, example), supervised=turn.supervised)
             else:
-                for part in _interleaved(f"{turn.role}\n{text}".split(IMAGE_MARK), counts):
-                    if isinstance(part, int):
-                        encoded.append_image([self._image_id] * part)
-                    else:
-                        encoded.append(self._text_ids(part, example))
+                encoded.append_marked(f"{turn.role}\n{text}", partial(self._text_ids, example=example), images)
             encoded.append([self._turn_end_id], supervised=turn.supervised)
         return encoded
 
@@ -194,11 +190,6 @@ class Encoder:
         return ids
 
 
-def _parts(text: str, example: Example, image_tokens: Sequence[int]) -> Iterator[str | int]:
-    _check_places(text, example, image_tokens)
-    return _interleaved(text.split(IMAGE_MARK), iter(image_tokens))
-
-
 def _check_places(text: str, example: Example, image_tokens: Sequence[int], *, lone: bool = False) -> None:
     """Refuse a row whose images and places do not match; ``lone``: its one image needs none."""
     marks = text.count(IMAGE_MARK)
@@ -208,14 +199,6 @@ def _check_places(text: str, example: Example, image_tokens: Sequence[int], *, l
             why="Upstream leaves a place without an image out, and puts an image without a place behind the answer.",
             fix=f"Write one {UPSTREAM_MARK} for each image, where it belongs in the text.",
         )
-
-
-def _interleaved(texts: Iterable[str], counts: Iterator[int]) -> Iterator[str | int]:
-    """Yield texts with the next image's number of tokens between any two."""
-    for number, text in enumerate(texts):
-        if number:
-            yield next(counts)
-        yield text
 
 
 def _check_system(messages: Sequence[Message], origin: str) -> None:

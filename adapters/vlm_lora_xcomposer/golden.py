@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from vlm_lora_plugin.contract import GoldenCase
+from vlm_lora_plugin.data.encoding import IGNORE_INDEX
 from vlm_lora_plugin.errors import ModelError
 from vlm_lora_plugin.models import read_config
 from vlm_lora_plugin.testing import numbered, recorded
@@ -25,10 +26,8 @@ from vlm_lora_xcomposer.variants import XCOMPOSER2, XCOMPOSER2_4KHD, XCOMPOSER2_
 
 VARIANT_NAMES = {"2": XCOMPOSER2, "4khd": XCOMPOSER2_4KHD, "2.5": XCOMPOSER2_5}
 
-_NO_IMAGE_TOKEN = -100  # stands at the places of image tokens in a case's input_ids
 _THINNED = re.compile(r"every (\d+)\w* index of axis 1")
 _GLOBAL_STRIDE, _CROP_STRIDE = 12, 24
-_IGNORED = -100
 
 
 def read_golden_case(folder: Path) -> GoldenCase | None:
@@ -107,7 +106,8 @@ def _model_inputs(folder: Path, config: XComposerConfig) -> dict[str, Any]:
     tensors = load_file(folder / "inputs.safetensors")
     ids = tensors["input_ids"].long()
     given: dict[str, Any] = {
-        "input_ids": ids.masked_fill(ids == _NO_IMAGE_TOKEN, config.image_token_id),
+        # Cases have the label that is ignored at the places of image tokens.
+        "input_ids": ids.masked_fill(ids == IGNORE_INDEX, config.image_token_id),
         "labels": tensors["labels"].long(),
         "attention_mask": tensors["attention_mask"],
     }
@@ -150,7 +150,7 @@ def run_stages(
         if name in results:
             results[name] = results[name][None]
     results.update(_from_inputs(model, inputs), logits=output.logits)
-    results["logits_supervised"] = output.logits[:, :-1][inputs["labels"][:, 1:] != _IGNORED]
+    results["logits_supervised"] = output.logits[:, :-1][inputs["labels"][:, 1:] != IGNORE_INDEX]
     return output, {name: _stage(name, results, stored) for name in names}
 
 
@@ -158,7 +158,7 @@ def _from_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
     """Return the stages that a processor makes; the references call them so, and they tell what was run."""
     image = inputs["input_ids"] == model.config.image_token_id
     return {
-        "tokens": inputs["input_ids"].masked_fill(image, _IGNORED),
+        "tokens": inputs["input_ids"].masked_fill(image, IGNORE_INDEX),
         "im_mask": image,
         "labels": inputs["labels"],
         "attention_mask": inputs["attention_mask"].long(),

@@ -15,15 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
-from vlm_lora_plugin.models import DecoderTrunk, Images, ImageTextModel, RMSNorm, to_weight_dtype
+from vlm_lora_plugin.models import DecoderTrunk, ImageRunsModel, Images, RMSNorm, stop_also_at, to_weight_dtype
 from vlm_lora_xcomposer.configuration import XComposerConfig
-from vlm_lora_xcomposer.generation import images_of_rows, stop_at_turn_end
 from vlm_lora_xcomposer.grids import grid_of
+from vlm_lora_xcomposer.images import number_of_image_tokens
 from vlm_lora_xcomposer.language import XComposerBlock, rotary_of
 from vlm_lora_xcomposer.lora import LowRankProjection
 from vlm_lora_xcomposer.names import EMBEDDINGS_PREFIX, HEAD_PREFIX, IGNORED_TENSORS, PLORA_NAME
 from vlm_lora_xcomposer.shapes import with_sizes_of_tensors
-from vlm_lora_xcomposer.splicing import find_image_tokens, mask_of, put_images
 from vlm_lora_xcomposer.visual import (
     VisionEmbeddings,
     VisionTower,
@@ -51,7 +50,7 @@ class XComposerModel(DecoderTrunk):
         return {"rotary": rotary_of(position_ids, self.config, length), "image_mask": image_mask}
 
 
-class XComposerForCausalLM(ImageTextModel):
+class XComposerForCausalLM(ImageRunsModel):
     """The whole model: vision tower, projector, separators, language model and head.
 
     An image is as many ``config.image_token_id`` in a row as its tokens. ``pixel_values`` are the transformed images
@@ -86,9 +85,9 @@ class XComposerForCausalLM(ImageTextModel):
         self.post_init()
 
     @property
-    def image_side(self) -> int:
-        """Side of a square crop, in pixels."""
-        return self.config.image_size
+    def image_token_id(self) -> int:
+        """The id that marks the places of images."""
+        return cast(int, self.config.image_token_id)
 
     def encode_images(self, images: Images) -> tuple[torch.Tensor, list[int]]:
         """Return the tokens of transformed images ``[3, H_i, W_i]``, ``[sum, C]``, and how many each has.
@@ -106,25 +105,9 @@ class XComposerForCausalLM(ImageTextModel):
         projected: torch.Tensor = self.vision_proj(to_weight_dtype(torch.cat(tokens), first.weight))
         return projected, [len(part) for part in tokens]
 
-    def image_features(self, images: Images) -> torch.Tensor:
-        """Return the tokens of images ``[sum, C]``."""
-        return self.encode_images(images)[0]
-
-    def splice(
-        self, input_ids: torch.Tensor, embeds: torch.Tensor, images: Images | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Put the images of a prompt in their places, however many tokens each has."""
-        image_token_id = cast(int, self.config.image_token_id)
-        if images is None:
-            find_image_tokens(input_ids, image_token_id, [])  # refuses places without an image
-            return self.without_images(embeds), None
-        tokens, lengths = self.encode_images(images)
-        places = find_image_tokens(input_ids, image_token_id, lengths)
-        return put_images(embeds, places, tokens), mask_of(places, input_ids)
-
-    def count_images(self, input_ids: torch.Tensor, images: Images) -> list[int]:
-        """Return how many of the images each row of ``input_ids`` [B, T] has."""
-        return images_of_rows(input_ids, images, self.config)
+    def image_lengths(self, images: Images) -> list[int]:
+        """Return how many tokens each of some transformed images has."""
+        return [number_of_image_tokens(image.shape[1], image.shape[2], self.config) for image in images]
 
     @classmethod
     def complete_config(cls, config: Any, folder: Path) -> PreTrainedConfig:
@@ -132,8 +115,8 @@ class XComposerForCausalLM(ImageTextModel):
         return with_sizes_of_tensors(config, folder)
 
     def after_loading(self) -> None:
-        """Let an answer end where its turn does."""
-        stop_at_turn_end(self.generation_config, self.config)
+        """Let an answer end where its turn does; upstream's chat passes the same two ids, published files only one."""
+        stop_also_at(self.generation_config, self.config.turn_end_id)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -147,5 +147,4 @@ def load_processor(request: LoadRequest) -> XComposerProcessor:
         ModelError: The config is impossible, or the vocabulary is missing, broken, or not the config's.
         RecipeError: An option does not fit the model.
     """
-    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    return XComposerProcessor.from_pretrained(request.folder, config, request.processor)
+    return XComposerProcessor.from_pretrained(request.folder, load_config(request), request.processor)

@@ -32,13 +32,7 @@ def parse_record(record: Mapping[str, Any], folder: Path, origin: str) -> Exampl
     ``image`` may be one path, and absent where there is none; ``images`` is taken for it. The example is ``verbatim``:
     encoded token for token as upstream does.
 
-    Args:
-        record: The decoded row.
-        folder: Where relative image paths start.
-        origin: Name of the row for error messages.
-
-    Returns:
-        The example, or None when the row has no ``conversations``.
+    Given and answered as :class:`~vlm_lora_plugin.contract.DataFormats` says; None for a row without ``conversations``.
 
     Raises:
         DataError: A key is missing or of the wrong type, a speaker is unknown, or a text holds a literal ``<image>``.

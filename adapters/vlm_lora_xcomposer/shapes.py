@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_lora_plugin.contract import LoadRequest
 from vlm_lora_plugin.errors import ModelError, listed
 from vlm_lora_plugin.models import check_values, config_of, has_weights, tensor_shapes
 from vlm_lora_xcomposer.configuration import PARTS, XComposerConfig
@@ -22,28 +23,25 @@ _LAYER = rf"{re.escape(_TOWER)}\.encoder\.layers\.(\d+)\..*"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def load_config(folder: Path, *, needs_weights: bool = True, variant: str | None = None) -> XComposerConfig:
+def load_config(request: LoadRequest) -> XComposerConfig:
     """Read a folder's config; what it leaves open, the shapes of the tensors decide.
 
-    Args:
-        folder: The model folder.
-        needs_weights: Whether a folder without weight files is an error; if not, it is ``variant``.
-        variant: One of :data:`~vlm_lora_xcomposer.variants.VARIANTS`; None stands for what the config says.
+    Only for device ``"meta"`` may weight files be missing: it is then ``request.variant``, None standing for what the
+    config says.
 
     Raises:
-        ModelError: The config is impossible, or config or tensors say another variant than ``variant``.
+        ModelError: The config is impossible, or config or tensors say another variant than the request.
         WeightsError: The weight files cannot be read.
     """
+    folder, variant = request.folder, request.variant
     document = xcomposer_document(folder)
     check_values(XComposerConfig, document, folder, PARTS)
-    if needs_weights or has_weights(folder):
+    if request.device != "meta" or has_weights(folder):
         document = completed(document, tensor_shapes(folder))
     known = document.get("variant") or (XCOMPOSER2 if document.get("img_size") is not None else None)
     if variant is not None and known not in (None, variant):
         raise ModelError(f"{folder} holds the variant {known}, not {variant}", fix="Leave the variant out.")
-    config = config_of(XComposerConfig, {**document, "variant": variant or known}, folder, PARTS)
-    config.name_or_path = str(folder)
-    return config
+    return config_of(XComposerConfig, {**document, "variant": variant or known}, folder, PARTS)
 
 
 def with_sizes_of_tensors(config: XComposerConfig, folder: Path) -> XComposerConfig:
@@ -55,7 +53,7 @@ def with_sizes_of_tensors(config: XComposerConfig, folder: Path) -> XComposerCon
     """
     if not has_weights(folder):
         return config
-    found = load_config(folder)
+    found = load_config(LoadRequest(folder))
     for key in ("variant", "vision", "plora", "projector_size", "post_layernorm", "video_memory_size", "hd_num"):
         setattr(config, key, getattr(found, key))
     return config

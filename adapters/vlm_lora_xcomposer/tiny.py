@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_lora_plugin.models import folder_writer, random_model
+from vlm_lora_plugin.models import WIDE_RANGE, folder_writer, random_model
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.modeling import XComposerForCausalLM
 from vlm_lora_xcomposer.tokenization import write_tiny_vocabulary
@@ -55,9 +55,5 @@ write_tiny_folder = folder_writer(tiny_model, write_tiny_vocabulary)
 
 
 def write_demo_folder(folder: str | Path) -> None:
-    """Write the model that the demo starts from: random weights that LoRA alone can steer.
-
-    The weights are drawn wider than usual. With the published 0.02 the frozen head's logits stay so close
-    together that no input could make one answer likely.
-    """
-    write_tiny_folder(folder, hidden_size=128, initializer_range=0.15, hd_num=1)
+    """Write the model that the demo starts from: random weights that LoRA alone can steer."""
+    write_tiny_folder(folder, hidden_size=128, initializer_range=WIDE_RANGE, hd_num=1)

@@ -12,12 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers
-from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models import Piece, PieceKind, build_sentencepiece_file, parse_pieces, read_bytes, read_json
+from vlm_lora_plugin.models import (
+    Piece,
+    PieceKind,
+    build_sentencepiece_file,
+    parse_pieces,
+    read_json,
+    read_vocabulary,
+    sentencepiece_backend,
+)
 
 VOCABULARY_FILE = "tokenizer.model"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -81,12 +87,10 @@ def load_vocabulary(folder: str | Path) -> Vocabulary:
         ModelError: The file is missing or no such vocabulary.
     """
     path = Path(folder) / VOCABULARY_FILE
+    content = read_vocabulary(path)
     fix = f"Put the published {VOCABULARY_FILE} into the model folder."
     try:
-        content = read_bytes(path)
         pieces = parse_pieces(content)
-    except OSError as error:
-        raise ModelError(f"The tokenizer's vocabulary {path} cannot be read: {error.strerror}", fix=fix) from None
     except ValueError as error:  # also of text that is not UTF-8
         raise ModelError(f"{path} is not InternLM2's vocabulary: {error}", fix=fix) from None
     ids = {piece.text: number for number, piece in enumerate(pieces)}
@@ -94,10 +98,10 @@ def load_vocabulary(folder: str | Path) -> Vocabulary:
     if missing or len(ids) != len(pieces):
         problem = f"it lacks {', '.join(missing)}" if missing else "pieces occur twice"
         raise ModelError(f"{path} is not InternLM2's vocabulary: {problem}", fix=fix)
-    special = [piece.text for piece in pieces if _is_special(piece)]
+    special = {piece.text for piece in pieces if _is_special(piece)}
     return Vocabulary(
         PreTrainedTokenizerFast(
-            tokenizer_object=_backend(pieces, ids),
+            tokenizer_object=sentencepiece_backend(pieces, special, unknown=UNKNOWN),
             unk_token=UNKNOWN,
             bos_token=BEGIN,
             eos_token=END,
@@ -136,23 +140,6 @@ def write_tiny_vocabulary(folder: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(build_sentencepiece_file(pieces))
     return path
-
-
-def _backend(pieces: list[Piece], ids: dict[str, int]) -> Tokenizer:
-    """Build the merges that sentencepiece does: any two neighbours whose join is a piece, best score first."""
-    scores = {piece.text: piece.score for piece in pieces if piece.kind == PieceKind.NORMAL}
-    merges = [
-        (text[:cut], text[cut:])
-        for text in sorted(scores, key=scores.__getitem__, reverse=True)
-        for cut in range(1, len(text))
-        if text[:cut] in scores and text[cut:] in scores
-    ]
-    backend = Tokenizer(BPE(ids, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
-    backend.normalizer = normalizers.Replace(" ", _SPACE)
-    backend.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    whole = [piece for piece in pieces if piece.kind in (PieceKind.UNKNOWN, PieceKind.CONTROL, PieceKind.USER_DEFINED)]
-    backend.add_tokens([AddedToken(piece.text, special=_is_special(piece), normalized=False) for piece in whole])
-    return backend
 
 
 def _is_special(piece: Piece) -> bool:

@@ -15,5 +15,4 @@ def load_model(request: LoadRequest) -> XComposerForCausalLM:
         ModelError: The config is impossible, or is not a match for ``request.variant``.
         WeightsError: Tensors are missing, extra or of another shape, or a file is broken.
     """
-    config = load_config(request.folder, needs_weights=request.device != "meta", variant=request.variant)
-    return load_model_of(XComposerForCausalLM, config, request)
+    return load_model_of(XComposerForCausalLM, load_config(request), request)

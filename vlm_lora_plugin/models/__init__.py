@@ -11,11 +11,19 @@ from vlm_lora_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.models.auto import register_auto_classes
-    from vlm_lora_plugin.models.building import build_empty, folder_writer, load_model_of, random_model, stored_dtype
+    from vlm_lora_plugin.models.building import (
+        WIDE_RANGE,
+        build_empty,
+        folder_writer,
+        load_model_of,
+        random_model,
+        stored_dtype,
+    )
     from vlm_lora_plugin.models.config_folder import read_config
     from vlm_lora_plugin.models.config_values import check_values, config_of
     from vlm_lora_plugin.models.dtypes import to_weight_dtype
-    from vlm_lora_plugin.models.generation import ImagesInPrompt
+    from vlm_lora_plugin.models.generation import ImagesInPrompt, stop_also_at
+    from vlm_lora_plugin.models.image_runs import ImageRunsModel
     from vlm_lora_plugin.models.image_text import ImageBlock, Images, ImageTextModel
     from vlm_lora_plugin.models.keyed_init import draw_builtin
     from vlm_lora_plugin.models.language import RMSNorm, Rotary, apply_rotary, positions_in_row, rotary_tables
@@ -26,69 +34,69 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.models.sentencepiece_file import Piece, PieceKind, build_sentencepiece_file, parse_pieces
     from vlm_lora_plugin.models.splicing import Blocks, find_image_blocks, put_images
     from vlm_lora_plugin.models.trunk import DecoderTrunk
+    from vlm_lora_plugin.models.vocabularies import (
+        read_vocabulary,
+        sentencepiece_backend,
+        tiktoken_backend,
+        tiktoken_tokens,
+        write_tiktoken,
+    )
     from vlm_lora_plugin.models.weights import has_weights, load_weights, tensor_names, tensor_shapes
     from vlm_lora_plugin.names import canonical_name
-    from vlm_lora_plugin.outside.files import read_bytes, read_text
+    from vlm_lora_plugin.outside.files import read_text
     from vlm_lora_plugin.outside.json_text import read_json
     from vlm_lora_plugin.parallel.agreement import several_ranks
     from vlm_lora_plugin.parallel.sharding import is_sharded
     from vlm_lora_plugin.parallel.zero3 import zero3_configuration
 
 _LAZY = {
-    "register_auto_classes": "vlm_lora_plugin.models.auto",
-    "build_empty": "vlm_lora_plugin.models.building",
-    "folder_writer": "vlm_lora_plugin.models.building",
-    "load_model_of": "vlm_lora_plugin.models.building",
-    "random_model": "vlm_lora_plugin.models.building",
-    "stored_dtype": "vlm_lora_plugin.models.building",
-    "check_values": "vlm_lora_plugin.models.config_values",
-    "config_of": "vlm_lora_plugin.models.config_values",
-    "read_config": "vlm_lora_plugin.models.config_folder",
-    "to_weight_dtype": "vlm_lora_plugin.models.dtypes",
-    "ImagesInPrompt": "vlm_lora_plugin.models.generation",
-    "ImageBlock": "vlm_lora_plugin.models.image_text",
-    "ImageTextModel": "vlm_lora_plugin.models.image_text",
-    "Images": "vlm_lora_plugin.models.image_text",
-    "draw_builtin": "vlm_lora_plugin.models.keyed_init",
-    "RMSNorm": "vlm_lora_plugin.models.language",
-    "Rotary": "vlm_lora_plugin.models.language",
-    "apply_rotary": "vlm_lora_plugin.models.language",
-    "positions_in_row": "vlm_lora_plugin.models.language",
-    "rotary_tables": "vlm_lora_plugin.models.language",
-    "causal_lm_loss": "vlm_lora_plugin.models.loss",
-    "head_outputs": "vlm_lora_plugin.models.outputs",
-    "refuse_contradicting_inputs": "vlm_lora_plugin.models.outputs",
-    "refuse_quantised": "vlm_lora_plugin.models.quantised",
-    "NORM_EPS": "vlm_lora_plugin.models.resampling",
-    "Resampler": "vlm_lora_plugin.models.resampling",
-    "init_own_weights": "vlm_lora_plugin.models.resampling",
-    "stretch_grid": "vlm_lora_plugin.models.resampling",
-    "Piece": "vlm_lora_plugin.models.sentencepiece_file",
-    "PieceKind": "vlm_lora_plugin.models.sentencepiece_file",
-    "build_sentencepiece_file": "vlm_lora_plugin.models.sentencepiece_file",
-    "parse_pieces": "vlm_lora_plugin.models.sentencepiece_file",
-    "Blocks": "vlm_lora_plugin.models.splicing",
-    "find_image_blocks": "vlm_lora_plugin.models.splicing",
-    "put_images": "vlm_lora_plugin.models.splicing",
-    "DecoderTrunk": "vlm_lora_plugin.models.trunk",
-    "has_weights": "vlm_lora_plugin.models.weights",
-    "load_weights": "vlm_lora_plugin.models.weights",
-    "tensor_names": "vlm_lora_plugin.models.weights",
-    "tensor_shapes": "vlm_lora_plugin.models.weights",
-    "canonical_name": "vlm_lora_plugin.names",
-    "read_bytes": "vlm_lora_plugin.outside.files",
-    "read_text": "vlm_lora_plugin.outside.files",
-    "read_json": "vlm_lora_plugin.outside.json_text",
-    "several_ranks": "vlm_lora_plugin.parallel.agreement",
-    "is_sharded": "vlm_lora_plugin.parallel.sharding",
-    "zero3_configuration": "vlm_lora_plugin.parallel.zero3",
+    "vlm_lora_plugin.models.auto": ("register_auto_classes",),
+    "vlm_lora_plugin.models.building": (
+        "WIDE_RANGE",
+        "build_empty",
+        "folder_writer",
+        "load_model_of",
+        "random_model",
+        "stored_dtype",
+    ),
+    "vlm_lora_plugin.models.config_folder": ("read_config",),
+    "vlm_lora_plugin.models.config_values": ("check_values", "config_of"),
+    "vlm_lora_plugin.models.dtypes": ("to_weight_dtype",),
+    "vlm_lora_plugin.models.generation": ("ImagesInPrompt", "stop_also_at"),
+    "vlm_lora_plugin.models.image_runs": ("ImageRunsModel",),
+    "vlm_lora_plugin.models.image_text": ("ImageBlock", "ImageTextModel", "Images"),
+    "vlm_lora_plugin.models.keyed_init": ("draw_builtin",),
+    "vlm_lora_plugin.models.language": ("RMSNorm", "Rotary", "apply_rotary", "positions_in_row", "rotary_tables"),
+    "vlm_lora_plugin.models.loss": ("causal_lm_loss",),
+    "vlm_lora_plugin.models.outputs": ("head_outputs", "refuse_contradicting_inputs"),
+    "vlm_lora_plugin.models.quantised": ("refuse_quantised",),
+    "vlm_lora_plugin.models.resampling": ("NORM_EPS", "Resampler", "init_own_weights", "stretch_grid"),
+    "vlm_lora_plugin.models.sentencepiece_file": ("Piece", "PieceKind", "build_sentencepiece_file", "parse_pieces"),
+    "vlm_lora_plugin.models.splicing": ("Blocks", "find_image_blocks", "put_images"),
+    "vlm_lora_plugin.models.trunk": ("DecoderTrunk",),
+    "vlm_lora_plugin.models.vocabularies": (
+        "read_vocabulary",
+        "sentencepiece_backend",
+        "tiktoken_backend",
+        "tiktoken_tokens",
+        "write_tiktoken",
+    ),
+    "vlm_lora_plugin.models.weights": ("has_weights", "load_weights", "tensor_names", "tensor_shapes"),
+    "vlm_lora_plugin.names": ("canonical_name",),
+    "vlm_lora_plugin.outside.files": ("read_text",),
+    "vlm_lora_plugin.outside.json_text": ("read_json",),
+    "vlm_lora_plugin.parallel.agreement": ("several_ranks",),
+    "vlm_lora_plugin.parallel.sharding": ("is_sharded",),
+    "vlm_lora_plugin.parallel.zero3": ("zero3_configuration",),
 }
 
 __all__ = [
     "NORM_EPS",
+    "WIDE_RANGE",
     "Blocks",
     "DecoderTrunk",
     "ImageBlock",
+    "ImageRunsModel",
     "ImageTextModel",
     "Images",
     "ImagesInPrompt",
@@ -117,20 +125,25 @@ __all__ = [
     "positions_in_row",
     "put_images",
     "random_model",
-    "read_bytes",
     "read_config",
     "read_json",
     "read_text",
+    "read_vocabulary",
     "refuse_contradicting_inputs",
     "refuse_quantised",
     "register_auto_classes",
     "rotary_tables",
+    "sentencepiece_backend",
     "several_ranks",
+    "stop_also_at",
     "stored_dtype",
     "stretch_grid",
     "tensor_names",
     "tensor_shapes",
+    "tiktoken_backend",
+    "tiktoken_tokens",
     "to_weight_dtype",
+    "write_tiktoken",
     "zero3_configuration",
 ]
 

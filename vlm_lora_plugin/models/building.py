@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 GENERATION_FILE = "generation_config.json"
 
+WIDE_RANGE = 0.15
+"""The ``initializer_range`` of a model that a demo trains. With the usual 0.02 the frozen head's logits stay so close
+together that no input could make one answer likely."""
+
 Model = TypeVar("Model", bound=PreTrainedModel)
 Seeing = TypeVar("Seeing", bound="ImageTextModel")
 

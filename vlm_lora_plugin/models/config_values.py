@@ -56,7 +56,7 @@ def config_of(
     folder: Path,
     parts: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Return the config that a folder's ``config.json`` describes.
+    """Return the config that a folder's ``config.json`` describes; it remembers the folder as ``name_or_path``.
 
     Args:
         kind: The config's class; the annotations of its fields say what each key may hold.
@@ -69,13 +69,15 @@ def config_of(
     """
     check_values(kind, document, folder, parts)
     try:
-        return kind(**document)
+        config = kind(**document)
     except VlmLoraError as error:
         raise ModelError(f"{folder / CONFIG}: {error.what}", why=error.why, fix=error.fix or _FIX) from None
     except Exception as error:  # the library's own checks raise many types
         key = _culprit(kind, document)
         what = f"`{key}` is {shown(repr(document[key]))}" if key else f"no {kind.__name__} can be made of it"
         raise ModelError(f"{folder / CONFIG}: {what}: {told(error).splitlines()[0]}", fix=_FIX) from None
+    config.name_or_path = str(folder)
+    return config
 
 
 def check_values(

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 from typing import Any, ClassVar, cast
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 
 from vlm_lora_plugin.contract import Architecture
 from vlm_lora_plugin.errors import ModelError
@@ -79,3 +79,11 @@ def repeat_by_row(
     if isinstance(images, torch.Tensor):
         return images[torch.tensor(order, device=images.device)]
     return [images[index] for index in order]
+
+
+def stop_also_at(generation_config: GenerationConfig, token_id: int) -> None:
+    """Let an answer end at one more token, the end of a turn say, beside those that the settings name."""
+    known = generation_config.eos_token_id
+    ends = [] if known is None else known if isinstance(known, list) else [known]
+    if token_id not in ends:
+        generation_config.eos_token_id = [*ends, token_id]

@@ -50,8 +50,8 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     """A language model that sees: embeddings with images among them, a trunk of layers, a head.
 
     A subclass builds its modules in ``__init__`` and calls ``post_init`` at the end. It implements
-    :meth:`image_features`, :attr:`image_side` and :attr:`image_block`, or :meth:`splice` and :meth:`count_images` in
-    place of the last where images differ in their number of tokens.
+    :meth:`image_features` and :attr:`image_block`, and :attr:`image_side` where its config has no ``image_size``. Where
+    images differ in their number of tokens, it derives from :class:`~vlm_lora_plugin.models.ImageRunsModel`.
 
     Attributes:
         title: What people call the model, for messages.
@@ -173,8 +173,8 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
 
     @property
     def image_side(self) -> int:
-        """Side of a square image that the model takes, in pixels."""
-        raise NotImplementedError
+        """Side of a square image that the model takes, in pixels: by default the config's ``image_size``."""
+        return cast(int, self.config.image_size)
 
     @property
     def image_block(self) -> ImageBlock:

@@ -21,6 +21,10 @@ _MODEL_TYPE, _BYTE_FALLBACK = 3, 35
 _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES = 2, 3, 4
 
 
+SPACE = "\u2581"
+"""What stands for a space in a piece."""
+
+
 class PieceKind(IntEnum):
     """What a piece is."""
 
@@ -37,7 +41,7 @@ class Piece:
     """One entry of the vocabulary; its id is its place in the file.
 
     Attributes:
-        text: Its surface form, with U+2581 for a space.
+        text: Its surface form, with :data:`SPACE` for a space.
         score: The higher, the earlier it is merged.
         kind: What it is.
     """

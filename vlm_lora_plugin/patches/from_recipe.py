@@ -5,7 +5,7 @@ A family whose ``wrap_forward`` answers a patch that serves one of these keys ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -36,6 +36,19 @@ def refuse_unknown_model(model: nn.Module, model_class: type[nn.Module]) -> None
             f"The forward pass of this {type(model).__module__}.{type(model).__name__} is not known here",
             fix="Load the model with vlm_lora_plugin.load(folder).",
         )
+
+
+def no_patches(model_class: type[nn.Module]) -> Callable[[nn.Module], tuple[Patch, ...]]:
+    """Return what answers ``wrap_forward`` with no patch, and refuses models of another class.
+
+    For a family that needs none beside the core's.
+    """
+
+    def patches(model: nn.Module) -> tuple[Patch, ...]:
+        refuse_unknown_model(model, model_class)
+        return ()
+
+    return patches
 
 
 def asked_keys(recipe: Recipe, architecture: Architecture) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_lora_plugin.contract import IMAGE_MARK, Example, MeasuringProcessor, Message, Processor
+from vlm_lora_plugin.contract import Example, MeasuringProcessor, Message, Processor
 from vlm_lora_plugin.data.encoding import Encoded, EncodingProcessor, check_ends_with_answer, image_size, read_rgb
 from vlm_lora_plugin.errors import DataError
 
@@ -30,12 +30,9 @@ class Letters(EncodingProcessor):
             check_ends_with_answer(messages, example.origin)
         else:
             del messages[-1]
-        encoded, tokens = Encoded(), iter(image_tokens)
+        encoded, images = Encoded(), ([IMAGE] * tokens for tokens in image_tokens)
         for message in messages:
-            for number, text in enumerate(message.content.split(IMAGE_MARK)):
-                if number:
-                    encoded.append_image([IMAGE] * next(tokens))
-                encoded.append(list(text.encode()), supervised=message.supervised)
+            encoded.append_marked(message.content, str.encode, images, supervised=message.supervised)
             encoded.append([END], supervised=message.supervised)
         return encoded
 

@@ -8,7 +8,7 @@ import torch
 
 from vlm_lora_plugin.contract.model import CarriesLora, CountsImages, SplicesImages, VisionLanguageModel
 from vlm_lora_plugin.errors import ModelError
-from vlm_lora_plugin.models import ImageTextModel
+from vlm_lora_plugin.models import ImageRunsModel, ImageTextModel
 
 FAMILIES = ("monkey", "omnilmm", "xcomposer")
 
@@ -61,8 +61,8 @@ def test_a_mask_tells_the_trunk_where_images_stand(model):
     trunk.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["image_mask"]), with_kwargs=True)
     grey = torch.zeros(1, 3, model.image_side, model.image_side)
     places = model.image_features(grey).flatten(0, -2).shape[0]
-    if type(model).__name__.startswith("XComposer"):
-        ids = [5, *[model.config.image_token_id] * places, 6]
+    if isinstance(model, ImageRunsModel):
+        ids = [5, *[model.image_token_id] * places, 6]
     else:
         block = model.image_block
         ids = [block.start_id, *[7] * block.span, block.end_id]

@@ -5,7 +5,12 @@ What needs torch is imported when it is first used, so that reading rows stays l
 
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.data.encoding.conversations import check_alternating, check_ends_with_answer, check_image_marks
+from vlm_lora_plugin.data.encoding.conversations import (
+    check_alternating,
+    check_ends_with_answer,
+    check_image_marks,
+    check_reserved,
+)
 from vlm_lora_plugin.data.image_sources import resolve_image_path
 from vlm_lora_plugin.data.images import image_size, open_image
 from vlm_lora_plugin.data.reading import turns_of
@@ -19,17 +24,11 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.data.pixels import CLIP_MEAN, CLIP_STD, load_pixels, normalised, read_rgb
 
 _WITH_TORCH = {
-    "CLIP_MEAN": "vlm_lora_plugin.data.pixels",
-    "CLIP_STD": "vlm_lora_plugin.data.pixels",
-    "ChatTemplateProcessor": "vlm_lora_plugin.data.encoding.chat_template",
-    "Encoded": "vlm_lora_plugin.data.encoding.encoded",
-    "EncodingProcessor": "vlm_lora_plugin.data.encoding.processor",
-    "IGNORE_INDEX": "vlm_lora_plugin.data.collation",
-    "collate_rows": "vlm_lora_plugin.data.collation",
-    "load_pixels": "vlm_lora_plugin.data.pixels",
-    "normalised": "vlm_lora_plugin.data.pixels",
-    "pad_rows": "vlm_lora_plugin.data.collation",
-    "read_rgb": "vlm_lora_plugin.data.pixels",
+    "vlm_lora_plugin.data.collation": ("IGNORE_INDEX", "collate_rows", "pad_rows"),
+    "vlm_lora_plugin.data.encoding.chat_template": ("ChatTemplateProcessor",),
+    "vlm_lora_plugin.data.encoding.encoded": ("Encoded",),
+    "vlm_lora_plugin.data.encoding.processor": ("EncodingProcessor",),
+    "vlm_lora_plugin.data.pixels": ("CLIP_MEAN", "CLIP_STD", "load_pixels", "normalised", "read_rgb"),
 }
 
 __all__ = [
@@ -42,6 +41,7 @@ __all__ = [
     "check_alternating",
     "check_ends_with_answer",
     "check_image_marks",
+    "check_reserved",
     "collate_rows",
     "image_size",
     "load_pixels",

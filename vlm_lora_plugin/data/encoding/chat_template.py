@@ -13,10 +13,14 @@ from PIL import Image
 
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
-from vlm_lora_plugin.data.encoding.conversations import check_alternating, check_ends_with_answer, check_image_marks
+from vlm_lora_plugin.data.encoding.conversations import (
+    check_alternating,
+    check_ends_with_answer,
+    check_image_marks,
+    check_reserved,
+)
 from vlm_lora_plugin.data.encoding.encoded import Encoded
 from vlm_lora_plugin.data.encoding.fitting import FittingProcessor
-from vlm_lora_plugin.data.images import image_size
 from vlm_lora_plugin.data.pixels import read_rgb
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError, nearest
 
@@ -161,9 +165,7 @@ class ChatTemplateProcessor(FittingProcessor):
         Raises:
             DataError: The turns, image marks or images do not allow training on it.
         """
-        turned = self.exif_transpose
-        sizes = [image_size(image, origin=example.origin, exif_transpose=turned) for image in example.images]
-        return self.measure(example, sizes)
+        return self.measure(example, self.image_sizes(example))
 
     def measure(
         self,
@@ -201,14 +203,7 @@ class ChatTemplateProcessor(FittingProcessor):
     def _check(self, example: Example) -> None:
         check_alternating(example, why="Chat templates are written for questions and answers that alternate.")
         check_image_marks(example, "the model")
-        for message in example.messages:
-            found = next((token for token in self._reserved if token in message.content), None)
-            if found:
-                raise DataError(
-                    f"{example.origin}: {found} stands in {message.content[:80]!r}",
-                    why="The tokenizer reads it as the special token of this name.",
-                    fix=f"Remove it; an image is written {IMAGE_MARK}.",
-                )
+        check_reserved(example, self._reserved)
 
     def _rendered(self, turns: Sequence[Message], origin: str, *, generation: bool = False) -> str:
         messages = [{"role": turn.role, "content": _parts(turn.content)} for turn in turns]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vlm_lora_plugin.contract.example import IMAGE_MARK, Example, Message
 from vlm_lora_plugin.errors import DataError
@@ -45,6 +45,22 @@ def check_ends_with_answer(messages: Sequence[Message], origin: str) -> None:
         )
     if not any(message.supervised for message in messages):
         raise DataError(f"{origin}: no answer is learnt from", fix="Remove the mark of the answer that is to be.")
+
+
+def check_reserved(example: Example, reserved: Iterable[str]) -> None:
+    """Check that no text holds a token that the tokenizer would read as such, the image's own for example.
+
+    Raises:
+        DataError: One does.
+    """
+    for message in example.messages:
+        found = next((token for token in reserved if token in message.content), None)
+        if found:
+            raise DataError(
+                f"{example.origin}: {found} stands in {message.content[:80]!r}",
+                why="The tokenizer reads it as the special token of this name.",
+                fix=f"Remove it; an image is written {IMAGE_MARK}.",
+            )
 
 
 def check_image_marks(example: Example, title: str, *, marked: Sequence[bool] | None = None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from vlm_lora_plugin.contract.example import IMAGE_MARK
 from vlm_lora_plugin.data.collation import IGNORE_INDEX
 
 
@@ -35,6 +36,27 @@ class Encoded:
         """Add an image's tokens."""
         self.blocks.append((len(self.ids), len(self.ids) + len(ids)))
         self.append(ids)
+
+    def append_marked(
+        self,
+        text: str,
+        ids_of: Callable[[str], Sequence[int]],
+        images: Iterator[Sequence[int]],
+        *,
+        supervised: bool = False,
+    ) -> None:
+        """Add a text with the next image at each of its marks.
+
+        Args:
+            text: The text, perhaps with :data:`~vlm_lora_plugin.contract.IMAGE_MARK` in it.
+            ids_of: Gives the tokens of what stands before, between and behind the marks, which may be nothing.
+            images: Gives the tokens of the conversation's next image, once a mark.
+            supervised: Whether the text is learnt from; images never are.
+        """
+        for number, part in enumerate(text.split(IMAGE_MARK)):
+            if number:
+                self.append_image(next(images))
+            self.append(ids_of(part), supervised=supervised)
 
     @property
     def supervised(self) -> int:

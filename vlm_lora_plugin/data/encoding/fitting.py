@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.collation import collate_rows
 from vlm_lora_plugin.data.encoding.encoded import Encoded
+from vlm_lora_plugin.data.images import image_size
 from vlm_lora_plugin.errors import DataError
 
 
@@ -33,6 +34,15 @@ class FittingProcessor(ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what is needed to load this processor again from ``folder``."""
+
+    def image_sizes(self, example: Example) -> list[tuple[int, int]]:
+        """Return (width, height) in pixels of a row's images as the model sees them, from their headers.
+
+        Raises:
+            DataError: An image cannot be used.
+        """
+        turned = self.exif_transpose
+        return [image_size(image, origin=example.origin, exif_transpose=turned) for image in example.images]
 
     def fitted(
         self,

@@ -13,7 +13,6 @@ from vlm_lora_plugin.contract.architecture import PIXELS
 from vlm_lora_plugin.contract.example import Example
 from vlm_lora_plugin.data.encoding.encoded import Encoded
 from vlm_lora_plugin.data.encoding.fitting import FittingProcessor
-from vlm_lora_plugin.data.images import image_size
 from vlm_lora_plugin.data.pixels import turning_images
 
 
@@ -57,15 +56,6 @@ class EncodingProcessor(FittingProcessor):
         """Return the pixels of a row's first ``count`` images, turned where :attr:`exif_transpose` says so."""
         with turning_images(self.exif_transpose):
             return [self.load_image(image, example.origin) for image in example.images[:count]]
-
-    def image_sizes(self, example: Example) -> list[tuple[int, int]]:
-        """Return (width, height) in pixels of a row's images as :meth:`load_image` sees them, from their headers.
-
-        Raises:
-            DataError: An image cannot be used.
-        """
-        turned = self.exif_transpose
-        return [image_size(image, origin=example.origin, exif_transpose=turned) for image in example.images]
 
     def tokens_of_size(self, width: int, height: int, origin: str) -> int:
         """Return how many tokens an image of this size, in pixels, takes.
