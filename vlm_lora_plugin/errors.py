@@ -52,7 +52,7 @@ class HardwareError(VlmLoraError):
 
 
 class PlanError(VlmLoraError):
-    """The memory of a step cannot be told: an operation has no shape without values, or nothing says how long rows are."""
+    """The memory of a step cannot be told: an operation has no shape without values, or rows have none."""
 
 
 class SelectionError(VlmLoraError):

@@ -6,6 +6,7 @@ it leaner lives in :mod:`vlm_lora_xcomposer.forward`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from transformers.cache_utils import Cache
 from vlm_lora_plugin.models import DecoderTrunk, ImageRunsModel, Images, RMSNorm, stop_also_at, to_weight_dtype
 from vlm_lora_xcomposer.configuration import XComposerConfig
 from vlm_lora_xcomposer.grids import grid_of
-from vlm_lora_xcomposer.images import number_of_image_tokens
+from vlm_lora_xcomposer.images import number_of_image_tokens, transformed_size
 from vlm_lora_xcomposer.language import XComposerBlock, rotary_of
 from vlm_lora_xcomposer.lora import LowRankProjection
 from vlm_lora_xcomposer.names import EMBEDDINGS_PREFIX, HEAD_PREFIX, IGNORED_TENSORS, PLORA_NAME
@@ -108,6 +109,20 @@ class XComposerForCausalLM(ImageRunsModel):
     def image_lengths(self, images: Images) -> list[int]:
         """Return how many tokens each of some transformed images has."""
         return [number_of_image_tokens(image.shape[1], image.shape[2], self.config) for image in images]
+
+    def image_size(self, height: int, width: int, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the ``(height, width)`` in pixels that the processor gives an image, within ``hd_num`` crops."""
+        new_width, new_height = transformed_size(width, height, self.config, self._hd_num(settings))
+        return new_height, new_width
+
+    def largest_image_size(self, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the ``(height, width)`` in pixels of the grid of crops with the most tokens."""
+        side, most = self.config.image_size, self._hd_num(settings) or 1
+        grids = [(rows * side, most // rows * side) for rows in range(1, most + 1)]
+        return max(grids, key=lambda size: number_of_image_tokens(size[0], size[1], self.config))
+
+    def _hd_num(self, settings: Mapping[str, Any]) -> int | None:
+        return settings.get("hd_num", self.config.hd_num) if self.config.takes_crops else None
 
     @classmethod
     def complete_config(cls, config: Any, folder: Path) -> PreTrainedConfig:

@@ -16,6 +16,7 @@ from vlm_lora_plugin.cli.inspect import inspect
 from vlm_lora_plugin.cli.merge import merge
 from vlm_lora_plugin.cli.options import COMMAND_LINE, TracebackOption
 from vlm_lora_plugin.cli.parity import parity
+from vlm_lora_plugin.cli.plan import plan
 from vlm_lora_plugin.cli.presets import presets
 from vlm_lora_plugin.cli.swift import ANY_OPTION, swift
 from vlm_lora_plugin.cli.swift_args import swift_args
@@ -73,11 +74,11 @@ def vlm_lora(
 ) -> None:
     """LoRA fine-tuning of vision-language models.
 
-    Exit codes: 0 done; 1 a fault of this program (with its traceback), or `parity` found a difference; 2 input that
-    cannot be used; 3 training stopped because it did not do what the recipe says.
+    Exit codes: 0 done; 1 a fault of this program (with its traceback), `parity` found a difference, or `plan` no
+    room; 2 input that cannot be used; 3 training stopped because it did not do what the recipe says.
     """
 
 
-for command in (inspect, data_check, train, merge, deepspeed, parity, swift_args, adapters, presets):
+for command in (inspect, plan, data_check, train, merge, deepspeed, parity, swift_args, adapters, presets):
     app.command()(command)
 app.command(context_settings=ANY_OPTION)(swift)

@@ -19,6 +19,7 @@ from vlm_lora_plugin.cli.options import (
     data_assignments,
     overrides,
 )
+from vlm_lora_plugin.cli.picture_option import refuse_unwritable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,7 @@ def data_check(
     settings = [*(assignments or ()), *data_assignments(on_bad_sample, allow_outside_images)]
     family, resolved = recognise(model, recipe, overrides(settings, preset))
     if picture is not None:
-        _refuse_unwritable(picture)
+        refuse_unwritable(picture)
     from vlm_lora_plugin.job.data_check import check_data  # imports torch: after what can be refused without it
     from vlm_lora_plugin.reporting.checking import checking_bar
 
@@ -90,12 +91,3 @@ def _show(report: DataReport, console: Console) -> None:
         fixes = list(dict.fromkeys(row.fix for row in report.bad if row.fix))
         for fix in fixes[:_MOST_FIXES]:
             console.print(f"- {fix}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _refuse_unwritable(picture: Path) -> None:
-    from vlm_lora_plugin.errors import OutputError
-
-    if picture.suffix.lower() != ".png":
-        raise OutputError(f"The picture {picture} is not a PNG file", fix="Give a name that ends in .png.")
-    if not picture.absolute().parent.is_dir():
-        raise OutputError(f"There is no folder {picture.parent} for the picture", fix="Make it first.")

@@ -150,8 +150,11 @@ def stated_batch(model: PreTrainedModel, recipe: ResolvedRecipe, shape: RowShape
             f"{type(model).__name__} does not say how images stand in a row",
             fix="Plan with your data: --data FILE.",
         )
-    whole = model.largest_image(recipe.data.processor)
-    size = whole if shape.image_size is None else model.transformed_size(*shape.image_size, recipe.data.processor)
+    settings = recipe.data.processor
+    size = model.largest_image_size(settings)
+    if shape.image_size is not None:
+        width, height = shape.image_size
+        size = model.image_size(height, width, settings)
     tokens = shape.tokens or recipe.data.max_length
     taken = shape.images * len(model.ids_of_image(*size)) if shape.images else 0
     answers = max(tokens - taken - 1, 0) if shape.answers is None else shape.answers
@@ -181,5 +184,3 @@ def batches_of_data(data: Path, folder: Path, family: Family, recipe: ResolvedRe
         )
         for batch in found
     }
-
-

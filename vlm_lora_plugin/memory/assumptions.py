@@ -18,6 +18,6 @@ ASSUMPTIONS = (
 
 OF_DDP = "DistributedDataParallel copies gradients into buckets, 4 bytes for each element that learns."
 OF_ZERO = (
-    "Under ZeRO, weights, gradients and AdamW's states are those of the ZeRO paper (arXiv:1910.02054, section 3.1), and "
-    "ZeRO-3 holds 200 million gathered elements beside them; activations are traced in one process."
+    "Under ZeRO, weights, gradients and AdamW's states are those of the ZeRO paper (arXiv:1910.02054, section 3.1), "
+    "and ZeRO-3 holds 200 million gathered elements beside them; activations are traced in one process."
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_lora_plugin.errors import PlanError
+from vlm_lora_plugin.models.image_runs import ImageRunsModel
 from vlm_lora_plugin.models.loss import IGNORED
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def stand_in_batch(
     taken = sum(map(len, images))
     if taken + answers + 1 > tokens:
         raise PlanError(
-            f"A row of {tokens} tokens cannot hold {len(images)} images of {taken} tokens in all and an answer of {answers}",
+            f"A row of {tokens} tokens cannot hold {len(images)} images ({taken} tokens) and an answer of {answers}",
             fix=f"Give rows of at least {taken + answers + 1} tokens, or smaller images.",
         )
     special = {place for ids in images for place in ids}
@@ -51,5 +52,5 @@ def stand_in_batch(
     batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
     if images:
         pixels = [torch.empty(3, height, width, device="meta") for _ in range(rows) for height, width in image_sizes]
-        batch["pixel_values"] = pixels if model.image_sizes_differ else torch.stack(pixels)  # type: ignore[assignment]
+        batch["pixel_values"] = pixels if isinstance(model, ImageRunsModel) else torch.stack(pixels)  # type: ignore[assignment]
     return batch

@@ -15,13 +15,17 @@ from torch.overrides import TorchFunctionMode
 
 _HALF = (torch.bfloat16, torch.float16)
 
-FP32_UNDER_AUTOCAST = """
-    acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss cosine_similarity cross_entropy cumprod
-    cumsum dist erfinv exp expm1 group_norm hinge_embedding_loss huber_loss interpolate kl_div l1_loss layer_norm log
-    log10 log1p log2 log_softmax logsumexp margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss
-    native_layer_norm nll_loss norm pdist poisson_nll_loss pow prod reciprocal renorm rsqrt sinh smooth_l1_loss
-    soft_margin_loss softmax softplus sum tan triplet_margin_loss __pow__ __rpow__
-""".split()
+# fmt: off
+FP32_UNDER_AUTOCAST = (
+    "acos", "asin", "binary_cross_entropy_with_logits", "cdist", "cosh", "cosine_embedding_loss",
+    "cosine_similarity", "cross_entropy", "cumprod", "cumsum", "dist", "erfinv", "exp", "expm1", "group_norm",
+    "hinge_embedding_loss", "huber_loss", "interpolate", "kl_div", "l1_loss", "layer_norm", "log", "log10", "log1p",
+    "log2", "log_softmax", "logsumexp", "margin_ranking_loss", "mse_loss", "multi_margin_loss",
+    "multilabel_margin_loss", "native_layer_norm", "nll_loss", "norm", "pdist", "poisson_nll_loss", "pow", "prod",
+    "reciprocal", "renorm", "rsqrt", "sinh", "smooth_l1_loss", "soft_margin_loss", "softmax", "softplus", "sum",
+    "tan", "triplet_margin_loss", "__pow__", "__rpow__",
+)
+# fmt: on
 """Functions that CUDA's autocast computes in fp32 (PyTorch's documentation of ``torch.amp``, "CUDA Ops that can
 autocast to float32"); the CPU's leaves most of them in 16 bit. ``rms_norm`` is not among them."""
 
@@ -99,7 +103,7 @@ def _attention(
         if pad:
             query, key, value = (F.pad(tensor, (0, pad)) for tensor in (query, key, value))
         out = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-        return out[..., : out.shape[-1] - pad] if pad else out
+        return torch.narrow(out, -1, 0, out.shape[-1] - pad) if pad else torch.as_tensor(out)
     bias = None if attn_mask is None else _bias(attn_mask, query, key)
     efficient = aten._scaled_dot_product_efficient_attention
     out = efficient(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]

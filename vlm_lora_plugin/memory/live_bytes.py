@@ -74,7 +74,7 @@ class Moment:
     uses: Mapping[Use, int]
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that are alive while it is active.
 
     Integers and truth values, such as token ids and masks, are real and are computed for real: where images stand
@@ -95,7 +95,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.phase = "start"
         self.component = ""

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 def parts_noted(model: nn.Module, components: Sequence[Component], live: LiveBytes) -> Iterator[None]:
     """Keep ``live.component`` at the part of ``model`` that runs, and let go of it afterwards."""
     handles: list[Any] = []
-    for name, module, part in _outermost(model, components):
-        del name
+    for module, part in _outermost(model, components):
         waiting: list[str] = []
         handles.append(module.register_forward_pre_hook(partial(_enter, live, part, waiting)))
         handles.append(module.register_forward_hook(partial(_leave, live, part, waiting), always_call=True))
@@ -34,7 +33,7 @@ def parts_noted(model: nn.Module, components: Sequence[Component], live: LiveByt
             handle.remove()
 
 
-def _outermost(model: nn.Module, components: Sequence[Component]) -> Iterator[tuple[str, nn.Module, str]]:
+def _outermost(model: nn.Module, components: Sequence[Component]) -> Iterator[tuple[nn.Module, str]]:
     """Yield the modules with which a part begins: those whose parent is of another part, or only holds a list."""
     known = tuple(components)
     waiting: list[tuple[str, nn.Module, str]] = [("", model, "")]
@@ -44,7 +43,7 @@ def _outermost(model: nn.Module, components: Sequence[Component]) -> Iterator[tu
         part = component_of(f"{canonical_name(name)}.x", known) if name else None
         here = part.name if part is not None else around
         if here and here != around and not holder:
-            yield name, module, here
+            yield module, here
         inside = around if holder else here
         waiting += [(f"{name}.{child}" if name else child, below, inside) for child, below in module.named_children()]
 
@@ -57,7 +56,7 @@ def _enter(live: LiveBytes, part: str, waiting: list[str], module: nn.Module, in
 def _leave(live: LiveBytes, part: str, waiting: list[str], module: nn.Module, inputs: Any, output: Any) -> None:
     live.component = waiting.pop()
     for tensor in _with_gradient(output):
-        tensor.register_hook(_arriving(live, part))
+        tensor.register_hook(_arriving(live, part))  # type: ignore[no-untyped-call]
 
 
 def _arriving(live: LiveBytes, part: str) -> Callable[[torch.Tensor], None]:

@@ -76,8 +76,8 @@ def trace_step(
 ) -> StepMemory:
     """Run one step without values and count what is alive.
 
-    It is a step in the middle of training: the optimizer has its states, and with ``accumulates`` there are gradients of
-    an earlier micro-batch.
+    It is a step in the middle of training: the optimizer has its states, and with ``accumulates`` there are gradients
+    of an earlier micro-batch.
 
     Args:
         model: A prepared model on the meta device, see
@@ -110,17 +110,23 @@ def trace_step(
                 live.add(tensor, INPUTS)
     static = sum(live.uses().get(use, 0) for use in STATIC)
     rules = CudaRules() if cuda else nullcontext()
-    with parts_noted(model, components, live), _gradients_noted(learning, live), mode, live:
-        with rules, _generator_states_counted(live, counted=not cuda):
-            live.phase = "forward"
-            loss = _loss(model, given)
-            saved = _saved(live)
-            live.phase, live.component = "backward", ""
-            _backward(loss)
-            del loss
-            live.phase, live.component = "optimizer", ""
-            stepping.step()
-            stepping.zero_grad(set_to_none=True)
+    with (
+        parts_noted(model, components, live),
+        _gradients_noted(learning, live),
+        mode,
+        live,
+        rules,
+        _generator_states_counted(live, counted=not cuda),
+    ):
+        live.phase = "forward"
+        loss = _loss(model, given)
+        saved = _saved(live)
+        live.phase, live.component = "backward", ""
+        _backward(loss)
+        del loss
+        live.phase, live.component = "optimizer", ""
+        stepping.step()
+        stepping.zero_grad(set_to_none=True)
     return StepMemory(live.peak, static, saved, tuple(live.curve), live.operations, dict(live.inner), live.bytes)
 
 
@@ -180,7 +186,10 @@ def _gradients_noted(learning: Sequence[nn.Parameter], live: LiveBytes) -> Itera
         if parameter.grad is not None:
             live.reassign(parameter.grad, GRADIENTS)
 
-    handles = [parameter.register_post_accumulate_grad_hook(arrived) for parameter in learning]
+    handles = [
+        parameter.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+        for parameter in learning
+    ]
     try:
         yield
     finally:

@@ -29,12 +29,12 @@ def put_fakes(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> N
             )
     fakes: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if id(parameter) not in fakes:
-                    empty = _empty(parameter, mode, device)
-                    fakes[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                module._parameters[name] = fakes[id(parameter)]
+        for name, held in module._parameters.items():
+            if held is not None:
+                if id(held) not in fakes:
+                    empty = _empty(held, mode, device)
+                    fakes[id(held)] = nn.Parameter(empty, requires_grad=held.requires_grad)
+                module._parameters[name] = fakes[id(held)]
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[name] = _empty(buffer, mode, device)

@@ -13,7 +13,8 @@ from vlm_lora_plugin.models.image_text import Images, ImageTextModel
 class ImageRunsModel(ImageTextModel):
     """Images of several sizes, each a run of :attr:`image_token_id` in ``input_ids``, as long as it has tokens.
 
-    A subclass implements :attr:`image_token_id`, :meth:`encode_images` and :meth:`image_lengths`.
+    A subclass implements :attr:`image_token_id`, :meth:`encode_images`, :meth:`image_lengths`, :meth:`image_size` and
+    :meth:`largest_image_size`.
     """
 
     @property
@@ -28,6 +29,10 @@ class ImageRunsModel(ImageTextModel):
     def image_lengths(self, images: Images) -> list[int]:
         """Return how many tokens each image has, by arithmetic."""
         raise NotImplementedError
+
+    def ids_of_image(self, height: int, width: int) -> list[int]:
+        """Return the ids that stand for one image in a row, of the size in pixels that the processor gives it."""
+        return [self.image_token_id] * self.image_lengths([torch.empty(3, height, width, device="meta")])[0]
 
     def image_features(self, images: Images) -> torch.Tensor:
         """Return the tokens of images ``[sum, C]``."""

@@ -7,7 +7,7 @@ frameworks, planner and tests rely on stands here once; :mod:`vlm_lora_plugin.co
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -180,6 +180,20 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
     def image_block(self) -> ImageBlock:
         """How an image stands in ``input_ids``."""
         raise NotImplementedError
+
+    def ids_of_image(self, height: int, width: int) -> list[int]:
+        """Return the ids that stand for one image in a row, of the size in pixels that the processor gives it."""
+        start_id, end_id, span = self.image_block
+        place = next(token for token in range(span) if token not in (start_id, end_id))
+        return [start_id, *[place] * span, end_id]
+
+    def image_size(self, height: int, width: int, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the ``(height, width)`` in pixels that the processor gives an image; ``data.processor`` may matter."""
+        return self.image_side, self.image_side
+
+    def largest_image_size(self, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the ``(height, width)`` in pixels of the image that takes the most of a row."""
+        return self.image_side, self.image_side
 
     def count_images(self, input_ids: torch.Tensor, images: Images) -> list[int]:
         """Return how many of the images each row of ``input_ids`` [B, T] has."""

@@ -1,0 +1,126 @@
+"""``vlm-lora plan``: the memory of a job before it runs, and whether it fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlm_lora_plugin.cli.options import (
+    DtypeOption,
+    JsonOption,
+    PresetOption,
+    RecipeOption,
+    SetOption,
+    TracebackOption,
+    name_of,
+    overrides,
+)
+from vlm_lora_plugin.cli.picture_option import refuse_unwritable
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.job.memory_plan import MemoryPlan
+
+DOES_NOT_FIT = 1
+"""Exit code when the job does not fit the device that is named."""
+
+
+def plan(
+    model: Annotated[Path, typer.Argument(help="A model folder, or a config.json alone; its weights are not read.")],
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
+    assignments: SetOption = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="Devices x GiB of one: 1x24. In place of the recipe's.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="The data, of which the rows that cost most are traced.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=2, help="Without data: tokens of a row, data.max_length by default.")
+    ] = None,
+    images: Annotated[int, typer.Option("--images", min=0, help="Without data: images of a row.")] = 1,
+    image_size: Annotated[
+        str | None,
+        typer.Option("--image-size", help="Without data: WIDTHxHEIGHT of an image in pixels, else the largest."),
+    ] = None,
+    answers: Annotated[
+        int | None, typer.Option("--answers", min=1, help="Without data: tokens with a label, else all of the text.")
+    ] = None,
+    dtype: DtypeOption = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", help="The family's variant, where the config does not say.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--output", "-o", help="Write the timeline here, as PNG.")] = None,
+    as_json: JsonOption = False,
+    traceback: TracebackOption = False,
+) -> None:
+    """Trace one training step without values, and tell what memory it takes and whether that fits.
+
+    Exit codes: 0 it fits, or no device is named; 1 it does not fit; 2 it cannot be told.
+    """
+    import json
+
+    from vlm_lora_plugin.job.meta_model import MetaModel
+    from vlm_lora_plugin.job.train_job import recognise
+    from vlm_lora_plugin.models.config_folder import config_folder
+
+    given = overrides(assignments, preset)
+    over = given if hardware is None else {**given, "hardware": _machine(hardware, given)}
+    size = None if image_size is None else _size(image_size)
+    if picture is not None:
+        refuse_unwritable(picture)
+    with config_folder(model) as folder:
+        outline = MetaModel(folder, name_of(dtype), variant)
+        family, resolved = recognise(folder, recipe, over, outline.architecture)
+        # It imports torch: after what can be refused without it.
+        from vlm_lora_plugin.job.memory_plan import RowShape, batches_of_data, plan_memory, stated_batch
+
+        batches = (
+            stated_batch(outline.model, resolved, RowShape(tokens, answers, images, size))
+            if data is None
+            else batches_of_data(data, folder, family, resolved)
+        )
+        found = plan_memory(outline.model, str(model), family, resolved, batches)
+    if picture is not None:
+        from vlm_lora_plugin.reporting.memory_picture import draw_memory
+
+        draw_memory(found, picture)
+    if as_json:
+        typer.echo(json.dumps(found.document(), indent=2))
+    else:
+        _show(found)
+    if found.fits is False:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _machine(text: str, given: dict[str, Any]) -> dict[str, Any]:
+    from vlm_lora_plugin.documents import value_at
+    from vlm_lora_plugin.hardware import parse_hardware
+
+    parsed = parse_hardware(text)
+    own: dict[str, Any] = value_at(given, "hardware", {}) or {}
+    return {**own, "gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and len(text) < 20 and int(width) and int(height)):
+        raise typer.BadParameter("write WIDTHxHEIGHT in pixels, 1024x768", param_hint="--image-size")
+    return int(width), int(height)
+
+
+def _show(found: MemoryPlan) -> None:
+    from vlm_lora_plugin.reporting.console import make_console
+    from vlm_lora_plugin.reporting.memory_table import memory_table, verdict, where
+
+    console = make_console()
+    console.print(memory_table(found))
+    console.print(where(found), highlight=False)
+    for traced in found.batches:
+        mark = "costliest" if traced is found.worst else "also traced"
+        console.print(f"{mark}: {traced.name}, {traced.device.total / 2**30:.2f} GiB", highlight=False, soft_wrap=True)
+    for line in found.worst.device.assumptions:
+        console.print(f"assumed: {line}", style="dim", highlight=False, soft_wrap=True)
+    console.print(verdict(found), style="bold green" if found.fits else "bold", highlight=False)

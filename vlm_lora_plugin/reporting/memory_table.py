@@ -1,0 +1,49 @@
+"""The memory of a job's costliest step, as people read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from vlm_lora_plugin.planning.memory import GIB
+
+if TYPE_CHECKING:
+    from vlm_lora_plugin.job.memory_plan import MemoryPlan
+
+_BAR = 40
+
+
+def memory_table(plan: MemoryPlan) -> Table:
+    """Return what the peak of the costliest batch is for, in GiB, with a bar for each part."""
+    device = plan.worst.device
+    whole = max(device.total, device.usable or 0)
+    table = Table(title=f"{plan.model}: memory of one device at the peak of a step", title_justify="left", box=None)
+    table.add_column("for")
+    table.add_column("GiB", justify="right")
+    table.add_column("", justify="left")
+    table.add_column("", style="dim")
+    for part in device.parts:
+        bar = "█" * round(part.bytes / whole * _BAR)
+        table.add_row(part.name, f"{part.bytes / GIB:.2f}", Text(bar, style="cyan"), part.source)
+    table.add_row("total", f"{device.total / GIB:.2f}", "", "", style="bold")
+    return table
+
+
+def verdict(plan: MemoryPlan) -> str:
+    """Return whether it fits, in one sentence."""
+    device, fit = plan.worst.device, plan.recipe.fit
+    if fit is None or device.usable is None or device.headroom is None:
+        return f"Needs {device.total / GIB:.2f} GiB. Name a device to learn whether that fits: --hardware 1x24."
+    room = f"{device.total / GIB:.2f} of {device.usable / GIB:.2f} usable GiB on each device of {fit.hardware}"
+    if device.fits:
+        return f"It fits: {room}, {device.headroom / GIB:.2f} GiB left."
+    return f"It does not fit: {room}, {-device.headroom / GIB:.2f} GiB too much."
+
+
+def where(plan: MemoryPlan) -> str:
+    """Return where the peak is, in one sentence."""
+    peak = plan.worst.step.peak
+    part = f" of {peak.component}" if peak.component else ""
+    return f"The peak is in the {peak.phase}{' pass' if peak.phase != 'optimizer' else ''}{part}, at {peak.operation}."
