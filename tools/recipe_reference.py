@@ -11,7 +11,7 @@ from vlm_lora_plugin.recipe import Recipe
 PAGE = Path(__file__).parents[1] / "docs/reference/recipe.md"
 
 INTRODUCTION = """\
-<!-- Written by tools/recipe_reference.py; change the descriptions in vlm_lora_plugin/recipe/schema.py instead. -->
+<!-- Written by tools/recipe_reference.py; change the descriptions in vlm_lora_plugin/recipe/ instead. -->
 
 # Recipe
 
@@ -43,11 +43,18 @@ written; given as `--recipe`, it is followed to the last key. With `--resume` th
 `sources.json` beside it. In Python `model.vlm_lora.recipe` is the resolved recipe, and `.source("lora.r")` says who set
 a value; wherever a recipe is taken, a resolved one is taken as it is.
 
-A key that you set to another value than its default and that would have no effect in the model or the job is an error
-in `inspect`, `train` and `swift sft`: a switch that the model cannot have, checkpointing where nothing learns, `lora.*`
-where PEFT puts no LoRA in, rates of nothing, `warmup_ratio` with a schedule that has no warm-up, `num_train_epochs`
-beside `max_steps`, settings of evaluation without validation data. What a preset or the hardware sets asks for nothing
-there; a switch of theirs that the model cannot have is off, and `inspect` says why.
+A key that you set to another value than its default, or its preset's, and that would have no effect in the model or the
+job is an error, in the same words everywhere:
+
+- in `inspect`, `train`, `parity`, `swift sft` and in Python's `prepare`, because the model alone decides it: a switch
+  that the model cannot have, checkpointing where nothing learns, `lora.*` where PEFT puts no LoRA in,
+  `train_fixed_tables` where no such table is trained, targets and rates of nothing;
+- in `train`, `parity`, `swift sft` and in Python's `training_arguments`, because a training loop of another's may well
+  use it: `warmup_ratio` with a schedule that has no warm-up, `num_train_epochs` beside `max_steps`;
+- in `train`, `parity` and `swift sft`: settings of evaluation without validation data.
+
+What a preset or the hardware sets asks for nothing there, in a recipe that was written out in full either; a switch of
+theirs that the model cannot have is off, and `inspect` says why.
 """
 
 

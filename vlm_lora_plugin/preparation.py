@@ -40,7 +40,7 @@ def prepare(model: PreTrainedModel | PeftModel, recipe: RecipeSource | None = No
 
     Raises:
         ModelError: No family owns the model, it is not freshly loaded, or an engine trains it already.
-        RecipeError: The recipe cannot be read.
+        RecipeError: The recipe cannot be read, or a key of the user's would have no effect in this model.
         SelectionError: The recipe does not fit the model.
         TrainingError: Under ZeRO-3, another rank prepares its model differently.
     """

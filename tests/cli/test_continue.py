@@ -192,6 +192,35 @@ def test_resume_knows_the_jobs_own_data(vlm_lora, model, first, job):
     assert "earlier version" in outcome.err
 
 
+def test_resume_knows_the_jobs_own_model(vlm_lora, model, first, job, tmp_path):
+    before, record = tensors(job / "adapter"), json.loads((job / "data.json").read_text())
+    shutil.rmtree(job / "adapter")
+    outcome = vlm_lora("train", "--resume", "-o", job)
+    assert outcome.code == 0, outcome.err
+    assert same(tensors(job / "adapter"), before)
+    assert record["model"] == {"path": str(model)}
+
+    moved = tmp_path / "moved"
+    (job / "data.json").write_text(json.dumps({**record, "model": {"path": str(moved)}}))
+    outcome = vlm_lora("train", "--resume", "-o", job)
+    assert outcome.code == 2
+    assert f"was started with is no longer there: {moved}" in " ".join(outcome.err.split())
+    assert "vlm-lora train MODEL --resume" in outcome.err
+    assert vlm_lora("train", model, "--resume", "-o", job).code == 0
+
+    del record["model"]
+    (job / "data.json").write_text(json.dumps(record))
+    outcome = vlm_lora("train", "--resume", "-o", job)
+    assert outcome.code == 2
+    assert "does not say which model" in outcome.err
+    assert vlm_lora("train", model, "--resume", "-o", job).code == 0, "as of an earlier version"
+
+    outcome = vlm_lora("train", "--resume")
+    assert outcome.code == 2
+    assert "--output" in outcome.err
+    assert "MODEL" not in outcome.err
+
+
 def test_a_finished_job_is_trained_longer(vlm_lora, model, job):
     outcome = vlm_lora("train", model, "-o", job, "--resume", "-s", "training.max_steps=6")
     assert outcome.code == 0, outcome.err

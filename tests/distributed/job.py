@@ -43,7 +43,6 @@ STEPS = 4
 
 PRESETS = {"monkey": "lora+llm-lora", "omnilmm": "lora", "xcomposer": "lora"}
 COMMON = {
-    "lora": {"lora_dropout": 0.0},
     "optimizer": {"learning_rate": 1e-3, "warmup_ratio": 0.0},
     "training": {
         "max_steps": STEPS,
@@ -132,6 +131,8 @@ def run(job):
     family = get_manager().family_of_folder(Path(job["model"]))
     changes = merged(job.get("recipe", {}), job.get("recipes", {}).get(str(RANK), {}))
     document = merged({"preset": PRESETS[family.name], **COMMON}, changes)
+    if document["preset"] != "full":  # which trains nothing by PEFT's LoRA
+        document = merged({"lora": {"lora_dropout": 0.0}}, document)
     recipe = resolve_recipe(document, family)
     options = {"disable_tqdm": True, "ddp_find_unused_parameters": False, "use_cpu": True, "ddp_backend": "gloo"}
     if job.get("deepspeed"):

@@ -22,7 +22,8 @@ RECIPE = {
 
 
 def job(family, tower, kind, **more):
-    keeping = {"gradient_checkpointing": dict.fromkeys(("vision", "language"), kind != "all counts")}
+    wanted = kind != "all counts"
+    keeping = {"gradient_checkpointing": {"vision": wanted and tower != "frozen", "language": wanted}}
     recipe = {**RECIPE, **FAMILIES[family].towers[tower], **keeping}
     return {"rows": ROWS[kind], "evaluate": EVALUATED, "recipe": recipe, **more}
 

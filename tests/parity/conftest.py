@@ -62,9 +62,10 @@ def make_job(models, rows, tmp_path_factory):
     def make(preset="lora+llm-lora", *, of="monkey", evaluate=False, optimizer=None, **settings):
         fields = {key: settings.pop(key) for key in ("dtype", "processes", "resume") if key in settings}
         settings = {"max_steps": 3, "gradient_accumulation_steps": 2, "dataloader_num_workers": 0, **settings}
+        injected = preset == "lora+llm-lora" if of == "monkey" else preset != "full" and not preset.startswith("full-")
         overrides = {
             "preset": preset,
-            "lora": {"lora_dropout": 0.1},
+            **({"lora": {"lora_dropout": 0.1}} if injected else {}),
             "optimizer": {"learning_rate": 5e-3, "warmup_ratio": 0.2, **(optimizer or {})},
             "training": settings,
         }

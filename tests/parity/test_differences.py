@@ -147,7 +147,9 @@ def brighter(job, tmp_path):
 
 
 CHANGES = {
-    Kind.trainables: {"over": {"preset": "lora"}},
+    Kind.trainables: {
+        "over": {"preset": "lora", "lora": {"lora_dropout": 0.05}}
+    },  # the default, which asks for nothing
     Kind.dtype: {"dtype": torch.bfloat16},
     Kind.initial: {"over": {"seed": 7}},
     Kind.micro_batches: {"over": {"training": {"gradient_accumulation_steps": 1}}},

@@ -57,6 +57,27 @@ def test_a_recipe_that_shards_is_refused(command, tmp_path):
     assert "under ZeRO-3, and parity compares without DeepSpeed" in err
 
 
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("lora.r=4", "lora.r is 4 (the command line), but has no effect: nothing is trained by PEFT's LoRA"),
+        ("gradient_checkpointing.head=true", "gradient_checkpointing.head is on (the command line), but has no effect"),
+        ("evaluation.max_rows=3", "evaluation.max_rows is 3 (the command line), but has no effect"),
+        ("training.num_train_epochs=3", "training.num_train_epochs is 3.0 (the command line), but has no effect"),
+    ],
+)
+def test_a_key_without_effect_is_refused_before_anything_is_trained(command, tmp_path, setting, why):
+    from vlm_lora_monkey.tiny import write_tiny_folder
+
+    model, data = write_tiny_folder(tmp_path / "model"), tmp_path / "train.jsonl"
+    data.write_text("{}\n")
+    words = ("parity", model, "--data", data, "-o", tmp_path / "out", "-p", "lora", "--steps", 2, "--set", setting)
+    code, _, err = command(*words)
+    assert code == 2
+    assert why in " ".join(err.split())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("trainer", ["forked", pytest.param("process", marks=pytest.mark.slow)])
 def test_the_demo_is_equal(command, tmp_path, request, trainer):
     if trainer == "forked":

@@ -7,6 +7,8 @@ import shutil
 import pytest
 from warm import PROGRAM, warm
 
+from vlm_lora_plugin.parallel.launcher import CPU, CPU_VARIABLE
+
 pytestmark = pytest.mark.xdist_group("parity")
 
 SETTINGS = [
@@ -50,7 +52,8 @@ def train(model, rows, tmp_path_factory):
     """Run the command in a fork that has the libraries imported; the Swift that it starts is a process of its own."""
     folder = tmp_path_factory.mktemp("train")
     (folder / "sitecustomize.py").write_text(COUNTING)
-    environment = {**os.environ, "PYTHONPATH": str(folder), "COUNTED": str(folder / "counted.txt")}
+    # A user of the CPU has DeepSpeed's switch set for good, and trains on one process all the same.
+    environment = {**os.environ, "PYTHONPATH": str(folder), "COUNTED": str(folder / "counted.txt"), CPU_VARIABLE: CPU}
 
     def run(framework):
         arguments = ("--data", rows[0], "--val-data", rows[1], "-o", folder / framework, *SETTINGS)

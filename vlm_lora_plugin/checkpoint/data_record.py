@@ -1,4 +1,4 @@
-"""Which data a job was started with, so that it is resumed with the same."""
+"""Which data, and which model, a job was started with, so that it is resumed with the same."""
 
 from __future__ import annotations
 
@@ -34,14 +34,22 @@ PATH = "path"
 """Where a data file lay when the job was started: it may lie elsewhere when it is resumed."""
 
 
-def to_json(records: Mapping[str, DataRecord], files: Mapping[str, Path]) -> str:
+MODEL = "model"
+"""Beside the data sets: the model folder, of which the path alone is kept. What it holds, the manifest compares."""
+
+
+def to_json(records: Mapping[str, DataRecord], files: Mapping[str, Path], model: Path) -> str:
     """Return the records, by the name of the data set, as they lie in the output folder.
 
     Args:
         records: What the files are.
         files: Where they are.
+        model: The model folder.
     """
-    document = {name: {PATH: str(files[name].absolute()), **asdict(record)} for name, record in records.items()}
+    document: dict[str, dict[str, Any]] = {
+        name: {PATH: str(files[name].absolute()), **asdict(record)} for name, record in records.items()
+    }
+    document[MODEL] = {PATH: str(model.absolute())}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -51,7 +59,7 @@ def recorded_files(output: OutputFolder) -> dict[str, Path]:
     Raises:
         OutputError: The job's record is missing or broken, or does not say; or a file is no longer there.
     """
-    kept = _read(output)
+    kept = _sets(output)
     files = {name: Path(record[PATH]) for name, record in kept.items() if PATH in record}
     if files.keys() != kept.keys():
         raise OutputError(
@@ -65,6 +73,32 @@ def recorded_files(output: OutputFolder) -> dict[str, Path]:
             fix="Give --data, and --val-data where the job had any: the same files, where they lie now.",
         )
     return files
+
+
+def recorded_model(output: OutputFolder) -> Path:
+    """Return where the model folder of a job lay when it was started.
+
+    Raises:
+        OutputError: The job's record is missing or broken, or does not say; or the folder is no longer there.
+    """
+    kept = _read(output).get(MODEL, {})
+    if PATH not in kept:
+        raise OutputError(
+            f"{output.data} does not say which model the job trains: it was written by an earlier version",
+            fix="Give the model folder: vlm-lora train MODEL --resume ...",
+        )
+    folder = Path(kept[PATH])
+    if not folder.is_dir():
+        raise OutputError(
+            f"The model folder that the job in {output.folder} was started with is no longer there: {folder}",
+            fix="Give the model folder, where it lies now: vlm-lora train MODEL --resume ...",
+        )
+    return folder
+
+
+def _sets(output: OutputFolder) -> dict[str, dict[str, Any]]:
+    """Return the records of the data alone."""
+    return {name: record for name, record in _read(output).items() if name != MODEL}
 
 
 def _read(output: OutputFolder) -> dict[str, dict[str, Any]]:
@@ -86,7 +120,7 @@ def check_same_data(output: OutputFolder, records: Mapping[str, DataRecord]) -> 
         OutputError: The job's record is missing or broken, or tells of other data; shows both.
     """
     kept = {
-        name: {key: value for key, value in record.items() if key != PATH} for name, record in _read(output).items()
+        name: {key: value for key, value in record.items() if key != PATH} for name, record in _sets(output).items()
     }
     found = differences(kept, {name: asdict(record) for name, record in records.items()})
     if found:

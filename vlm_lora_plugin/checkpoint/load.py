@@ -46,6 +46,14 @@ def restore(model: VlmLoraPeftModel, folder: str | os.PathLike[str]) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             put_full(parameter, tensors[name])
+    take_history(model, stored)
+
+
+def take_history(model: VlmLoraPeftModel, stored: Manifest) -> None:
+    """Let a model's own manifest tell the steps and the lineage of the checkpoint that is loaded into it.
+
+    A resumed run needs it also where an engine, or the Trainer itself, loads the tensors.
+    """
     own = model.vlm_lora
     own.steps, own.manifest = stored.steps, replace(own.manifest, lineage=stored.lineage)
 

@@ -18,7 +18,7 @@ from vlm_lora_plugin.outside.json_text import read_json
 from vlm_lora_plugin.recipe import Recipe
 
 if TYPE_CHECKING:
-    from vlm_lora_plugin.recipe.schema import TrainingSettings
+    from vlm_lora_plugin.recipe import TrainingSettings
 
 
 @dataclass(frozen=True)

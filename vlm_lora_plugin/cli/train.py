@@ -36,7 +36,8 @@ DEMO_OUTPUT = Path("runs/demo")
 def train(
     ctx: typer.Context,
     model: Annotated[
-        Path | None, typer.Argument(help="A model folder; with --demo the name of a family, monkey if left out.")
+        Path | None,
+        typer.Argument(help="A model folder; --resume knows it. With --demo a family's name, monkey if left out."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", "-d", help="Training data, JSONL or JSON; --resume knows it.")
@@ -108,14 +109,11 @@ def train(
 
         run_demo(output or DEMO_OUTPUT, None if model is None else str(model))
         return
-    if resume and data is None and output is not None:
-        from vlm_lora_plugin.checkpoint.data_record import recorded_files
-        from vlm_lora_plugin.checkpoint.output import OutputFolder
-
-        files = recorded_files(OutputFolder(output))
-        data, val_data = files["training"], val_data or files.get("validation")
+    if resume and output is not None and (model is None or data is None):
+        model, data, val_data = _as_started(output, model, data, val_data)
     if model is None or data is None or output is None:
-        missing = [name for name, value in (("MODEL", model), ("--data", data), ("--output", output)) if value is None]
+        needed = (("--output", output),) if resume else (("MODEL", model), ("--data", data), ("--output", output))
+        missing = [name for name, value in needed if value is None]
         raise typer.BadParameter("needed, unless --demo is given", param_hint=" and ".join(missing))
     if metric is not None and val_data is None:
         raise typer.BadParameter("needs --val-data", param_hint="--metric")
@@ -167,6 +165,20 @@ def train(
         return
     seen_otherwise = bool(resolved.data.processor) or resolved.data.exif_transpose
     _report(job, run(job, console, started), console, processor_is_set=seen_otherwise)
+
+
+def _as_started(
+    output: Path, model: Path | None, data: Path | None, val_data: Path | None
+) -> tuple[Path, Path, Path | None]:
+    """Return model folder, data and validation data of a job to go on with: those given, else its own."""
+    from vlm_lora_plugin.checkpoint.data_record import recorded_files, recorded_model
+    from vlm_lora_plugin.checkpoint.output import OutputFolder
+
+    job = OutputFolder(output)
+    if data is None:
+        files = recorded_files(job)
+        data, val_data = files["training"], val_data or files.get("validation")
+    return recorded_model(job) if model is None else model, data, val_data
 
 
 def _report(job: TrainJob, result: TrainResult, console: Console, *, processor_is_set: bool) -> None:

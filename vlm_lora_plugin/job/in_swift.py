@@ -82,7 +82,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             output=str(plan.output.folder.absolute()),
             recipe=plan.recipe.to_yaml(),
             sources=sources_json(plan.recipe),
-            data=to_json(plan.records, plan.files),
+            data=to_json(plan.records, plan.files, plan.job.model),
             kept_log=None if plan.resumed is None else plan.resumed.kept_log,
             elapsed=0.0 if plan.resumed is None else plan.resumed.seconds,
             metric=plan.recipe.evaluation.metric if plan.metric is not None else None,
@@ -99,7 +99,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
             with printed.open("wb") as stream:
                 code = run_swift(
                     "sft",
-                    _arguments(plan, folder / "swift"),
+                    _arguments(plan, folder / "swift", launched=bool(processes)),
                     environment={JOB_VARIABLE: str(folder / "job.json"), **processes},
                     output=stream,
                     meanwhile=partial(_look, progress, plan.output.folder),
@@ -129,7 +129,7 @@ def train_in_swift(plan: Plan, console: Console, launch: Launch | None = None) -
     return SwiftResult(told.step, resources, answers)
 
 
-def _arguments(plan: Plan, folder: Path) -> list[str]:
+def _arguments(plan: Plan, folder: Path, *, launched: bool) -> list[str]:
     job = plan.job
     options: dict[str, Any] = {
         "model": job.model.absolute(),
@@ -145,7 +145,7 @@ def _arguments(plan: Plan, folder: Path) -> list[str]:
         file = folder.with_name("deepspeed.json")
         file.write_text(json.dumps(plan.hardware.deepspeed), "utf-8")
         options["deepspeed"] = file
-    if on_cpu():
+    if launched and on_cpu():  # accelerate refuses a backend where there is nobody to talk to
         options["ddp_backend"] = "gloo"
     if job.val_data is not None:
         options["val_dataset"] = job.val_data.absolute()

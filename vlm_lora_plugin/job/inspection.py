@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlm_lora_plugin.planning.effect import check_trained, effective_recipe
+from vlm_lora_plugin.planning.effect import effective_recipe
 from vlm_lora_plugin.planning.plan import HardwarePlan, plan_hardware
 from vlm_lora_plugin.reporting.summary import ModelSummary, summarise
 from vlm_lora_plugin.selection.resolve import trace_selection
@@ -49,7 +49,6 @@ def inspect_model(model: nn.Module, name: str, family: Family, recipe: ResolvedR
         SelectionError: The recipe does not fit the model.
     """
     selection = trace_selection(model, family, recipe)
-    recipe = effective_recipe(recipe, model, family, selection.trainables.architecture)
-    check_trained(recipe, selection.trainables)
+    recipe = effective_recipe(recipe, model, family, selection.trainables)
     hardware = plan_hardware(recipe, family, model, selection.trainables) if recipe.hardware is not None else None
     return Inspection(summarise(model, name, family, recipe, selection.trainables), selection, recipe, hardware)

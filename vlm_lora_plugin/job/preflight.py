@@ -21,7 +21,7 @@ from vlm_lora_plugin.checkpoint.space import Saves, check_space
 from vlm_lora_plugin.data.dataset import ConversationDataset
 from vlm_lora_plugin.data.statistics import DataStatistics, Progress
 from vlm_lora_plugin.errors import DataError, ModelError, RecipeError
-from vlm_lora_plugin.frameworks.trainer import training_arguments
+from vlm_lora_plugin.frameworks.trainer import unchecked_arguments
 from vlm_lora_plugin.frameworks.trainer.groups import group_labels
 from vlm_lora_plugin.frameworks.trainer.kept_optimizer import Moments
 from vlm_lora_plugin.job.inspection import inspect_model
@@ -232,7 +232,7 @@ def _arguments(
         "ddp_find_unused_parameters": False,  # every parameter that learns has a gradient in every pass
     }
     try:
-        arguments = training_arguments(recipe, checkpoints, dtype=dtype, evaluate=evaluate, **options)
+        arguments = unchecked_arguments(recipe, checkpoints, dtype=dtype, evaluate=evaluate, **options)
     except ValueError as error:
         raise RecipeError(
             f"transformers refuses the recipe's optimizer or training settings: {error}",

@@ -174,7 +174,7 @@ def _check_finished(plan: Plan, steps: int) -> None:
 
 def _texts(plan: Plan) -> tuple[str, str, str]:
     """Return what is written when the first step is done: recipe, data and sources."""
-    return plan.recipe.to_yaml(), to_json(plan.records, plan.files), sources_json(plan.recipe)
+    return plan.recipe.to_yaml(), to_json(plan.records, plan.files, plan.job.model), sources_json(plan.recipe)
 
 
 def _run(trainer: Trainer, model: VlmLoraPeftModel, plan: Plan) -> None:

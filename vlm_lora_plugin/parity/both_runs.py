@@ -23,6 +23,8 @@ from vlm_lora_plugin.parity.parity_job import FRAMEWORKS, ParityJob, Side, Train
 from vlm_lora_plugin.parity.reading import Run, read_run
 from vlm_lora_plugin.parity.rows import name_rows
 from vlm_lora_plugin.planning.dtypes import DTYPES
+from vlm_lora_plugin.planning.effect import check_evaluation, check_in_model, check_schedule
+from vlm_lora_plugin.plugins.manager import get_manager
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.recipe import Recipe
@@ -55,9 +57,13 @@ def run(job: ParityJob) -> Outcome:
         job: What to train.
 
     Raises:
-        VlmLoraError: The job cannot be done, or a framework failed.
+        RecipeError: A key that the user set would have no effect.
+        VlmLoraError: The job cannot be done otherwise, or a framework failed.
     """
-    _, recipe = job.check()
+    family, recipe = job.check()
+    check_evaluation(recipe, validates=job.val_data is not None)
+    check_schedule(recipe)
+    recipe = check_in_model(recipe, get_manager().outline(family, job.model), family)
     sides = {name: Side(name, job.output / name) for name in FRAMEWORKS}
     run_trainer(job, recipe, sides["trainer"])
     run_in_swift(job, recipe, sides["swift"])

@@ -1,12 +1,16 @@
 """The refusal of keys that would have no effect in a model or a job, by who set them.
 
 What the user said and cannot be done is an error; what a preset, the hardware or a default says is switched off, and
-shown as off. A value that equals the key's default asks for nothing: a recipe that was written out in full has each.
+shown as off. A value that equals the key's default, or that of the preset which the recipe comes from (``origin``),
+asks for nothing: a recipe that was written out in full has each.
+
+Every way of training passes :func:`effective_recipe`, because it passes ``prepare``. What only a training loop can
+tell, :func:`check_schedule` and :func:`check_evaluation`, is asked where the loop is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.documents import value_at
@@ -16,6 +20,7 @@ from vlm_lora_plugin.patterns import Matcher
 from vlm_lora_plugin.planning.memory import keeps_activations
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.recipe import LoraSettings, Recipe
+from vlm_lora_plugin.selection.resolve import resolve_selection
 from vlm_lora_plugin.selection.trainables import counted_means
 
 if TYPE_CHECKING:
@@ -40,19 +45,59 @@ _ANSWER_KEYS = ("evaluation.max_rows", "evaluation.max_new_tokens")
 
 
 def effective_recipe(
+    recipe: ResolvedRecipe, model: nn.Module, family: Family, trainables: TrainableSet, *, strict: bool = True
+) -> ResolvedRecipe:
+    """Return a recipe as it is carried out in a model: keys without effect refused or off.
+
+    Args:
+        recipe: The resolved recipe.
+        model: The base model, which may be on the meta device.
+        family: Whose model it is.
+        trainables: What the recipe trains in it.
+        strict: False switches off what the user set, too, and refuses nothing, for an adapter that was trained when it
+            was not refused.
+
+    Raises:
+        RecipeError: The user set a key that would have no effect; names it, the family, why, and what to write.
+    """
+    possible = possible_recipe(recipe, model, family, trainables.architecture, strict=strict)
+    if strict:
+        _check_trained(possible, trainables)
+    return possible
+
+
+def check_in_model(recipe: ResolvedRecipe, model: nn.Module, family: Family) -> ResolvedRecipe:
+    """Refuse at the start, on a model without weights, what ``prepare`` would refuse once they are loaded.
+
+    Args:
+        recipe: The resolved recipe.
+        model: The base model on the meta device.
+        family: Whose model it is.
+
+    Returns:
+        The recipe as it is carried out.
+
+    Raises:
+        RecipeError: As in :func:`effective_recipe`.
+        SelectionError: The recipe does not fit the model.
+    """
+    return effective_recipe(recipe, model, family, resolve_selection(model, family, recipe))
+
+
+def possible_recipe(
     recipe: ResolvedRecipe, model: nn.Module, family: Family, architecture: Architecture, *, strict: bool = True
 ) -> ResolvedRecipe:
-    """Return a recipe without the patches that cannot work in a model.
+    """Return a recipe without the patches that cannot work in a model, whatever it trains there.
 
     Args:
         recipe: The resolved recipe.
         model: The base model, which may be on the meta device.
         family: Whose model it is.
         architecture: What it is made of.
-        strict: False also switches off what the user set, for an adapter that was trained when it was not refused.
+        strict: As in :func:`effective_recipe`.
 
     Raises:
-        RecipeError: The user set a key that would have no effect; names it, the family, why, and what to write.
+        RecipeError: The user switched on a patch that cannot work in the model.
     """
     asked = asked_keys(recipe, architecture)
     idle = {key: why for key in asked if (why := why_without_effect(key, model, architecture)) is not None}
@@ -61,7 +106,7 @@ def effective_recipe(
     served = {patch.serves for patch in get_manager().wrap_forward(family, model, recipe)}
     idle = {key: why for key, why in idle.items() if key not in served}
     for key, why in idle.items():
-        if strict and recipe.by_user(key):
+        if strict and _asked_for(recipe, key):
             able = [
                 part.name for part in architecture.components if _can_be_checkpointed(part.name, model, architecture)
             ]
@@ -80,14 +125,14 @@ def _can_be_checkpointed(name: str, model: nn.Module, architecture: Architecture
     return why_without_effect(f"gradient_checkpointing.{name}", model, architecture) is None
 
 
-def check_tables(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
+def _check_tables(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
     """Refuse ``train_fixed_tables`` where no computed table learns.
 
     Raises:
         RecipeError: The user set it.
     """
     tables = trainables.architecture.fixed_tables
-    if not recipe.train_fixed_tables or not recipe.by_user("train_fixed_tables"):
+    if not recipe.train_fixed_tables or not _asked_for(recipe, "train_fixed_tables"):
         return
     if not any(map(Matcher(tables), trainables.names)):
         raise RecipeError(
@@ -105,13 +150,13 @@ WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 """Schedules of transformers' that take no number of warm-up steps."""
 
 
-def check_trained(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
+def _check_trained(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
     """Refuse keys about what learns where nothing of the kind does: LoRA, computed tables, checkpointed components.
 
     Raises:
         RecipeError: The user set one of them to another value than its default.
     """
-    check_tables(recipe, trainables)
+    _check_tables(recipe, trainables)
     if not any(parameter.kind == "peft_lora" for parameter in trainables.parameters):
         own = any(parameter.kind == "builtin_lora" for parameter in trainables.parameters)
         because = "nothing is trained by PEFT's LoRA" + (
@@ -121,7 +166,7 @@ def check_trained(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
     means = counted_means(trainables)
     for name, wanted in recipe.gradient_checkpointing.items():
         key = f"gradient_checkpointing.{name}"
-        if wanted and recipe.by_user(key) and not keeps_activations(name, means):
+        if wanted and _asked_for(recipe, key) and not keeps_activations(name, means):
             raise RecipeError(
                 f"{recipe.said(key)}, but has no effect: nothing in {name}, or in what feeds it, learns",
                 why="No activations are kept there, so recomputing them would save nothing.",
@@ -129,17 +174,26 @@ def check_trained(recipe: ResolvedRecipe, trainables: TrainableSet) -> None:
             )
 
 
-def check_schedule(recipe: ResolvedRecipe) -> None:
+SCHEDULE_ARGUMENTS = frozenset({"lr_scheduler_type", "warmup_steps", "warmup_ratio"})
+LENGTH_ARGUMENTS = frozenset({"max_steps", "num_train_epochs"})
+"""Of TrainingArguments: those that decide whether a warm-up, and a number of epochs, has an effect."""
+
+
+def check_schedule(recipe: ResolvedRecipe, otherwise: Collection[str] = ()) -> None:
     """Refuse a warm-up that the schedule does not have, and epochs in a job whose length is counted in steps.
+
+    Args:
+        recipe: The resolved recipe.
+        otherwise: Of :data:`SCHEDULE_ARGUMENTS` and :data:`LENGTH_ARGUMENTS`, what the run takes from elsewhere.
 
     Raises:
         RecipeError: The user set one of them to another value than its default.
     """
     schedule, ratio = recipe.optimizer.lr_scheduler_type, "optimizer.warmup_ratio"
-    if schedule in WITHOUT_WARMUP and recipe.optimizer.warmup_ratio:
+    if schedule in WITHOUT_WARMUP and recipe.optimizer.warmup_ratio and SCHEDULE_ARGUMENTS.isdisjoint(otherwise):
         fix = "Remove it" + (", or take constant_with_warmup." if schedule == "constant" else ".")
         _refuse(recipe, (ratio,), f"{recipe.said('optimizer.lr_scheduler_type')}, which has no warm-up", fix)
-    if recipe.training.max_steps != -1:
+    if recipe.training.max_steps != -1 and LENGTH_ARGUMENTS.isdisjoint(otherwise):
         fix = "Remove one of the two; -s training.num_train_epochs=1 lays the default over a file's."
         because = f"{recipe.said('training.max_steps')} and decides how long the run is"
         _refuse(recipe, ("training.num_train_epochs",), because, fix)
@@ -163,7 +217,22 @@ def check_evaluation(recipe: ResolvedRecipe, *, validates: bool, give: str = "Gi
 
 
 def _refuse(recipe: ResolvedRecipe, keys: Iterable[str], because: str, fix: str) -> None:
-    defaults, document = Recipe().document(), recipe.document()
     for key in keys:
-        if recipe.by_user(key) and value_at(document, key) != value_at(defaults, key):
+        if _asked_for(recipe, key):
             raise RecipeError(f"{recipe.said(key)}, but has no effect: {because}", why=WHY, fix=fix)
+
+
+def _asked_for(recipe: ResolvedRecipe, key: str) -> bool:
+    """Return whether the user set a key to another value than its default and than the preset that it comes from."""
+    if not recipe.by_user(key):
+        return False
+    value = value_at(recipe.document(), key)
+    return all(value != value_at(before.document(), key) for before in (Recipe(), _origin(recipe)))
+
+
+def _origin(recipe: ResolvedRecipe) -> Recipe:
+    """Return the preset that a recipe comes from, or an empty recipe where it is unknown here."""
+    name, _, preset = (recipe.origin or "").partition("/")
+    family = get_manager().families().get(name)
+    presets = {} if family is None else family.presets
+    return Recipe.parse(presets[preset], source=f"preset {preset}") if preset in presets else Recipe()

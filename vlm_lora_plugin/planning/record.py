@@ -11,8 +11,7 @@ from vlm_lora_plugin.documents import leaves
 from vlm_lora_plugin.errors import DocumentError, OutputError
 from vlm_lora_plugin.outside.files import reason
 from vlm_lora_plugin.outside.json_text import read_json
-from vlm_lora_plugin.recipe import Recipe, Source, SourceKind
-from vlm_lora_plugin.recipe.schema import HardwareSettings
+from vlm_lora_plugin.recipe import HardwareSettings, Recipe, Source, SourceKind
 from vlm_lora_plugin.selection.matching import describe
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from vlm_lora_plugin.parallel.agreement import several_ranks
 from vlm_lora_plugin.parallel.sharding import full_tensors
 from vlm_lora_plugin.patches.autocast import HALF_DTYPES, autocast_calls
 from vlm_lora_plugin.patches.stack import PatchStack
-from vlm_lora_plugin.planning.effect import effective_recipe
+from vlm_lora_plugin.planning.effect import possible_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,7 @@ class Preparation:
         Raises:
             RecipeError: The user set a key in it that would have no effect.
         """
-        return effective_recipe(recipe, self._base, self.family, self.trainable.architecture)
+        return possible_recipe(recipe, self._base, self.family, self.trainable.architecture)
 
     def apply_patches(self, patches: Iterable[Patch]) -> None:
         """Apply patches in order, and autocast around them where the base is 16 bit; or none of them."""

@@ -21,7 +21,7 @@ from vlm_lora_plugin.parallel.agreement import check_ranks_agree
 from vlm_lora_plugin.parallel.sharding import full_numel, full_shape, is_sharded
 from vlm_lora_plugin.parallel.zero3 import refuse_engine
 from vlm_lora_plugin.patches.from_recipe import check_applied, with_core_patches
-from vlm_lora_plugin.planning.effect import check_tables, effective_recipe
+from vlm_lora_plugin.planning.effect import effective_recipe
 from vlm_lora_plugin.planning.resolve import resolve_recipe
 from vlm_lora_plugin.plugins.manager import get_manager
 from vlm_lora_plugin.prepared.injection import inject
@@ -69,6 +69,14 @@ def prepare_model(model: PreTrainedModel | PeftModel, recipe: RecipeSource | Non
     fp32 and leaves every frozen one in its dtype, and applies the patches of the forward pass, the family's and
     the core's. The base model is changed in place. On a 16-bit base, ``forward`` and ``generate`` enter autocast by
     themselves where none is active. Training or evaluation mode stays as it is.
+
+    A key of the user's that can have no effect in this model, whatever loop trains it, is refused: a switch that the
+    model cannot have, checkpointing where nothing learns, ``lora.*`` where PEFT puts no LoRA in,
+    ``train_fixed_tables`` where none is trained, targets and rates of nothing. Keys that a loop follows as it likes are
+    not judged here, because a loop of your own may well use them: batches, length (``max_steps`` beside
+    ``num_train_epochs``), schedule and warm-up, evaluation, data. They are refused where the loop is known: by
+    ``vlm-lora train``, ``parity`` and ``swift sft``, the two of the schedule by
+    :func:`vlm_lora_plugin.training_arguments`.
 
     Args:
         model: The loaded model, before a Trainer or optimizer is built; or one that was prepared already.
@@ -130,9 +138,7 @@ def _prepare(
         _check_loaded(model, resolved)
     selection = resolve_selection(model, family, resolved)
     architecture = selection.architecture
-    resolved = effective_recipe(resolved, model, family, architecture, strict=strict)
-    if strict:
-        check_tables(resolved, selection)
+    resolved = effective_recipe(resolved, model, family, selection, strict=strict)
     dtype = _load_dtype(model)
     name = str(dtype).removeprefix("torch.")
     own = {*fresh_lora_of(model), *(parameter.name for parameter in selection.of_base())}

@@ -14,7 +14,8 @@ from vlm_lora_plugin.outside.display import shown
 from vlm_lora_plugin.outside.files import is_file, reason, why_unusable
 from vlm_lora_plugin.outside.trees import check_tree
 from vlm_lora_plugin.outside.yaml_text import parse_yaml, read_yaml
-from vlm_lora_plugin.recipe.schema import RATE_KEYS, Recipe
+from vlm_lora_plugin.recipe.optimizer import RATE_KEYS
+from vlm_lora_plugin.recipe.schema import Recipe
 from vlm_lora_plugin.recipe.sources import Source
 
 RecipeSource = Recipe | Mapping[str, Any] | str | Path

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlm_lora_plugin.errors import RecipeError, SelectionError, nearest
-from vlm_lora_plugin.recipe.schema import COMMON_RATE_KEYS, RATE_KEYS
+from vlm_lora_plugin.recipe.optimizer import COMMON_RATE_KEYS, RATE_KEYS
 from vlm_lora_plugin.vocabulary import MEANS
 
 if TYPE_CHECKING:

@@ -108,7 +108,8 @@ def trained(model, batch):
 
 
 def recipe_for(preset, **changes):
-    return {"preset": preset, "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}, **changes}
+    lora = {} if preset == "full" else {"lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}}
+    return {"preset": preset, **lora, **changes}
 
 
 def start_lora(model):

@@ -12,6 +12,8 @@ from vlm_lora_plugin.errors import TrainingError
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
 from vlm_lora_plugin.frameworks.trainer.schedule import check_schedule
 from vlm_lora_plugin.parallel.zero3 import check_loaded_sharded, keep_configuration
+from vlm_lora_plugin.planning import effect
+from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 from vlm_lora_plugin.prepared.model import VlmLoraPeftModel
 from vlm_lora_plugin.recipe import Recipe
 
@@ -38,6 +40,29 @@ def training_arguments(
 
     Raises:
         TrainingError: It is not a recipe, or still names a preset, or float16 is asked for without an accelerator.
+        RecipeError: transformers cannot make the recipe's schedule; or the user set a warm-up that the schedule has
+            not, or epochs beside ``max_steps``, and none of ``overrides`` gives it an effect.
+        ModelError: ZeRO-3 is asked for when the model is loaded already.
+    """
+    resolved = recipe.vlm_lora.recipe if isinstance(recipe, VlmLoraPeftModel) else recipe
+    if isinstance(resolved, ResolvedRecipe):
+        effect.check_schedule(resolved, overrides)
+    return unchecked_arguments(recipe, output_dir, dtype=dtype, evaluate=evaluate, **overrides)
+
+
+def unchecked_arguments(
+    recipe: Recipe | VlmLoraPeftModel,
+    output_dir: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    evaluate: bool = False,
+    **overrides: Any,
+) -> TrainingArguments:
+    """Return the same without asking whether the schedule's keys have an effect, for a job that was asked when started.
+
+    Raises:
+        TrainingError: As in :func:`training_arguments`.
+        RecipeError: transformers cannot make the recipe's schedule.
         ModelError: ZeRO-3 is asked for when the model is loaded already.
     """
     prepared = recipe if isinstance(recipe, VlmLoraPeftModel) else None

@@ -24,7 +24,7 @@ from vlm_lora_plugin.checkpoint.completion import (
 )
 from vlm_lora_plugin.checkpoint.files import MANIFEST, TRAINER_WEIGHTS
 from vlm_lora_plugin.checkpoint.hints import refuse_adapter
-from vlm_lora_plugin.checkpoint.load import check_fits
+from vlm_lora_plugin.checkpoint.load import check_fits, take_history
 from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.checkpoint.resume_state import SCALE, lacking
 from vlm_lora_plugin.documents import differences
@@ -110,6 +110,7 @@ def check_resumed(trainer: Trainer, wanted: str | bool) -> str | None:
             why="The Trainer cannot load it into the plain model that the callback prepared in place.",
             fix="Call model = vlm_lora_plugin.prepare(model, recipe) and give that model to the Trainer.",
         )
+    take_history(prepared, stored)
     return str(last)
 
 

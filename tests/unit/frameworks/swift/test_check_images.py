@@ -61,12 +61,12 @@ def test_the_job_tells_swifts_process(tmp_path, monkeypatch, wanted):
         return 0
 
     monkeypatch.setattr(in_swift, "run_swift", run_swift)
-    monkeypatch.setattr(in_swift, "_arguments", lambda plan, folder: [])
+    monkeypatch.setattr(in_swift, "_arguments", lambda plan, folder, launched: [])
     monkeypatch.setattr(in_swift, "wanted_launch", lambda *_: None)
     monkeypatch.setattr(in_swift, "swift_processes", lambda launch: {})
     output = SimpleNamespace(folder=tmp_path, log=tmp_path / "log.jsonl", framework_log=tmp_path / "swift.log")
     recipe = ResolvedRecipe()
-    job = SimpleNamespace(check_images=wanted)
+    job = SimpleNamespace(check_images=wanted, model=tmp_path / "model")
     plan = SimpleNamespace(
         output=output,
         recipe=recipe,

@@ -147,6 +147,13 @@ def test_what_the_recipe_leaves_open_is_laid_over_it(sft_arguments):
         ((), {"preset": "lora", "evaluation": {"max_rows": 7}}, "evaluation.max_rows is 7 .* no validation data"),
         (("--warmup_ratio", 0.1, "--lr_scheduler_type", "constant"), "lora", "warmup_ratio is 0.1 .* no warm-up"),
         (("--num_train_epochs", 3, "--max_steps", 4), "lora", "num_train_epochs is 3.*max_steps is 4"),
+        ((), {"components": {"aligner": "full"}, "lora": {"r": 8}}, "lora.r is 8 .* nothing is trained by PEFT's LoRA"),
+        ((), {"preset": "lora", "gradient_checkpointing": {"head": True}}, "gradient_checkpointing.head is on"),
+        (
+            (),
+            {"components": {"language": "lora"}, "gradient_checkpointing": {"vision": True}},
+            "gradient_checkpointing.vision is true .* nothing in vision",
+        ),
     ],
 )
 def test_a_key_without_effect_in_the_run_is_refused_as_in_train(sft_arguments, words, recipe, why):

@@ -17,7 +17,6 @@ from vlm_lora_plugin.frameworks.trainer.hooks import HOOKS, install_hooks
 WITH_PEFT = "lora+llm-lora"
 WITHOUT_PEFT = "lora"
 SETTINGS = {
-    "lora": {"r": 2, "lora_dropout": 0.2},
     "optimizer": {"learning_rate": {"default": 1e-3, "lora": 1e-2}, "warmup_ratio": 0.0},
     "training": {
         "max_steps": 6,
@@ -31,7 +30,8 @@ SETTINGS = {
 
 
 def recipe(preset, **changes):
-    return {"preset": preset, **SETTINGS, **changes}
+    lora = {"lora": {"r": 2, "lora_dropout": 0.2}} if preset == WITH_PEFT else {}
+    return {"preset": preset, **SETTINGS, **lora, **changes}
 
 
 def trainer(model, folder, *, callbacks=None, dataset=None, **overrides):
@@ -168,7 +168,7 @@ def test_a_model_that_was_not_prepared_keeps_the_trainers_own_groups(toy, tmp_pa
 
 def test_accumulation_gives_the_loss_and_step_of_one_large_batch(toy, tmp_path):
     """The sum over supervised tokens is divided by their number in the whole step, not per micro-batch."""
-    changes = {"lora": {"lora_dropout": 0.0}, "training": {**SETTINGS["training"], "max_steps": 1}}
+    changes = {"training": {**SETTINGS["training"], "max_steps": 1}}
     ends, losses = [], []
     for batch, accumulation in ((4, 1), (1, 4)):
         model = prepare(toy_model(lora_dropout=0.0, attention_dropout=0.0), recipe(WITHOUT_PEFT, **changes))

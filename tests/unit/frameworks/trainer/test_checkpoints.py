@@ -35,7 +35,7 @@ PRESET = "lora+llm-lora"
 def trainer(folder, cls=Trainer, *, preset=PRESET, lora=None, rate=1e-2, steps=4, limit=None, **overrides):
     document = {
         "preset": preset,
-        "lora": {"r": 2, **(lora or {})},
+        "lora": {"r": 2, **(lora or {})} if preset == PRESET else {},
         "optimizer": {"learning_rate": rate, "warmup_ratio": 0.0},
         "training": {
             "max_steps": steps,

@@ -14,17 +14,20 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from vlm_lora_plugin import VlmLoraCallback, load_adapter, prepare, training_arguments
 from vlm_lora_plugin.checkpoint.completion import why_incomplete
 from vlm_lora_plugin.checkpoint.files import ADAPTER_WEIGHTS, BASE_WEIGHTS, MANIFEST, TRAINER_WEIGHTS
+from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.errors import CheckpointError, ModelError, TrainingError
 from vlm_lora_plugin.planning.resolve import resolve_recipe
+from vlm_lora_plugin.prepared.lineage import ancestor, start_from
 from vlm_lora_plugin.prepared.model import find_prepared
 
 WITH_PEFT, WITHOUT_PEFT = "lora+llm-lora", "lora"
 
 
 def recipe(preset, **changes):
+    lora = {"lora": {"r": 2, "lora_dropout": 0.2}} if preset in (WITH_PEFT, None) else {}
     return {
         "preset": preset,
-        "lora": {"r": 2, "lora_dropout": 0.2},
+        **lora,
         "optimizer": {"learning_rate": {"default": 1e-3, "lora": 1e-2}, "warmup_ratio": 0.0},
         "training": {
             "max_steps": 4,
@@ -100,6 +103,19 @@ def test_the_trainers_own_resume_is_bit_for_bit(toy, tmp_path, preset):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_equal(weights(again), weights(run))
     assert losses(again) == losses(run)
+
+
+def test_a_resumed_run_knows_what_the_first_one_started_from(toy, tmp_path):
+    """The Trainer loads the checkpoint itself here, as DeepSpeed does: no ``load_adapter`` brings the lineage."""
+    prepare(toy_model(), recipe(WITH_PEFT)).save_pretrained(tmp_path / "parent")
+    run = trainer(toy, toy_model(), tmp_path, recipe(WITH_PEFT))
+    start_from(find_prepared(run.model), tmp_path / "parent")
+    run.train()
+    lineage = read_manifest(tmp_path / "checkpoint-4").lineage
+    assert lineage == (ancestor(tmp_path / "parent"),)
+    again = trainer(toy, toy_model(), tmp_path, recipe(WITH_PEFT))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert read_manifest(tmp_path / "checkpoint-4").lineage == lineage
 
 
 def test_the_best_model_is_loaded_at_the_end(toy, tmp_path):

@@ -19,7 +19,6 @@ from vlm_lora_plugin.recipe import DataSettings
 
 RECIPE = {
     "preset": "lora",
-    "lora": {"r": 2},
     "training": {"max_steps": 1, "save_steps": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0},
 }
 

@@ -13,7 +13,6 @@ from vlm_lora_plugin.frameworks.trainer.groups import parameter_groups
 
 RECIPE = {
     "preset": "lora",
-    "lora": {"r": 2},
     "optimizer": {"learning_rate": {"default": 1e-3, "lora": 1e-2}, "warmup_ratio": 0.0},
     "training": {"max_steps": 4, "save_steps": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0},
 }

@@ -34,7 +34,7 @@ from vlm_lora_plugin.frameworks.swift.options.table import (
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe, keep_recipe
 from vlm_lora_plugin.frameworks.trainer import argument_values
 from vlm_lora_plugin.frameworks.trainer.groups import ANY
-from vlm_lora_plugin.planning.effect import check_evaluation, check_schedule
+from vlm_lora_plugin.planning.effect import check_evaluation, check_in_model, check_schedule
 from vlm_lora_plugin.planning.record import sources_of
 from vlm_lora_plugin.planning.resolve import resolve
 from vlm_lora_plugin.planning.resolved import ResolvedRecipe
@@ -71,6 +71,8 @@ def apply_recipe(arguments: SftArguments, given: Mapping[str, Any]) -> None:
     if SwiftJob.of_process() is None and RECORD_VARIABLE not in os.environ:  # else it was checked, or is compared
         check_evaluation(recipe, validates=bool(arguments.val_dataset), give="Give --val_dataset")
         check_schedule(recipe)
+        folder, family = Path(arguments.model_info.model_dir), family_of_type(arguments.model_type)
+        check_in_model(recipe, get_manager().outline(family, folder), family)
     apply_dtype(arguments, given, recipe)
     for name, value in {**_recorded(recipe), **_of_trainer(recipe, arguments.torch_dtype, arguments)}.items():
         if name not in given or not isinstance(OPTIONS[name], (OfTrainer, Free)):
