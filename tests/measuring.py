@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
 from vlm_lora_monkey import tiny as monkey
 from vlm_lora_monkey.modeling import MonkeyForCausalLM
 from vlm_lora_omnilmm import tiny as omnilmm

@@ -6,6 +6,7 @@ import pytest
 import test_relied_on_deepspeed  # noqa: F401  each says by relies_on what it covers
 import test_relied_on_models  # noqa: F401
 import test_relied_on_peft  # noqa: F401
+import test_relied_on_torch  # noqa: F401
 import test_relied_on_trainer  # noqa: F401
 from relied_on import COVERED, NOT_OF_A_LIBRARY, UNPROMISED, deep_imports, sources, touched
 

@@ -77,6 +77,7 @@ def test_every_checkpoint_of_a_run_that_nothing_interrupts_is_complete(whole):
     }
 
 
+@pytest.mark.slow
 def test_a_rank_killed_between_its_files_costs_only_that_checkpoint(killed):
     folder, ranks = killed
     assert statuses(ranks)[1] == -9

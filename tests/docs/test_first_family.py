@@ -73,6 +73,7 @@ def test_it_keeps_the_contract(run, package):
     assert outcomes(run, package, "not slow").keys() == {promise.name for promise in PROMISES if not promise.slow}
 
 
+@pytest.mark.slow
 def test_it_trains(run, package, model):
     data, output = write_rows(package.parent / "data", "train", 0, 8), package.parent / "out"
     settings = ("training.gradient_accumulation_steps=1", "training.per_device_train_batch_size=4")

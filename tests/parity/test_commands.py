@@ -82,12 +82,14 @@ def test_an_existing_command_trains_what_the_trainer_trains(job, checkpoint, tra
     assert saved_tensors(checkpoint) == train("trainer", job).saved
 
 
+@pytest.mark.slow
 def test_a_users_own_plugin_is_loaded_too(checkpoint):
     assert (checkpoint.parents[1] / "loaded").exists()
     recorded = json.loads((checkpoint / "args.json").read_text())["external_plugins"]
     assert recorded == ["mine.py", str(plugin_file())]
 
 
+@pytest.mark.slow
 def test_swift_and_we_reopen_it_with_equal_logits(job, checkpoint, batch, tmp_path):
     torch.save(batch, tmp_path / "batch.pt")
     (tmp_path / "reopen.py").write_text(REOPEN)
@@ -110,6 +112,7 @@ def test_peft_reopens_its_lora_with_equal_tensors(job, checkpoint):
     assert all(torch.equal(theirs[name], ours[name]) for name in lora)
 
 
+@pytest.mark.slow
 def test_swift_infer_finds_recipe_and_plugin_from_the_checkpoint(job, checkpoint, rows, program, tmp_path):
     result, data = tmp_path / "answers.jsonl", tmp_path / "held-out.jsonl"
     lines = [json.loads(line) for line in rows[1].read_text().splitlines()]
@@ -129,6 +132,7 @@ def test_swift_infer_finds_recipe_and_plugin_from_the_checkpoint(job, checkpoint
     assert answers == generate_answers(model, processor, examples, max_new_tokens=4, batch_size=1)
 
 
+@pytest.mark.slow
 def test_swift_export_merges_what_was_trained(job, checkpoint, batch, tmp_path):
     merged = tmp_path / "merged"
     arguments = with_plugin(["--adapters", str(checkpoint), "--merge_lora", "true", "--output_dir", str(merged)])

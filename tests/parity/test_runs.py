@@ -67,6 +67,7 @@ def test_what_is_compared_is_whole(two_epochs):
         assert len(run.saved) == len(run.start["trainables"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["trainer", "swift"])
 @pytest.mark.parametrize("framework", ["trainer", "swift"])
 def test_a_run_that_was_resumed_at_three_ends_as_the_uninterrupted_one(two_epochs, resumed, framework, start):

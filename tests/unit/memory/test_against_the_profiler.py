@@ -59,8 +59,6 @@ def test_the_peak_of_a_step_is_the_measured_one(setting):
 def test_over_many_settings_the_mean_error_is_small_too():
     assert len(MANY) >= 40
     errors = {str(setting): error(setting) for setting in MANY}
-    for name, (whole, moving) in errors.items():
-        print(f"{name:60s} {whole:+.4%} {moving:+.4%}")
     assert max(abs(whole) for whole, _ in errors.values()) <= 0.01, errors
     assert max(abs(moving) for _, moving in errors.values()) <= 0.02, errors
     assert statistics.mean(abs(whole) for whole, _ in errors.values()) <= 0.003
