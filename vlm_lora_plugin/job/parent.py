@@ -104,9 +104,10 @@ def recipe_of_parent(
         return family, resolve(RecipeDocument.read(recipe, overrides, overridden_by=overridden_by), family, find)
     kept = Recipe.parse(parent.manifest.recipe, source=str(parent.folder))
     sources = None if parent.job is None else read_sources(parent.job.sources, kept)
-    written = RecipeDocument.recorded(kept.document(), sources or {}, str(parent.folder))
     if sources is None:
-        written = RecipeDocument.read(kept.document())
+        written = RecipeDocument.as_trained(kept.document(), "the adapter as it was trained", str(parent.folder))
+    else:
+        written = RecipeDocument.recorded(kept.document(), sources, str(parent.folder))
     if overrides:
         written = written.under(overrides, overridden_by)
     return family, resolve(written, family, find).model_copy(update={"origin": kept.origin})

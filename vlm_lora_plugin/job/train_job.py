@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlm_lora_plugin.checkpoint.lock import refuse_held
 from vlm_lora_plugin.checkpoint.output import LENGTH, OutputFolder, of_length
 from vlm_lora_plugin.data.first_rows import file_and_count
-from vlm_lora_plugin.documents import differences, leaves, value_at
+from vlm_lora_plugin.documents import differences, value_at
 from vlm_lora_plugin.errors import DataError, OutputError, RecipeError, listed
 from vlm_lora_plugin.frameworks.swift.versions import check_version
 from vlm_lora_plugin.job.parent import Parent, find_parent, recipe_of_parent
@@ -174,8 +174,10 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
     if job.recipe is None and job.overrides.get("preset") is None:
         asked: Recipe = Recipe.parse(lay_over(kept, _still_to_say(job.overrides, kept)))
         # Of a job that kept no sources nothing is known to be the user's: what it trained with then, it goes on with.
-        decided = _as_started(kept) if sources is None else sources
-        own = RecipeDocument.recorded(kept.document(), decided, str(output.recipe))
+        if sources is None:
+            own = RecipeDocument.as_trained(kept.document(), "the job as it was started", str(output.recipe))
+        else:
+            own = RecipeDocument.recorded(kept.document(), sources, str(output.recipe))
         if of_length(differences(_decided(kept), _decided(asked))):
             length = {key: value for key, value in job.overrides["training"].items() if key in LENGTH}
             own = own.under({"training": length}, COMMAND_LINE)
@@ -193,11 +195,6 @@ def recipe_to_resume(job: TrainJob, output: OutputFolder) -> tuple[Family, Resol
             fix=f"Leave it out to go on with the job's own recipe, or start a new job in another folder.{longer}",
         )
     return family, resolved.model_copy(update={"origin": kept.origin})
-
-
-def _as_started(kept: Recipe) -> dict[str, Source]:
-    keys = [*(key for key, _ in leaves(kept.document())), *(f"rules.{number}" for number in range(len(kept.rules)))]
-    return dict.fromkeys(keys, Source("preset", "of the job as it was started"))
 
 
 def _switched_off(sources: Mapping[str, Source], asked: ResolvedRecipe) -> dict[str, str]:

@@ -95,6 +95,24 @@ class RecipeDocument:
         layer = Layer(Recipe.parse(document, source=by), Source("user", by), dict(decided))
         return cls((layer,), names_recipe=True)
 
+    @classmethod
+    def as_trained(cls, document: Mapping[str, Any], of: str, by: str) -> RecipeDocument:
+        """Read a recipe that something was trained with, when nothing is known of who set its values.
+
+        None of them counts as the user's: what was not refused then is not refused now.
+
+        Args:
+            document: Every value, defaults included.
+            of: What was trained, ``the job as it was started``.
+            by: Where it was kept, for messages.
+
+        Raises:
+            RecipeError: A key or value in it is unknown.
+        """
+        kept = Recipe.parse(document, source=by)
+        keys = [*(key for key, _ in leaves(kept.document())), *(f"rules.{number}" for number in range(len(kept.rules)))]
+        return cls.recorded(kept.document(), dict.fromkeys(keys, Source("preset", f"of {of}")), by)
+
     def under(self, overrides: Mapping[str, Any], by: str) -> RecipeDocument:
         """Return it with a document laid over it.
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from swift.tuner_plugin import Tuner
 
-from vlm_lora_plugin.checkpoint.manifest_file import read_manifest
 from vlm_lora_plugin.frameworks.swift.job import SwiftJob
 from vlm_lora_plugin.frameworks.swift.recipe import given_recipe
 from vlm_lora_plugin.frameworks.trainer.hooks import install_hooks
@@ -57,6 +56,8 @@ class VlmLoraTuner(Tuner):  # type: ignore[misc]  # Swift is untyped
         if not is_trainable:
             return load_trained(model, model_id)
         recipe = given_recipe()
-        prepared = prepare_model(model, dict(read_manifest(model_id).recipe) if recipe is None else recipe)
+        if recipe is None:
+            return load_trained(model, model_id, is_trainable=True)
+        prepared = prepare_model(model, recipe)
         start_from(prepared, model_id)  # a run that is resumed loads its checkpoint once more, as its own
         return prepared

@@ -7,10 +7,12 @@ import warnings
 import pytest
 import torch
 
-from vlm_lora_plugin import load, load_adapter
+from vlm_lora_plugin import get_manager, load, load_adapter, prepare
 from vlm_lora_plugin.answering.evaluation import generate_answers
 from vlm_lora_plugin.data.files import read_examples
-from vlm_lora_plugin.errors import CheckpointError
+from vlm_lora_plugin.errors import CheckpointError, RecipeError
+from vlm_lora_plugin.job.inspection import inspect_model
+from vlm_lora_plugin.job.parent import find_parent, recipe_of_parent
 
 
 @pytest.fixture
@@ -136,3 +138,29 @@ def test_an_empty_tensor_is_never_saved(swift, tuned, tmp_path):
     with pytest.raises(CheckpointError, match="empty"):
         VlmLoraTuner.save_pretrained(tuned, str(tmp_path / "sharded"), state_dict=gathered)
     assert not (tmp_path / "sharded").exists()
+
+
+def test_a_key_without_effect_in_an_adapter_from_before_is_not_refused(sft_arguments, model, tmp_path, monkeypatch):
+    """It was trained when nobody refused it, and what it holds does not say who had set the key."""
+    from vlm_lora_plugin.frameworks.swift.tuner import VlmLoraTuner
+
+    folder, idle = tmp_path / "adapter", {"preset": "lora", "lora": {"r": 4}}
+    with monkeypatch.context() as before:
+        before.setattr("vlm_lora_plugin.planning.effect._check_trained", lambda *_: None)
+        prepare(load(model, dtype=torch.float32)[0], idle).save_pretrained(folder)
+    with pytest.raises(RecipeError, match=r"lora\.r is 4"):
+        prepare(load(model, dtype=torch.float32)[0], idle)
+
+    assert sft_arguments("--adapters", folder, recipe="").vlm_lora_recipe["lora"]["r"] == 4
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setenv("VLM_LORA_RECIPE", "")
+        going_on = VlmLoraTuner.from_pretrained(load(model, dtype=torch.float32)[0], str(folder), is_trainable=True)
+        assert going_on.vlm_lora.recipe.lora.r == 4
+
+    family, recipe = recipe_of_parent(find_parent(folder), model, None, {"seed": 3}, "the command line")
+    assert inspect_model(get_manager().outline(family, model), "tiny", family, recipe).recipe.lora.r == 4
+    assert str(recipe.source("lora.r")) == "preset of the adapter as it was trained"
+    family, recipe = recipe_of_parent(find_parent(folder), model, None, {"lora": {"r": 8}}, "the command line")
+    with pytest.raises(RecipeError, match=r"lora\.r is 8 \(the command line\)"):
+        inspect_model(get_manager().outline(family, model), "tiny", family, recipe)

@@ -92,10 +92,11 @@ def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Resolved
         SwiftError: Options contradict it; each is named with the recipe's key.
     """
     family = family_of_type(arguments.model_type)
-    source: RecipeSource | None = given_recipe()
+    source: RecipeSource | RecipeDocument | None = given_recipe()
     checkpoint = arguments.resume_from_checkpoint or next(iter(arguments.adapters), None)
     if source is None and checkpoint:
-        source = dict(read_manifest(checkpoint).recipe)
+        kept = read_manifest(checkpoint).recipe
+        source = RecipeDocument.as_trained(kept, "the adapter as it was trained", str(checkpoint))
     problems = [problem for name, value in given.items() if (problem := _impossible(name, value, arguments, family))]
     recipe = _resolved(source, given, family, Path(arguments.model_info.model_dir))
     outline = None
@@ -123,11 +124,13 @@ def check_options(arguments: SftArguments, given: Mapping[str, Any]) -> Resolved
     return recipe
 
 
-def _resolved(source: RecipeSource | None, given: Mapping[str, Any], family: Family, folder: Path) -> ResolvedRecipe:
+def _resolved(
+    source: RecipeSource | RecipeDocument | None, given: Mapping[str, Any], family: Family, folder: Path
+) -> ResolvedRecipe:
     """Resolve the run's recipe with the options laid over it that say what it leaves open."""
     if isinstance(source, ResolvedRecipe):
         return source
-    written = _written(source)
+    written = source if isinstance(source, RecipeDocument) else _written(source)
     laid: dict[str, Any] = {}
     for name, value in given.items():
         if isinstance(OPTIONS.get(name), LaidOver):
