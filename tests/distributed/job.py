@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import faulthandler
 import hashlib
-import importlib
 import json
 import os
 import sys
@@ -89,17 +88,21 @@ def skip_compiling():
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def cut_image_gradient(family):
-    """Let a family put images among the embeddings behind autograd's back."""
-    own = importlib.import_module(f"vlm_lora_{family}.modeling")
-    modeling = own if hasattr(own, "put_images") else importlib.import_module("vlm_lora_plugin.models.image_text")
-    put = modeling.put_images
+def cut_image_gradient():
+    """Let images be put among the embeddings behind autograd's back."""
+    from vlm_lora_plugin.models import ImageRunsModel, ImageTextModel
 
-    def write_through_data(embeds, places, tokens):
-        embeds.data = put(embeds.data, places, tokens.data)
-        return embeds
+    for kind in (ImageTextModel, ImageRunsModel):
+        kind.splice = writing_through_data(kind.splice)
 
-    modeling.put_images = write_through_data
+
+def writing_through_data(splice):
+    def write(model, input_ids, embeds, images):
+        placed, mask = splice(model, input_ids, embeds, images)
+        embeds.data = placed.data
+        return embeds, mask
+
+    return write
 
 
 def count_calls(model):
@@ -148,7 +151,7 @@ def run(job):
 
     mistake = job.get("mistake")
     if mistake == "image gradient cut":
-        cut_image_gradient(family.name)
+        cut_image_gradient()
     arguments = None if mistake == "arguments last" else make_arguments()
     base, processor = load(job["model"], dtype=dtype)
     if job.get("only") == "load":

@@ -16,7 +16,7 @@ from deepspeed.accelerator import get_accelerator
 cpu = get_accelerator()
 known = cpu.supported_dtypes()
 cpu.is_fp16_supported, cpu.supported_dtypes = lambda: True, lambda: [*known, __import__("torch").float16]
-import vlm_lora_plugin.frameworks.trainer as trainer
+import vlm_lora_plugin.frameworks.trainer.arguments as trainer
 values = trainer.argument_values
 def argument_values(recipe, *, dtype=None, evaluate=False):
     return {**values(recipe, evaluate=evaluate), "fp16": True}

@@ -18,7 +18,6 @@ RECIPE = {
         "max_steps": 4,
         "save_steps": 2,
         "save_total_limit": None,
-        "eval_steps": 1,
         "logging_steps": 1,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
@@ -154,10 +153,10 @@ def test_offloading_parameters_may_change(forked, whole, job, tmp_path):
 def test_the_best_checkpoint_is_loaded_at_the_end(forked, job, write_rows, tmp_path, framework, engine):
     """The first is called the best here: the one with the highest loss."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
-    recipe = {**RECIPE, "training": {**RECIPE["training"], "save_steps": 1}}
+    recipe = {**RECIPE, "training": {**RECIPE["training"], "save_steps": 1, "eval_steps": 1}}
     ending = "import transformers\nend = transformers.Trainer.train\n"
     ending += "def train(self, *args, **kwargs):\n    result = end(self, *args, **kwargs)\n"
-    ending += "    from vlm_lora_plugin.frameworks.trainer.groups import find_prepared\n"
+    ending += "    from vlm_lora_plugin.prepared.model import find_prepared\n"
     ending += f"    find_prepared(self.model).save_pretrained('{tmp_path}/ended')\n    return result\n"
     ending += "transformers.Trainer.train = train\n"
     ranks = forked(framework).run(

@@ -69,7 +69,7 @@ def train(folder, output, way):
     family = get_manager().family_of_folder(folder)
     recipe = resolve_recipe({"preset": LEARNING[family.name], **RECIPE}, family)
     if way == "cut":
-        cut_image_gradient(family.name)
+        cut_image_gradient()
     run = Trainer(
         model=base if way == "callback" else prepare(base, recipe),
         args=training_arguments(
