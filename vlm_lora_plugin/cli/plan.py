@@ -20,7 +20,12 @@ from vlm_lora_plugin.cli.options import (
 from vlm_lora_plugin.cli.picture_option import refuse_unwritable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vlm_lora_plugin.contract import Family
+    from vlm_lora_plugin.job.memory_changes import Advice
     from vlm_lora_plugin.job.memory_plan import MemoryPlan
+    from vlm_lora_plugin.planning.resolved import ResolvedRecipe
 
 DOES_NOT_FIT = 1
 """Exit code when the job does not fit the device that is named."""
@@ -48,6 +53,9 @@ def plan(
     answers: Annotated[
         int | None, typer.Option("--answers", min=1, help="Without data: tokens with a label, else all of the text.")
     ] = None,
+    advice: Annotated[
+        bool, typer.Option("--advice/--no-advice", help="Trace what to change where it does not fit, or has room.")
+    ] = True,
     dtype: DtypeOption = None,
     variant: Annotated[
         str | None, typer.Option("--variant", help="The family's variant, where the config does not say.")
@@ -62,6 +70,7 @@ def plan(
     """
     import json
 
+    from vlm_lora_plugin.documents import merge, nested
     from vlm_lora_plugin.job.meta_model import MetaModel
     from vlm_lora_plugin.job.train_job import recognise
     from vlm_lora_plugin.models.config_folder import config_folder
@@ -73,24 +82,28 @@ def plan(
         refuse_unwritable(picture)
     with config_folder(model) as folder:
         outline = MetaModel(folder, name_of(dtype), variant)
-        family, resolved = recognise(folder, recipe, over, outline.architecture)
-        # It imports torch: after what can be refused without it.
-        from vlm_lora_plugin.job.memory_plan import RowShape, batches_of_data, plan_memory, stated_batch
+        recognise(folder, recipe, over, outline.architecture)
+        # These import torch: after what can be refused without it.
+        from vlm_lora_plugin.job.memory_changes import uses_of_room, ways_to_fit
+        from vlm_lora_plugin.job.memory_plan import MemoryPlanner, RowShape
 
-        batches = (
-            stated_batch(outline.model, resolved, RowShape(tokens, answers, images, size))
-            if data is None
-            else batches_of_data(data, folder, family, resolved)
-        )
-        found = plan_memory(outline.model, str(model), family, resolved, batches)
+        def resolved(changes: Mapping[str, Any]) -> tuple[Family, ResolvedRecipe]:
+            return recognise(folder, recipe, merge(over, nested(changes)), outline.architecture)
+
+        shape = RowShape(tokens, answers, images, size)
+        planner = MemoryPlanner(outline.model, str(model), folder, resolved, shape, data)
+        found = planner.plan()
+        advised: list[Advice] = []
+        if advice and found.fits is not None:
+            advised = (uses_of_room if found.fits else ways_to_fit)(planner, found)
     if picture is not None:
         from vlm_lora_plugin.reporting.memory_picture import draw_memory
 
         draw_memory(found, picture)
     if as_json:
-        typer.echo(json.dumps(found.document(), indent=2))
+        typer.echo(json.dumps({**found.document(), "changes": [each.document() for each in advised]}, indent=2))
     else:
-        _show(found)
+        _show(found, advised)
     if found.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
 
@@ -111,9 +124,9 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _show(found: MemoryPlan) -> None:
+def _show(found: MemoryPlan, advised: Sequence[Advice]) -> None:
     from vlm_lora_plugin.reporting.console import make_console
-    from vlm_lora_plugin.reporting.memory_table import memory_table, verdict, where
+    from vlm_lora_plugin.reporting.memory_table import advice_lines, memory_table, verdict, where
 
     console = make_console()
     console.print(memory_table(found))
@@ -123,4 +136,6 @@ def _show(found: MemoryPlan) -> None:
         console.print(f"{mark}: {traced.name}, {traced.device.total / 2**30:.2f} GiB", highlight=False, soft_wrap=True)
     for line in found.worst.device.assumptions:
         console.print(f"assumed: {line}", style="dim", highlight=False, soft_wrap=True)
+    for line in advice_lines(found, advised):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(verdict(found), style="bold green" if found.fits else "bold", highlight=False)

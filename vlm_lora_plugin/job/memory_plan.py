@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,40 +103,83 @@ class MemoryPlan:
         }
 
 
-def plan_memory(
-    model: PreTrainedModel, name: str, family: Family, recipe: ResolvedRecipe, batches: Mapping[str, Batch]
-) -> MemoryPlan:
-    """Trace each batch and put together what a device holds.
+class MemoryPlanner:
+    """Traces a job's costliest step, as its recipe says and with keys of it changed.
 
     Args:
         model: The base model on the meta device; it stays as it is.
         name: What to call it.
-        family: Whose model it is.
-        recipe: The resolved recipe.
-        batches: What ``forward`` takes, by what each is called.
-
-    Raises:
-        PlanError: An operation's memory cannot be told.
+        folder: Its folder, for the processor.
+        resolve: Returns the family and the resolved recipe with some keys changed, by dotted key.
+        shape: The row that is stated.
+        data: A data file in its place, or None.
     """
-    traced = []
-    for what, batch in batches.items():
-        prepared = prepare_outline(copy.deepcopy(model), recipe)
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str,
+        folder: Path,
+        resolve: Callable[[Mapping[str, Any]], tuple[Family, ResolvedRecipe]],
+        shape: RowShape,
+        data: Path | None = None,
+    ) -> None:
+        self._model, self._name, self._folder, self._resolve = model, name, folder, resolve
+        self._shape, self._data = shape, data
+        self._surveyed: dict[str, Sequence[object]] = {}
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base model on the meta device."""
+        return self._model
+
+    def plan(self, changes: Mapping[str, Any] | None = None) -> MemoryPlan:
+        """Trace each batch that may cost the most and put together what a device holds.
+
+        Args:
+            changes: Values that replace the recipe's, by dotted key.
+
+        Raises:
+            PlanError: An operation's memory cannot be told.
+            RecipeError: A change contradicts the recipe, or has no effect.
+            DataError: The data file or rows of it cannot be used.
+        """
+        family, recipe = self._resolve(changes or {})
+        batches = (
+            stated_batch(self._model, recipe, self._shape)
+            if self._data is None
+            else self._batches_of(self._data, family, recipe)
+        )
+        return MemoryPlan(self._name, recipe, tuple(self._traced(what, batches[what], recipe) for what in batches))
+
+    def _traced(self, what: str, batch: Batch, recipe: ResolvedRecipe) -> TracedBatch:
+        prepared = prepare_outline(copy.deepcopy(self._model), recipe)
         selection = prepared.vlm_lora.trainable
-        load = parameter_counts(model, selection)
-        step = trace_step(
-            prepared,
-            batch,
-            selection.architecture.components,
-            accumulates=recipe.training.gradient_accumulation_steps > 1,
-        )
+        load = parameter_counts(self._model, selection)
+        accumulates = recipe.training.gradient_accumulation_steps > 1
+        step = trace_step(prepared, batch, selection.architecture.components, accumulates=accumulates)
         fit = recipe.fit
-        where = (
-            device_memory(step, load)
-            if fit is None
-            else device_memory(step, load, fit.hardware, stage=fit.stage, offload=recipe.offloads)
-        )
-        traced.append(TracedBatch(what, step, where))
-    return MemoryPlan(name, recipe, tuple(traced))
+        if fit is None:
+            return TracedBatch(what, step, device_memory(step, load))
+        where = device_memory(step, load, fit.hardware, stage=fit.stage, offload=recipe.offloads)
+        return TracedBatch(what, step, where)
+
+    def _batches_of(self, data: Path, family: Family, recipe: ResolvedRecipe) -> dict[str, Batch]:
+        """Return the batches of a data file that may cost the most, by what each is called."""
+        processor = load_processor(self._folder, recipe)
+        dataset = ConversationDataset(data, processor, recipe.data, family, seed=recipe.seed)
+        key = repr(recipe.data)
+        if key not in self._surveyed:
+            dataset.check()
+            self._surveyed[key] = list(survey(dataset.examples, processor, recipe.data))
+        found = costly_batches(self._surveyed[key], recipe.training.per_device_train_batch_size)
+        return {
+            f"{data.name}, rows {', '.join(str(i + 1) for i in batch.indices)} ({batch.reason}): {batch.tokens:,} "
+            f"tokens, {batch.images} images, {batch.supervised:,} tokens with a label": processor.collate(
+                [dataset[index] for index in batch.indices]
+            )
+            for batch in found
+        }
 
 
 def stated_batch(model: PreTrainedModel, recipe: ResolvedRecipe, shape: RowShape) -> dict[str, Batch]:
@@ -163,24 +206,3 @@ def stated_batch(model: PreTrainedModel, recipe: ResolvedRecipe, shape: RowShape
     height, width = size
     pictures = f"{shape.images} images of {width} x {height} pixels" if shape.images else "no image"
     return {f"stated: {rows} rows of {tokens:,} tokens, {pictures}, {answers:,} tokens with a label": batch}
-
-
-def batches_of_data(data: Path, folder: Path, family: Family, recipe: ResolvedRecipe) -> dict[str, Batch]:
-    """Return the batches of a data file that may cost the most, by what each is called.
-
-    Raises:
-        DataError: The file or rows of it cannot be used.
-    """
-    processor = load_processor(folder, recipe)
-    dataset = ConversationDataset(data, processor, recipe.data, family, seed=recipe.seed)
-    dataset.check()
-    found = costly_batches(
-        survey(dataset.examples, processor, recipe.data), recipe.training.per_device_train_batch_size
-    )
-    return {
-        f"{data.name}, rows {', '.join(str(i + 1) for i in batch.indices)} ({batch.reason}): {batch.tokens:,} tokens, "
-        f"{batch.images} images, {batch.supervised:,} tokens with a label": processor.collate(
-            [dataset[index] for index in batch.indices]
-        )
-        for batch in found
-    }

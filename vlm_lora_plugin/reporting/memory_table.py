@@ -10,6 +10,9 @@ from rich.text import Text
 from vlm_lora_plugin.planning.memory import GIB
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vlm_lora_plugin.job.memory_changes import Advice
     from vlm_lora_plugin.job.memory_plan import MemoryPlan
 
 _BAR = 40
@@ -47,3 +50,15 @@ def where(plan: MemoryPlan) -> str:
     peak = plan.worst.step.peak
     part = f" of {peak.component}" if peak.component else ""
     return f"The peak is in the {peak.phase}{' pass' if peak.phase != 'optimizer' else ''}{part}, at {peak.operation}."
+
+
+def advice_lines(plan: MemoryPlan, advised: Sequence[Advice]) -> Iterator[str]:
+    """Return what to change, one line each: what to type, what a device takes then, and what it costs."""
+    if plan.fits is None or not advised:
+        return
+    if plan.fits:
+        yield "There is room for any one of:"
+    else:
+        yield "To make it fit, in this order:" if advised[-1].fits else "These help, and are not enough:"
+    for advice in advised:
+        yield f"  {advice.change}  ({advice.total / GIB:.2f} GiB; {advice.change.cost})"
