@@ -116,10 +116,11 @@ class XComposerForCausalLM(ImageRunsModel):
         return new_height, new_width
 
     def largest_image_size(self, settings: Mapping[str, Any]) -> tuple[int, int]:
-        """Return the ``(height, width)`` in pixels of the grid of crops with the most tokens."""
+        """Return the ``(height, width)`` in pixels of the grid with the most crops, of these the least elongated."""
         side, most = self.config.image_size, self._hd_num(settings) or 1
-        grids = [(rows * side, most // rows * side) for rows in range(1, most + 1)]
-        return max(grids, key=lambda size: number_of_image_tokens(size[0], size[1], self.config))
+        grids = [(rows, most // rows) for rows in range(1, most + 1)]
+        rows, columns = max(grids, key=lambda grid: (grid[0] * grid[1], -abs(grid[0] - grid[1])))
+        return rows * side, columns * side
 
     def _hd_num(self, settings: Mapping[str, Any]) -> int | None:
         return settings.get("hd_num", self.config.hd_num) if self.config.takes_crops else None

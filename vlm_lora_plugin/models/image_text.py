@@ -192,7 +192,7 @@ class ImageTextModel(PreTrainedModel, ImagesInPrompt, GenerationMixin):
         return self.image_side, self.image_side
 
     def largest_image_size(self, settings: Mapping[str, Any]) -> tuple[int, int]:
-        """Return the ``(height, width)`` in pixels of the image that takes the most of a row."""
+        """Return the ``(height, width)`` in pixels of an image that is cut into as many pieces as may be."""
         return self.image_side, self.image_side
 
     def count_images(self, input_ids: torch.Tensor, images: Images) -> list[int]:
