@@ -102,6 +102,7 @@ LISTINGS = {
     "adapters": [()],
     "presets": [(), ("monkey",)],
     "inspect": [(), ("--names",), ("--rules",), ("--names", "--rules")],
+    "plan": [("--no-advice",)],
     "data-check": [()],
     "parity": [("--defaults",)],
 }
@@ -119,11 +120,11 @@ def test_every_command_that_lists_is_tried_with_json_below():
 )
 def test_json_is_all_that_a_listing_prints_with_json(vlm_lora, model, data, name, options, monkeypatch):
     monkeypatch.setattr("vlm_lora_plugin.parity.defaults.subprocess", warm("swift").subprocess)
-    needed = {"inspect": (model,), "data-check": (model, "--data", data)}.get(name, ())
+    needed = {"inspect": (model,), "plan": (model,), "data-check": (model, "--data", data)}.get(name, ())
     outcome = vlm_lora(name, *needed, *options, "--json")
     assert outcome.code == 0, outcome.err
     document = json.loads(outcome.out)
     assert document
     for option in options:
-        if option.startswith("--") and isinstance(document, dict):
+        if option.startswith("--") and not option.startswith("--no-") and isinstance(document, dict):
             assert document[option.removeprefix("--")]

@@ -86,6 +86,7 @@ def test_a_rank_killed_between_its_files_costs_only_that_checkpoint(killed):
     assert newest_complete(folder).name == "checkpoint-2"
 
 
+@pytest.mark.slow
 def test_a_job_whose_rank_was_killed_ends_like_the_uninterrupted_one(whole, killed, tiny_monkey, rows, tmp_path):
     folder = shutil.copytree(killed[0], tmp_path / "job")
     succeeded(ForkedRanks("trainer").run(**job(tiny_monkey, rows, folder, "zero-3", resume=True)))

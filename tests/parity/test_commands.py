@@ -78,15 +78,15 @@ def loaded_family(model):
     return get_manager().family_of_model(model)
 
 
-def test_an_existing_command_trains_what_the_trainer_trains(job, checkpoint, train):
-    assert saved_tensors(checkpoint) == train("trainer", job).saved
-
-
-@pytest.mark.slow
 def test_a_users_own_plugin_is_loaded_too(checkpoint):
     assert (checkpoint.parents[1] / "loaded").exists()
     recorded = json.loads((checkpoint / "args.json").read_text())["external_plugins"]
     assert recorded == ["mine.py", str(plugin_file())]
+
+
+@pytest.mark.slow
+def test_an_existing_command_trains_what_the_trainer_trains(job, checkpoint, train):
+    assert saved_tensors(checkpoint) == train("trainer", job).saved
 
 
 @pytest.mark.slow

@@ -78,7 +78,8 @@ def test_a_key_without_effect_is_refused_before_anything_is_trained(command, tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("trainer", ["forked", pytest.param("process", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["forked", "process"])
 def test_the_demo_is_equal(command, tmp_path, request, trainer):
     if trainer == "forked":
         request.getfixturevalue("forked")
