@@ -130,6 +130,16 @@ def test_inspect_shows_its_rules_and_groups(vlm_lora, model):
     assert [rule["from"] for rule in document["rules"]] == ["recipe", "recipe", "adapter or a policy"]
 
 
+def test_its_memory_is_planned_from_data_and_cannot_be_stated(vlm_lora, model, trained):
+    done = vlm_lora("plan", model, "--data", trained.parent / "train.jsonl", "--hardware", "1x24", "--json")
+    assert done.returncode == 0, done.stderr
+    names = {part["name"] for part in json.loads(done.stdout)["memory"]["parts"]}
+    assert {"frozen weights", "trainable weights", "optimizer states", "inputs", "reserve"} <= names
+    stated = vlm_lora("plan", model)
+    assert stated.returncode == 2
+    assert "does not say how images stand in a row" in stated.stderr
+
+
 def test_without_third_party_plugins_it_is_unknown(vlm_lora, model):
     done = vlm_lora("inspect", model, VLM_LORA_DISABLE_PLUGINS="1")
     assert done.returncode == 2

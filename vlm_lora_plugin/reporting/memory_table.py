@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.job.memory_plan import MemoryPlan
 
 _BAR = 40
-LEAST_SHOWN = 0.0002
-"""Share of a device below which a part has no line of its own."""
+LEAST_SHOWN = 0.0005
+"""Share of all that is not stated below which a part has no line of its own."""
 
 
 def memory_table(plan: MemoryPlan) -> Table:
@@ -29,7 +29,8 @@ def memory_table(plan: MemoryPlan) -> Table:
     table.add_column("GiB", justify="right")
     table.add_column("", justify="left")
     table.add_column("", style="dim")
-    for part in (part for part in device.parts if part.bytes >= LEAST_SHOWN * whole):
+    least = LEAST_SHOWN * sum(part.bytes for part in device.parts if part.source != "stated")
+    for part in (part for part in device.parts if part.bytes >= least):
         bar = "█" * round(part.bytes / whole * _BAR)
         table.add_row(part.name, f"{part.bytes / GIB:.2f}", Text(bar, style="cyan"), part.source)
     table.add_row("total", f"{device.total / GIB:.2f}", "", "", style="bold")
