@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlm_lora_plugin.planning.resolved import ResolvedRecipe
     from vlm_lora_plugin.plugins.manager import get_manager
     from vlm_lora_plugin.preparation import load_adapter, prepare
-    from vlm_lora_plugin.prepared.preparation import prepare_model
+    from vlm_lora_plugin.prepared.preparation import prepare_model, prepare_outline
     from vlm_lora_plugin.recipe import Recipe
 
 _LAZY = {
@@ -46,7 +46,7 @@ _LAZY = {
     "vlm_lora_plugin.planning.resolved": ("ResolvedRecipe",),
     "vlm_lora_plugin.plugins.manager": ("get_manager",),
     "vlm_lora_plugin.preparation": ("load_adapter", "prepare"),
-    "vlm_lora_plugin.prepared.preparation": ("prepare_model",),
+    "vlm_lora_plugin.prepared.preparation": ("prepare_model", "prepare_outline"),
     "vlm_lora_plugin.recipe": ("Recipe",),
 }
 
@@ -68,6 +68,7 @@ __all__ = [
     "parameter_groups",
     "prepare",
     "prepare_model",
+    "prepare_outline",
     "register_auto_classes",
     "training_arguments",
 ]
