@@ -37,7 +37,10 @@ def load_config(request: LoadRequest) -> XComposerConfig:
     document = xcomposer_document(folder)
     check_values(XComposerConfig, document, folder, PARTS)
     if request.device != "meta" or has_weights(folder):
-        document = completed(document, tensor_shapes(folder))
+        try:
+            document = completed(document, tensor_shapes(folder))
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error.what}", why=error.why, fix=error.fix) from None
     known = document.get("variant") or (XCOMPOSER2 if document.get("img_size") is not None else None)
     if variant is not None and known not in (None, variant):
         raise ModelError(f"{folder} holds the variant {known}, not {variant}", fix="Leave the variant out.")

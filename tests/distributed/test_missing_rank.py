@@ -29,6 +29,8 @@ if os.environ["RANK"] == "{rank}":
     def happens(self, *args, **kwargs):
         if self.state.global_step == 1:
             {what}
+        if self.state.global_step == 2:
+            time.sleep(2)  # so that the return is noticed before the run is over
         return original(self, *args, **kwargs)
     transformers.Trainer.{method} = happens
 """
