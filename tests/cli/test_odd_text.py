@@ -53,7 +53,7 @@ def test_a_report_in_ascii_shows_names_escaped(command, model, tmp_path):
     data = write(tmp_path / "数[" / "]b.jsonl", {"messages": TURNS, "images": ["../图.png"]})
     code, out, err = command("data-check", model, "--data", data, "--allow-outside-images")
     assert (code, err) == (0, "")
-    assert "\\u6570[/]b.jsonl: 1 of 1 rows usable" in out
+    assert "\\u6570[/]b.jsonl: 1 of 1 rows usable" in out.replace("\n", "")  # a long path is broken
     data = write(tmp_path / "b.jsonl", {"messages": TURNS, "images": ["没有.png"]})
     code, out, err = command("data-check", model, "--data", data)
     assert code == 2
