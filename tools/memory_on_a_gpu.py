@@ -55,7 +55,7 @@ class Setting:
     checkpointed: bool = True
     rows: int = 1
 
-    def recipe(self, model: ImageTextModel) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
         """Return the recipe; switches that would have no effect are left out."""
         vision = self.model == "monkey"
         boxes = {"language": self.checkpointed, **({"vision": self.checkpointed} if vision else {})}
@@ -88,7 +88,7 @@ def predicted(setting: Setting) -> StepMemory:
         model = MODELS[setting.model]()
     model.to(torch.bfloat16).eval()
     batch = batch_of(setting, model)
-    prepared = prepare_outline(model, setting.recipe(model))
+    prepared = prepare_outline(model, setting.recipe())
     return trace_step(prepared, batch, prepared.vlm_lora.trainable.architecture.components)
 
 
@@ -103,7 +103,7 @@ def measured(setting: Setting) -> tuple[float, float, float]:
             parameter.normal_(0.0, 0.02)
     model.fill_buffers("cuda")
     batch = {name: _on_device(value) for name, value in batch_of(setting, model).items()}
-    prepared = prepare(model, setting.recipe(model)).train()
+    prepared = prepare(model, setting.recipe()).train()
     optimizer = fused_adamw([parameter for parameter in prepared.parameters() if parameter.requires_grad])
     prepared(**batch).loss.backward()
     optimizer.step()

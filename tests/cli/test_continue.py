@@ -306,7 +306,6 @@ def test_an_unfinished_job_keeps_its_length(vlm_lora, model, job):
 
 @pytest.mark.slow
 def test_swift_goes_on_as_the_trainer_does(vlm_lora, model, job, rows, tmp_path):
-    pytest.importorskip("swift")
     for framework in ("trainer", "swift"):
         words = ("train", model, "--data", rows, "-o", tmp_path / framework, "--framework", framework)
         outcome = vlm_lora(*words, "--from-adapter", job, "--keep-optimizer", "--max-steps", 2)

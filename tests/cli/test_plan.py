@@ -69,9 +69,9 @@ def test_the_rows_of_the_data_that_cost_most_are_traced(vlm_lora, model, tmp_pat
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = json.loads(vlm_lora("plan", model, "--data", data, "--json").out)
     names = [batch["name"] for batch in found["batches"]]
-    assert any("rows 2 (the most tokens)" in name for name in names)
-    assert any("rows 3 (the most tokens with a label)" in name for name in names)
-    assert not any("rows 1 (" in name for name in names)
+    assert any("data.jsonl:2 (the most tokens)" in name for name in names)
+    assert any("data.jsonl:3 (the most tokens with a label)" in name for name in names)
+    assert not any("data.jsonl:1 (" in name for name in names)
 
 
 def test_a_picture_is_drawn(vlm_lora, model, tmp_path):
@@ -102,3 +102,26 @@ def test_weights_are_not_read(vlm_lora, model, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_bytes((model / "config.json").read_bytes())
     assert total(vlm_lora, tmp_path / "bare") == total(vlm_lora, model)
+
+
+@pytest.mark.parametrize("option", ["--tokens", "--images", "--answers"])
+def test_a_stated_row_beside_data_is_refused(vlm_lora, model, data, option):
+    outcome = vlm_lora("plan", model, "--data", data, option, 3)
+    assert outcome.code == CANNOT_BE_TOLD
+    assert option in outcome.err
+
+
+def test_the_option_wins_over_a_machine_that_was_set(vlm_lora, model):
+    settings = ("--set", "hardware=1x24", "--hardware", "1x40", "--json", "--no-advice")
+    assert json.loads(vlm_lora("plan", model, *settings).out)["hardware"]["gpu_memory"] == 40
+
+
+def test_rows_that_are_to_be_skipped_are_not_traced_whatever_is_changed(vlm_lora, model, tmp_path):
+    good = {"messages": [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]}
+    lines = ["{}", json.dumps(good), json.dumps({**good, "images": ["missing.png"]}), json.dumps(good)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    words = ("plan", model, "-d", tmp_path / "data.jsonl", "--hardware", "1x24", "--json")
+    found = json.loads(vlm_lora(*words, "--set", "data.on_bad_sample=skip").out)
+    assert found["changes"], "with each of them the rows are taken again"
+    assert all(".jsonl:2 (" in batch["name"] for batch in found["batches"])
+    assert vlm_lora(*words).code == CANNOT_BE_TOLD

@@ -108,8 +108,6 @@ def test_a_library_that_ends_the_process_in_a_command_is_a_fault(monkeypatch):
 @pytest.fixture
 def of_python():
     """Python's own handling of Ctrl-C, where a runner of tests has put another in its place."""
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("Python delivers no signal here")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm_lora_plugin.cli.options import PresetOption, RecipeOption, SetOption, TracebackOption, overrides
+from vlm_lora_plugin.cli.options import PresetOption, RecipeOption, SetOption, TracebackOption, overrides, with_hardware
 
 if TYPE_CHECKING:
     from vlm_lora_plugin.contract import Family
@@ -52,7 +52,7 @@ def deepspeed(
         "bf16": bf16,
         "offload": offload,
     }
-    over = _with_hardware(overrides(assignments, preset), hardware, machine)
+    over = with_hardware(overrides(assignments, preset), hardware, machine)
     whose, resolved, plan = _of_family(family, recipe, over) if family else _of_model(model or Path(), recipe, over)
     warning = plan.check()
 
@@ -69,21 +69,6 @@ def deepspeed(
             highlight=False,
         )
     typer.echo(json.dumps(document, indent=2))
-
-
-def _with_hardware(document: dict[str, Any], short: str | None, machine: dict[str, Any]) -> dict[str, Any]:
-    from vlm_lora_plugin.hardware import parse_hardware
-
-    given = {key: value for key, value in machine.items() if value is not None}
-    if short is not None:
-        parsed = parse_hardware(short)
-        for key in ("gpus", "gpu_memory"):
-            if key in given and given[key] != getattr(parsed, key):
-                name = f"--{key.replace('_', '-')}"
-                raise typer.BadParameter(f"{name} {given[key]:g} contradicts it", param_hint=f"--hardware {short}")
-        given |= {"gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
-    whole = {**(document.get("hardware") or {}), **given}
-    return {**document, "hardware": whole} if whole else document
 
 
 def _of_family(name: str, source: Path | None, over: dict[str, Any]) -> tuple[Family, ResolvedRecipe, HardwarePlan]:

@@ -14,6 +14,7 @@ from vlm_lora_plugin.cli.options import (
     RecipeOption,
     SetOption,
     TracebackOption,
+    VariantOption,
     name_of,
     overrides,
 )
@@ -30,9 +31,7 @@ def inspect(
     preset: PresetOption = None,
     assignments: SetOption = None,
     dtype: DtypeOption = None,
-    variant: Annotated[
-        str | None, typer.Option("--variant", help="The family's variant, where the config does not say.")
-    ] = None,
+    variant: VariantOption = None,
     names: Annotated[bool, typer.Option("--names", help="List every parameter that learns.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="List each rule with what it matched and lost.")] = False,
     as_json: JsonOption = False,

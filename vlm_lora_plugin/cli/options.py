@@ -11,6 +11,8 @@ import typer
 from vlm_lora_plugin.cli.failure import remember_traceback
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vlm_lora_plugin.planning.dtypes import DtypeName
 
 
@@ -60,6 +62,9 @@ SetOption = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe; may be given again."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+VariantOption = Annotated[
+    str | None, typer.Option("--variant", help="The family's variant, where the config does not say.")
+]
 DtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Dtype of the frozen weights; trainable ones are fp32.")
 ]
@@ -96,6 +101,35 @@ def overrides(
     measured = [] if metric is None else [f"evaluation.metric={metric}"]
     document = parse_assignments([*(assignments or ()), *steps, *measured])
     return document if preset is None else {**document, "preset": preset}
+
+
+def with_hardware(document: dict[str, Any], short: str | None, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the command line lays over the recipe, with the machine that its options name.
+
+    Args:
+        document: What it lays over besides.
+        short: ``--hardware``, ``3x24``.
+        machine: Single values by the recipe's keys below ``hardware``; None for those that were not given.
+
+    Raises:
+        HardwareError: The short form is none.
+    """
+    from vlm_lora_plugin.hardware import parse_hardware
+
+    given = {key: value for key, value in machine.items() if value is not None}
+    if short is not None:
+        parsed = parse_hardware(short)
+        for key in ("gpus", "gpu_memory"):
+            if key in given and given[key] != getattr(parsed, key):
+                name = f"--{key.replace('_', '-')}"
+                raise typer.BadParameter(f"{name} {given[key]:g} contradicts it", param_hint=f"--hardware {short}")
+        given |= {"gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
+    before = document.get("hardware") or {}
+    if isinstance(before, str):  # --set hardware=3x24
+        parsed = parse_hardware(before)
+        before = {"gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
+    whole = {**before, **given}
+    return {**document, "hardware": whole} if whole else document
 
 
 def name_of(dtype: Dtype | None) -> DtypeName | None:

@@ -14,8 +14,10 @@ from vlm_lora_plugin.cli.options import (
     RecipeOption,
     SetOption,
     TracebackOption,
+    VariantOption,
     name_of,
     overrides,
+    with_hardware,
 )
 from vlm_lora_plugin.cli.picture_option import refuse_unwritable
 
@@ -45,7 +47,9 @@ def plan(
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=2, help="Without data: tokens of a row, data.max_length by default.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", min=0, help="Without data: images of a row.")] = 1,
+    images: Annotated[
+        int | None, typer.Option("--images", min=0, help="Without data: images of a row, 1 by default.")
+    ] = None,
     image_size: Annotated[
         str | None,
         typer.Option("--image-size", help="Without data: WIDTHxHEIGHT of an image in pixels, else the largest."),
@@ -57,9 +61,7 @@ def plan(
         bool, typer.Option("--advice/--no-advice", help="Trace what to change where it does not fit, or has room.")
     ] = True,
     dtype: DtypeOption = None,
-    variant: Annotated[
-        str | None, typer.Option("--variant", help="The family's variant, where the config does not say.")
-    ] = None,
+    variant: VariantOption = None,
     picture: Annotated[Path | None, typer.Option("--output", "-o", help="Write the timeline here, as PNG.")] = None,
     as_json: JsonOption = False,
     traceback: TracebackOption = False,
@@ -75,8 +77,11 @@ def plan(
     from vlm_lora_plugin.job.train_job import recognise
     from vlm_lora_plugin.models.config_folder import config_folder
 
-    given = overrides(assignments, preset)
-    over = given if hardware is None else {**given, "hardware": _machine(hardware, given)}
+    stated = {"--tokens": tokens, "--images": images, "--image-size": image_size, "--answers": answers}
+    idle = [name for name, value in stated.items() if value is not None]
+    if data is not None and idle:
+        raise typer.BadParameter("it has no effect beside --data, whose own rows are traced", param_hint=idle[0])
+    over = with_hardware(overrides(assignments, preset), hardware, {})
     size = None if image_size is None else _size(image_size)
     if picture is not None:
         refuse_unwritable(picture)
@@ -90,7 +95,7 @@ def plan(
         def resolved(changes: Mapping[str, Any]) -> tuple[Family, ResolvedRecipe]:
             return recognise(folder, recipe, merge(over, nested(changes)), outline.architecture)
 
-        shape = RowShape(tokens, answers, images, size)
+        shape = RowShape(tokens, answers, 1 if images is None else images, size)
         planner = MemoryPlanner(outline.model, str(model), folder, resolved, shape, data)
         found = planner.plan()
         advised: list[Advice] = []
@@ -106,15 +111,6 @@ def plan(
         _show(found, advised)
     if found.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
-
-
-def _machine(text: str, given: dict[str, Any]) -> dict[str, Any]:
-    from vlm_lora_plugin.documents import value_at
-    from vlm_lora_plugin.hardware import parse_hardware
-
-    parsed = parse_hardware(text)
-    own: dict[str, Any] = value_at(given, "hardware", {}) or {}
-    return {**own, "gpus": parsed.gpus, "gpu_memory": parsed.gpu_memory}
 
 
 def _size(text: str) -> tuple[int, int]:

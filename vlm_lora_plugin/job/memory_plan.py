@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora_plugin.data.dataset import ConversationDataset
-from vlm_lora_plugin.data.survey import survey
-from vlm_lora_plugin.errors import PlanError
+from vlm_lora_plugin.data.reading import raise_for_rows
+from vlm_lora_plugin.data.survey import RowFacts, survey
+from vlm_lora_plugin.errors import DataError, PlanError
 from vlm_lora_plugin.loading import load_processor
 from vlm_lora_plugin.memory.batch import stand_in_batch
 from vlm_lora_plugin.memory.device import DeviceMemory, device_memory
@@ -126,12 +127,7 @@ class MemoryPlanner:
     ) -> None:
         self._model, self._name, self._folder, self._resolve = model, name, folder, resolve
         self._shape, self._data = shape, data
-        self._surveyed: dict[str, Sequence[object]] = {}
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The base model on the meta device."""
-        return self._model
+        self._surveyed: dict[str, tuple[ConversationDataset, Sequence[RowFacts | DataError]]] = {}
 
     def plan(self, changes: Mapping[str, Any] | None = None) -> MemoryPlan:
         """Trace each batch that may cost the most and put together what a device holds.
@@ -166,17 +162,21 @@ class MemoryPlanner:
 
     def _batches_of(self, data: Path, family: Family, recipe: ResolvedRecipe) -> dict[str, Batch]:
         """Return the batches of a data file that may cost the most, by what each is called."""
-        processor = load_processor(self._folder, recipe)
-        dataset = ConversationDataset(data, processor, recipe.data, family, seed=recipe.seed)
         key = repr(recipe.data)
         if key not in self._surveyed:
-            dataset.check()
-            self._surveyed[key] = list(survey(dataset.examples, processor, recipe.data))
-        found = costly_batches(self._surveyed[key], recipe.training.per_device_train_batch_size)
+            processor = load_processor(self._folder, recipe)
+            data_set = ConversationDataset(data, processor, recipe.data, family, seed=recipe.seed)
+            facts = list(survey(data_set.examples, processor, recipe.data))
+            bad = [row for row in facts if isinstance(row, DataError)]
+            if bad and (recipe.data.on_bad_sample == "error" or len(bad) == len(facts)):
+                raise_for_rows(bad, len(facts))
+            self._surveyed[key] = data_set, facts
+        data_set, rows = self._surveyed[key]
+        found = costly_batches(rows, recipe.training.per_device_train_batch_size)
         return {
-            f"{data.name}, rows {', '.join(str(i + 1) for i in batch.indices)} ({batch.reason}): {batch.tokens:,} "
-            f"tokens, {batch.images} images, {batch.supervised:,} tokens with a label": processor.collate(
-                [dataset[index] for index in batch.indices]
+            f"{', '.join(batch.origins)} ({batch.reason}): {batch.tokens:,} tokens, {batch.images} images, "
+            f"{batch.supervised:,} tokens with a label": data_set.processor.collate(
+                [data_set[index] for index in batch.indices]
             )
             for batch in found
         }

@@ -7,7 +7,7 @@ So a trace stays on the CPU, and these rules make the operations that save other
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -103,11 +103,11 @@ def _attention(
         if pad:
             query, key, value = (F.pad(tensor, (0, pad)) for tensor in (query, key, value))
         out = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-        return torch.narrow(out, -1, 0, out.shape[-1] - pad) if pad else torch.as_tensor(out)
+        return torch.narrow(out, -1, 0, out.shape[-1] - pad) if pad else cast(torch.Tensor, out)
     bias = None if attn_mask is None else _bias(attn_mask, query, key)
     efficient = aten._scaled_dot_product_efficient_attention
     out = efficient(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
-    return torch.as_tensor(out)
+    return cast(torch.Tensor, out)
 
 
 def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

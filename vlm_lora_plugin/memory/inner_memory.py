@@ -18,4 +18,4 @@ INNER_MEMORY = {
     "aten::addmm": "cuBLAS' workspace, one for the process",
     "aten::bmm": "cuBLAS' workspace, one for the process",
 }
-"""Name in its schema -> what it takes; see ``docs/reference/memory.md``. The reserve stands in for it."""
+"""Name in its schema -> what it takes; see ``docs/how-to/does-it-fit.md``. The reserve stands in for it."""

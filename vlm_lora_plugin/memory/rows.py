@@ -15,6 +15,7 @@ class CostlyBatch:
     Attributes:
         reason: Why it may: ``the most tokens``.
         indices: Which rows, the costliest first.
+        origins: Their files and lines.
         tokens: Length of its longest row.
         images: Images in it.
         supervised: Tokens in it that have a label.
@@ -22,6 +23,7 @@ class CostlyBatch:
 
     reason: str
     indices: tuple[int, ...]
+    origins: tuple[str, ...]
     tokens: int
     images: int
     supervised: int
@@ -56,6 +58,7 @@ def _batch(reason: str, indices: tuple[int, ...], rows: Sequence[RowFacts]) -> C
     return CostlyBatch(
         reason,
         indices,
+        tuple(row.origin for row in rows),
         max(row.tokens for row in rows),
         sum(len(row.image_sizes) for row in rows),
         sum(row.supervised for row in rows),

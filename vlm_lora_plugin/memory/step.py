@@ -40,7 +40,6 @@ class StepMemory:
         curve: ``(operations so far, phase, bytes)`` through the step.
         operations: Operations called.
         inner: Operations that take memory inside, which is not counted, and how often they were called.
-        after: Alive when the step is over.
     """
 
     peak: Moment
@@ -49,7 +48,6 @@ class StepMemory:
     curve: Sequence[tuple[int, str, int]]
     operations: int
     inner: Mapping[str, int]
-    after: int
 
     @property
     def moving(self) -> int:
@@ -127,7 +125,7 @@ def trace_step(
         live.phase, live.component = "optimizer", ""
         stepping.step()
         stepping.zero_grad(set_to_none=True)
-    return StepMemory(live.peak, static, saved, tuple(live.curve), live.operations, dict(live.inner), live.bytes)
+    return StepMemory(live.peak, static, saved, tuple(live.curve), live.operations, dict(live.inner))
 
 
 def _count_static(model: nn.Module, live: LiveBytes) -> None:

@@ -17,7 +17,7 @@ USES = {
     Use("forward"): GIB // 2,
     Use("backward", "language"): GIB,
 }
-STEP = StepMemory(Moment(sum(USES.values()), "backward", "language", "aten.mm", USES), 19 * GIB, {}, (), 1, {}, 0)
+STEP = StepMemory(Moment(sum(USES.values()), "backward", "language", "aten.mm", USES), 19 * GIB, {}, (), 1, {})
 LOAD = ParameterCounts(frozen=8 * GIB, trainable=GIB // 4, largest=1000)
 
 
